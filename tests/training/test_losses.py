@@ -1,0 +1,191 @@
+"""Losses against formulas, the published recipe's numbers and properties a loss must have."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codec.errors import ConfigError
+from codec.training import losses
+from codec.training.losses import LogMel, MelLoss, MelLossConfig
+
+PARITY = Path(__file__).parents[3] / "shared" / "parity"
+RATE = 24000
+
+
+@pytest.fixture(scope="module")
+def parity():
+    if not (PARITY / "losses.npz").exists():
+        pytest.skip("needs ../shared/parity/losses.npz")
+    return np.load(PARITY / "losses.npz")
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("scale", losses.MEL_SCALES)
+def test_mel_scale_inverts(scale):
+    hz = torch.linspace(0, 12000, 101, dtype=torch.float64)
+    torch.testing.assert_close(losses.mel_to_hz(losses.hz_to_mel(hz, scale), scale), hz)
+
+
+def test_mel_scales_have_their_published_fixed_points():
+    # HTK: 1000 Hz is 1000 mel (to its rounded constants). Slaney: 1000 Hz is 15 mel, 6400 Hz is 27 steps further.
+    assert losses.hz_to_mel(torch.tensor(1000.0), "htk").item() == pytest.approx(1000.0, abs=0.02)
+    points = losses.hz_to_mel(torch.tensor([1000.0, 6400.0]), "slaney")
+    assert points.tolist() == pytest.approx([15.0, 42.0], abs=1e-4)
+
+
+def test_neighbouring_filters_of_unit_height_add_up_to_one():
+    filters = losses.mel_filterbank(RATE, 2048, 40)
+    first, last = filters[:, 0].argmax(), filters[:, -1].argmax()
+    between = filters[first + 1 : last].sum(dim=1)  # inside the outermost centres
+    torch.testing.assert_close(between, torch.ones(len(between)))
+
+
+def test_normalized_filters_have_unit_area():
+    filters = losses.mel_filterbank(RATE, 8192, 20, scale="slaney", normalize=True)
+    # Sampling a triangle at bins a few hertz apart leaves an error of second order in their spacing.
+    torch.testing.assert_close(filters.sum(dim=0) * RATE / 8192, torch.ones(20), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scale", losses.MEL_SCALES)
+def test_filters_equal_librosa(scale):
+    librosa = pytest.importorskip("librosa")
+    normalize = scale == "slaney"
+    expected = librosa.filters.mel(
+        sr=RATE, n_fft=1024, n_mels=80, htk=scale == "htk", norm="slaney" if normalize else None
+    )
+    filters = losses.mel_filterbank(RATE, 1024, 80, scale=scale, normalize=normalize)
+    np.testing.assert_allclose(filters.T, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", [{"scale": "bark"}, {"f_min": 100.0, "f_max": 50.0}, {"f_max": 13000.0}])
+def test_impossible_filters_are_refused(setting):
+    with pytest.raises(ConfigError, match="mel"):
+        losses.mel_filterbank(RATE, 1024, 80, **setting)
+
+
+def test_impossible_mel_loss_settings_are_refused():
+    with pytest.raises(ConfigError, match="triples"):
+        MelLossConfig(resolutions=[[1024, 256]])
+    with pytest.raises(ConfigError, match="floor"):
+        MelLossConfig(floor=0.0)
+
+
+def test_a_tone_lights_the_filter_at_its_frequency():
+    filters = LogMel(RATE, 1024, 256, 100)
+    tone = torch.sin(2 * math.pi * 3000 * torch.arange(RATE) / RATE)[None]
+    centres = losses.mel_to_hz(torch.linspace(0, losses.hz_to_mel(torch.tensor(12000.0), "htk").item(), 102), "htk")
+    loudest = filters(tone).mean(dim=2).argmax()
+    assert abs(centres[loudest + 1].item() - 3000) < 100
+
+
+def test_reference_log_mel_equals_the_published_recipe(parity):
+    config = MelLossConfig.reference()
+    spectrum = MelLoss(config, RATE).spectra[0]
+    log_mel = spectrum(torch.from_numpy(parity["y"]))
+    np.testing.assert_allclose(log_mel, parity["logmel_y"], atol=3e-4)  # float32 rounding near the floor
+
+
+def test_reference_mel_loss_and_gradient_equal_the_published_recipe(parity):
+    y, y_hat = torch.from_numpy(parity["y"]), torch.from_numpy(parity["y_hat"]).requires_grad_()
+    loss = MelLoss(MelLossConfig.reference(), RATE)(y, y_hat)
+    loss.backward()
+    assert loss.item() == pytest.approx(parity["gen_mel"].item(), rel=1e-6)
+    assert y_hat.grad.norm().item() == pytest.approx(parity["gradnorm_mel"].item(), rel=1e-5)
+
+
+def test_mel_loss_is_zero_for_equal_and_log_two_for_halved_audio():
+    wav = noise(2, 1, 4800)
+    loss = MelLoss(MelLossConfig(floor=1e-9), RATE)
+    assert loss(wav, wav).item() == 0
+    # Every magnitude is halved, so every logarithm moves by log 2, in the bands whose filter is not empty.
+    filled = sum(int((spectrum.filters.sum(dim=0) > 0).sum()) / spectrum.filters.shape[1] for spectrum in loss.spectra)
+    assert loss(wav, 0.5 * wav).item() == pytest.approx(math.log(2) * filled / len(loss.spectra), rel=1e-3)
+
+
+@pytest.mark.parametrize("compare", ["mel", "reference mel", "stft"])
+def test_spectral_losses_have_finite_gradients_at_silence(compare):
+    estimate = torch.zeros(2, 1, 4800, requires_grad=True)
+    if compare == "stft":
+        loss = sum(losses.stft_loss(torch.zeros(2, 1, 4800), estimate))
+    else:
+        config = MelLossConfig() if compare == "mel" else MelLossConfig.reference()
+        loss = MelLoss(config, RATE)(torch.zeros(2, 1, 4800), estimate)
+    loss.backward()
+    assert estimate.grad.isfinite().all()
+
+
+def test_mel_loss_is_float32_under_autocast_and_leaves_its_inputs_alone():
+    reference, estimate = noise(2, 4800), noise(2, 4800, seed=1)
+    kept = reference.clone(), estimate.clone()
+    loss = MelLoss(MelLossConfig(), RATE)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(reference, estimate)
+    assert inside.dtype == torch.float32
+    assert inside.equal(loss(reference, estimate))
+    assert reference.equal(kept[0]) and estimate.equal(kept[1])
+
+
+def test_spectral_losses_send_no_gradient_to_the_reference():
+    reference = noise(1, 4800).requires_grad_()
+    estimate = noise(1, 4800, seed=1).requires_grad_()
+    (MelLoss(MelLossConfig(), RATE)(reference, estimate) + sum(losses.stft_loss(reference, estimate))).backward()
+    assert reference.grad is None
+    assert estimate.grad.abs().sum() > 0
+
+
+def test_stft_loss_of_halved_audio_follows_its_formula():
+    wav = noise(2, 4800)
+    convergence, log_magnitude = losses.stft_loss(wav, 0.5 * wav, floor=1e-9)
+    assert convergence.item() == pytest.approx(0.5, rel=1e-5)
+    assert log_magnitude.item() == pytest.approx(math.log(2), rel=1e-4)
+    assert losses.stft_loss(wav, wav) == (0, 0)
+
+
+def test_hinge_losses_stop_at_the_margin():
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.5])
+    assert losses.hinge_discriminator_loss(real, fake).item() == pytest.approx(0.25 + 0.75)
+    assert losses.hinge_generator_loss(fake).item() == pytest.approx((3.0 + 0.5) / 2)
+
+
+def test_least_squares_losses_follow_their_formula():
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.5])
+    assert losses.least_squares_discriminator_loss(real, fake).item() == pytest.approx(1.25 / 2 + 4.25 / 2)
+    assert losses.least_squares_generator_loss(fake).item() == pytest.approx((9.0 + 0.25) / 2)
+
+
+@pytest.mark.parametrize("kind", losses.ADVERSARIAL_LOSSES)
+def test_adversarial_losses_pull_in_opposite_directions(kind):
+    undecided = torch.linspace(0.1, 0.9, 9)
+    real, fake = undecided.clone().requires_grad_(), undecided.clone().requires_grad_()
+    losses.discriminator_loss(real, fake, kind).backward()
+    assert (real.grad < 0).all() and (fake.grad > 0).all()
+    fake.grad = None
+    losses.generator_loss(fake, kind).backward()
+    assert (fake.grad < 0).all()
+
+
+def test_feature_matching_is_zero_for_equal_maps_and_detaches_the_real_ones():
+    maps = [noise(2, 4, 9).requires_grad_(), noise(2, 3, 5).requires_grad_()]
+    assert losses.feature_matching_loss(maps, maps).item() == 0
+    fake = [m.detach() + 0.5 for m in maps]
+    loss = losses.feature_matching_loss(maps, fake)
+    assert loss.item() == pytest.approx(1.0)
+    assert not loss.requires_grad
+
+
+def test_relative_feature_matching_does_not_see_scale():
+    real, fake = [noise(2, 4, 9)], [noise(2, 4, 9, seed=1)]
+    loss = losses.feature_matching_loss(real, fake, relative=True)
+    scaled = losses.feature_matching_loss([40 * real[0]], [40 * fake[0]], relative=True)
+    torch.testing.assert_close(loss, scaled)
+
+
+def test_feature_matching_refuses_unpaired_maps():
+    with pytest.raises(ValueError, match="pairs"):
+        losses.feature_matching_loss([torch.zeros(1)], [])
