@@ -1,0 +1,524 @@
+"""Sound file <-> float32 samples, in blocks, so that the length of a file never costs memory.
+
+The only user of soundfile and of the resampler. Knows nothing of models and codes.
+"""
+
+import contextlib
+import os
+import re
+import stat
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+from codec.errors import AudioError
+from codec.output import STANDARD_STREAM, open_output
+
+INPUT_SUFFIXES = frozenset({
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64",
+})  # fmt: skip
+"""Files that a folder is searched for. Any other file that libsndfile knows is read too when it is named."""
+
+OUTPUT_FORMATS = {"wav": ".wav", "flac": ".flac", "ogg": ".ogg", "wav-float": ".wav"}
+"""Name of each format that can be written -> its suffix. wav and flac hold 16 bits, ogg is Vorbis."""
+
+MAX_SAMPLE_RATE = 1_000_000  # Hz
+MAX_MAGNITUDE = 100.0
+"""Samples beyond this are integers that were stored as floats, not loud speech (full scale is 1)."""
+
+_VALUES_PER_READ = 1 << 22  # 16 MiB of float32, all channels together
+_UNKNOWN_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write to a pipe promise this much or more
+_VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
+
+
+@dataclass(frozen=True)
+class SoundInfo:
+    """What the header of a sound file says."""
+
+    sample_rate: int  # Hz
+    channels: int
+    num_samples: int | None  # per channel; None where the header does not know
+    format: str  # "WAV PCM_16"
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+class SoundReader:
+    """Blocks of a sound file as mono float32 samples at one sample rate.
+
+    Iterating gives arrays (T,) of any positive length. A file of S samples at R Hz gives exactly
+    ceil(S * sample_rate / R) samples in total: every instant of the file is covered, and none twice.
+
+    Args:
+        path: a file, a named pipe, or "-" for standard input. A wav file is followed live through a pipe; any other
+            format is first copied to a temporary file.
+        sample_rate: of the samples handed out, Hz; None keeps the file's own.
+        block_seconds: audio handed out at a time, at most; of a live pipe, half a second.
+
+    Raises:
+        AudioError: cannot be opened, is no audio, ends before its header says, has no samples, or has samples that are
+            NaN, infinite or beyond +-100. Everything behind the header is found while iterating.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int | None = None, block_seconds: float = 10.0):
+        self.name = "standard input" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+        self._resources = contextlib.ExitStack()
+        with contextlib.ExitStack() as guard:
+            guard.callback(self.close)
+            self._sound = self._open(path)
+            guard.pop_all()
+        self.info = SoundInfo(
+            sample_rate=self._sound.samplerate,
+            channels=self._sound.channels,
+            num_samples=self._promised_samples(),
+            format=f"{self._sound.format} {self._sound.subtype}",
+        )
+        if not 1 <= self.info.sample_rate <= MAX_SAMPLE_RATE:
+            self.close()
+            raise AudioError(f"{self.name}: sample rate must be 1 to {MAX_SAMPLE_RATE} Hz, is {self.info.sample_rate}")
+        self.sample_rate = sample_rate or self.info.sample_rate
+        seconds = min(block_seconds, 0.5) if self._is_live else block_seconds
+        self._block = max(1, min(int(seconds * self.info.sample_rate), _VALUES_PER_READ // self.info.channels))
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples that iterating gives in total if the header is right; None where it does not know."""
+        if self.info.num_samples is None:
+            return None
+        return resampled_length(self.info.num_samples, self.info.sample_rate, self.sample_rate)
+
+    def __enter__(self) -> "SoundReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the file; iterating is over."""
+        self._resources.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        resampler = Resampler(self.info.sample_rate, self.sample_rate)
+        for block in self.channel_blocks():
+            mono = block[0] if len(block) == 1 else block.mean(axis=0, dtype=np.float32)  # (C, T) -> (T,)
+            if len(resampled := resampler.push(mono)):
+                yield resampled
+        if len(resampled := resampler.flush()):
+            yield resampled
+
+    def channel_blocks(self) -> Iterator[np.ndarray]:
+        """Blocks (C, T) of the file as it is: all channels, its own sample rate, checked."""
+        position = 0
+        while len(block := self._read(position)):
+            _check_samples(block, self.name, position, self.info.sample_rate)
+            position += len(block)
+            yield block.T
+        if self._sound.format == "OGG" and _ends_within_a_page(self.name):
+            raise AudioError(f"{self.name}: the file is cut off after {position} samples; copy it again")
+        if position == 0:
+            raise AudioError(f"{self.name}: has no samples; record at least one")
+        promised = self.info.num_samples
+        if promised is not None and position < promised - self._tolerance():
+            raise AudioError(
+                f"{self.name}: the file is cut off, its header promises {promised} samples and {position} are there; "
+                f"copy it again"
+            )
+
+    def _read(self, position: int) -> np.ndarray:  # (T, C)
+        try:
+            return self._sound.read(self._block, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            seconds = position / self.info.sample_rate
+            reason = error.error_string.removeprefix("Error : ").rstrip(".")
+            raise AudioError(f"{self.name}: damaged or cut off after {seconds:.2f} s ({reason})") from error
+
+    def _open(self, path: str | os.PathLike[str]) -> soundfile.SoundFile:
+        if os.fspath(path) == STANDARD_STREAM:
+            source: BinaryIO = sys.stdin.buffer
+        else:
+            if Path(path).is_dir():
+                raise AudioError(f"{self.name}: is a directory, a sound file is meant")
+            try:
+                source = self._resources.enter_context(open(path, "rb"))
+            except OSError as error:
+                raise AudioError(f"{self.name}: cannot be opened ({error.strerror})") from error
+        if Path(self.name).suffix.lower() == ".raw":
+            raise AudioError(f"{self.name}: samples without a header cannot be understood; convert the file to wav")
+        self._is_live = False
+        try:
+            return self._resources.enter_context(soundfile.SoundFile(self._seekable(source)))
+        except soundfile.LibsndfileError as error:
+            empty = not self._is_live and source.seekable() and not source.seek(0, os.SEEK_END)
+            reason = error.error_string.removeprefix("Error : ").rstrip(".")
+            what = "is empty" if empty else f"is not a sound file that can be read ({reason})"
+            raise AudioError(f"{self.name}: {what}; wav, flac, ogg, opus, mp3 and more can be") from error
+
+    def _seekable(self, source: BinaryIO) -> str | int | BinaryIO:
+        """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
+        if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():
+            return self.name if source is not sys.stdin.buffer else source
+        start = source.read(4)
+        if start in (b"RIFF", b"RIFX"):
+            self._is_live = True
+            reading, writing = os.pipe()
+            threading.Thread(target=_pump, args=(start, source, writing), daemon=True).start()
+            return reading
+        copy = self._resources.enter_context(tempfile.TemporaryFile())
+        copy.write(start)
+        while chunk := source.read(1 << 16):
+            copy.write(chunk)
+        if not copy.tell():
+            raise AudioError(f"{self.name}: is empty; a sound file is meant")
+        copy.seek(0)
+        return copy
+
+    def _promised_samples(self) -> int | None:
+        frame_bytes = self._sound.channels * {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(
+            self._sound.subtype, 4
+        )
+        if self._is_live:
+            promised = self._sound.frames
+            return promised if promised * frame_bytes < _UNKNOWN_WAV_SIZE - frame_bytes else None
+        # libsndfile quietly shortens a cut file, and says so only in its log.
+        chunk = re.search(r"^\s*(?:data|SSND) *: *(\d+) \(should be \d+\)", self._sound.extra_info, re.MULTILINE)
+        if chunk and self._sound.format in ("WAV", "WAVEX", "AIFF"):
+            size = int(chunk[1])
+            if self._sound.frames and size < _UNKNOWN_WAV_SIZE:
+                return max(size // frame_bytes, self._sound.frames + 1)
+        return self._sound.frames
+
+    def _tolerance(self) -> int:
+        """Samples that may be missing without suspicion: the lengths in mp3 files are estimates."""
+        return self._sound.frames // 50 + 4096 if self._sound.format == "MP3" else 0
+
+
+def read(path: str | os.PathLike[str], sample_rate: int | None = None) -> tuple[np.ndarray, int]:
+    """All of a sound file as mono.
+
+    Args:
+        path: as for `SoundReader`.
+        sample_rate: to resample to, Hz; None keeps the file's own.
+
+    Returns:
+        (1, T) float32 and its sample rate.
+
+    Raises:
+        AudioError: see `SoundReader`.
+    """
+    with SoundReader(path, sample_rate) as sound:
+        return np.concatenate(list(sound))[None], sound.sample_rate
+
+
+def info(path: str | os.PathLike[str]) -> SoundInfo:
+    """What the header of a sound file says. Raises AudioError where it cannot be opened or is no audio."""
+    with SoundReader(path) as sound:
+        return sound.info
+
+
+def _pump(start: bytes, source: BinaryIO, descriptor: int) -> None:
+    """Pass on a pipe whose first bytes were looked at."""
+    with contextlib.suppress(OSError), os.fdopen(descriptor, "wb", buffering=0) as sink:
+        sink.write(start)
+        while chunk := source.read1(1 << 16):  # type: ignore[attr-defined]
+            sink.write(chunk)
+
+
+def _ends_within_a_page(path: str) -> bool:
+    """Whether an ogg file (opus too) stops before its last page does. Such files do not promise a length."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-min(1 << 16, file.seek(0, os.SEEK_END)), os.SEEK_END)  # a page is shorter than this
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    num_segments = page[26] if len(page) > 26 else 1
+    return len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments])
+
+
+def _check_samples(block: np.ndarray, name: str, position: int, sample_rate: int) -> None:
+    """Refuse what is no sound. `block` is (T, C); NaN fails every comparison."""
+    if np.all(np.abs(block) <= MAX_MAGNITUDE):
+        return
+    first = int(np.argmin(np.all(np.abs(block) <= MAX_MAGNITUDE, axis=1)))
+    value = block[first][~(np.abs(block[first]) <= MAX_MAGNITUDE)][0]
+    what = "NaN" if value != value else f"{value:g}, and full scale is 1"
+    where = f"sample {position + first} ({(position + first) / sample_rate:.3f} s)"
+    raise AudioError(f"{name}: {where} is {what}; repair the recording")
+
+
+# ------------------------------------------------------------------------------------------------------- resampling
+
+
+def resampled_length(num_samples: int, source_rate: int, target_rate: int) -> int:
+    """ceil(num_samples * target_rate / source_rate)"""
+    return -(-num_samples * target_rate // source_rate)
+
+
+class Resampler:
+    """Changes the sample rate of a stream of mono blocks, with an exact total length.
+
+    A band-limited polyphase filter of linear phase (soxr, "high quality": pass band to 91 % of the lower Nyquist
+    frequency, stop band below -120 dB). Output sample k lies at the instant k / target_rate of the input, whatever the
+    block sizes were.
+    """
+
+    def __init__(self, source_rate: int, target_rate: int):
+        self._source_rate, self._target_rate = source_rate, target_rate
+        self._num_pushed = self._num_given = 0
+        self._stream = None
+        if source_rate != target_rate:
+            self._stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+
+    def push(self, wav: np.ndarray) -> np.ndarray:
+        """(T,) float32 -> the samples that are ready, (T',)."""
+        if self._stream is None:
+            return wav
+        ready = self._stream.resample_chunk(np.ascontiguousarray(wav, dtype=np.float32))
+        self._num_pushed += len(wav)
+        self._num_given += len(ready)
+        return ready
+
+    def flush(self) -> np.ndarray:
+        """The samples still due, so that the total is ceil(pushed * target_rate / source_rate)."""
+        if self._stream is None:
+            return np.zeros(0, dtype=np.float32)
+        missing = resampled_length(self._num_pushed, self._source_rate, self._target_rate) - self._num_given
+        # soxr rounds the total; one more output sample's worth of silence makes it reach the ceiling.
+        silence = np.zeros(self._source_rate // self._target_rate + 1, dtype=np.float32)
+        return self._stream.resample_chunk(silence, last=True)[:missing]
+
+
+def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """(T,) or (C, T) float32 at `source_rate` -> the same at `target_rate`, T' = ceil(T target_rate / source_rate)."""
+    if wav.ndim > 1:
+        return np.stack([resample(channel, source_rate, target_rate) for channel in wav])
+    resampler = Resampler(source_rate, target_rate)
+    return np.concatenate([resampler.push(wav), resampler.flush()])
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+class SoundWriter:
+    """Takes blocks of samples and makes a sound file of them, which appears at `path` when the writer is left.
+
+    Use it as a context manager; after an exception nothing is left. Samples beyond +-1 saturate and are counted in
+    `num_saturated` (in "wav-float" they are kept as they are).
+
+    Args:
+        path: a file, a device, or "-" for standard output.
+        sample_rate: Hz.
+        channels: C.
+        format: a key of `OUTPUT_FORMATS`; None takes it from the suffix of `path`, wav where there is none.
+        overwrite: allow replacing a file.
+        num_samples: per channel, where it is known; the header of a wav that goes to a pipe has it then.
+
+    Raises:
+        AudioError: unknown format, NaN or infinite samples, more than a wav file holds.
+        OSError: see `codec.output.open_output`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sample_rate: int,
+        channels: int = 1,
+        *,
+        format: str | None = None,
+        overwrite: bool = False,
+        num_samples: int | None = None,
+    ):
+        self.format = output_format(path, format)
+        self.num_samples = 0
+        self.num_saturated = 0
+        self._name = os.fspath(path)
+        self._sample_rate, self._channels = sample_rate, channels
+        self._expected = num_samples
+        self._output = open_output(path, overwrite=overwrite)
+
+    def __enter__(self) -> "SoundWriter":
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as guard:
+            guard.push(self._stack)
+            stream = self._stack.enter_context(self._output)
+            arguments = (stream, self._sample_rate, self._channels)
+            if self.format.startswith("wav"):
+                self._sink: Any = _WavSink(*arguments, self.format == "wav-float", self._expected, self._name)
+            else:
+                self._sink = self._stack.enter_context(_CompressedSink(*arguments, self.format))
+            guard.pop_all()
+        return self
+
+    def write(self, wav: np.ndarray) -> None:
+        """Append (T,) samples, or (C, T)."""
+        block = np.atleast_2d(np.asarray(wav, dtype=np.float32))  # (C, T)
+        if block.shape[0] != self._channels:
+            raise AudioError(f"{self._name}: {self._channels} channels were announced, got {block.shape[0]}")
+        if not np.all(np.isfinite(block)):
+            raise AudioError(f"{self._name}: samples to write must be finite")
+        if self.format != "wav-float":
+            self.num_saturated += int(np.count_nonzero(np.abs(block) > 1.0))
+        self._sink.write(block)
+        self.num_samples += block.shape[1]
+
+    def __exit__(self, *exception: Any) -> None:
+        if exception[0] is None:
+            try:
+                self._sink.finish()
+            except BaseException:
+                self._stack.__exit__(*sys.exc_info())
+                raise
+        self._stack.__exit__(*exception)
+
+
+def write(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int, **options: Any) -> int:
+    """Write (T,) or (C, T) samples to a sound file; `options` are those of `SoundWriter`.
+
+    Returns:
+        How many samples were beyond +-1 and saturate.
+    """
+    wav = np.atleast_2d(wav)
+    with SoundWriter(path, sample_rate, len(wav), num_samples=wav.shape[1], **options) as sound:
+        sound.write(wav)
+    return sound.num_saturated
+
+
+def output_format(path: str | os.PathLike[str], format: str | None = None) -> str:
+    """The key of `OUTPUT_FORMATS` that `format`, or else the suffix of `path`, names; wav where there is neither.
+
+    Raises:
+        AudioError: nothing of that name can be written, or name and suffix disagree.
+    """
+    known = ", ".join(OUTPUT_FORMATS)
+    if format is not None and format not in OUTPUT_FORMATS:
+        raise AudioError(f"{format}: unknown sound format; can be written: {known}")
+    suffix = Path(path).suffix.lower()
+    matching = [name for name, its_suffix in OUTPUT_FORMATS.items() if its_suffix == suffix]
+    if suffix and not matching:
+        raise AudioError(f"{os.fspath(path)}: sound cannot be written as {suffix}; can be written: {known}")
+    if format is not None and matching and format not in matching:
+        raise AudioError(f"{os.fspath(path)}: the suffix does not fit the format {format}")
+    return format or (matching[0] if matching else "wav")
+
+
+class _WavSink:
+    """A wav file by hand, because libsndfile writes none to a pipe."""
+
+    def __init__(
+        self, stream: BinaryIO, sample_rate: int, channels: int, is_float: bool, num_samples: int | None, name: str
+    ):
+        self._stream, self._name = stream, name
+        self._is_float = is_float
+        self._format = (3 if is_float else 1, channels, sample_rate)
+        self._frame_bytes = channels * (4 if is_float else 2)
+        self._size = 0
+        self._announced = None if num_samples is None else num_samples * self._frame_bytes
+        stream.write(self._header(self._announced))
+
+    def write(self, block: np.ndarray) -> None:  # (C, T)
+        values = block.astype("<f4") if self._is_float else _to_int16(block)
+        data = np.ascontiguousarray(values.T).tobytes()
+        self._size += len(data)
+        if self._size > 0xFFFF_FFFF - 64:
+            raise AudioError(f"{self._name}: longer than a wav file can be (4 GiB); write flac")
+        self._stream.write(data)
+
+    def finish(self) -> None:
+        if self._size != self._announced and self._stream.seekable():
+            self._stream.seek(0)
+            self._stream.write(self._header(self._size))
+
+    def _header(self, size: int | None) -> bytes:
+        tag, channels, sample_rate = self._format
+        bits = self._frame_bytes // channels * 8
+        size = 0xFFFF_FFFF if size is None or size > 0xFFFF_FFFF - 64 else size
+        # Formats other than integers come with an empty extension and the number of samples, says the specification.
+        extension = b"" if tag == 1 else struct.pack("<H", 0)
+        byte_rate = sample_rate * self._frame_bytes
+        layout = struct.pack("<HHIIHH", tag, channels, sample_rate, byte_rate, self._frame_bytes, bits)
+        chunks = b"fmt " + struct.pack("<I", len(layout + extension)) + layout + extension
+        if tag != 1:
+            chunks += b"fact" + struct.pack("<II", 4, min(size // self._frame_bytes, 0xFFFF_FFFF))
+        riff_size = min(4 + len(chunks) + 8 + size, 0xFFFF_FFFF)
+        return b"RIFF" + struct.pack("<I", riff_size) + b"WAVE" + chunks + b"data" + struct.pack("<I", size)
+
+
+class _CompressedSink:
+    """flac or ogg by libsndfile; through a temporary file where the stream cannot seek."""
+
+    def __init__(self, stream: BinaryIO, sample_rate: int, channels: int, format: str):
+        self._stream = stream
+        seekable = stream if stream.seekable() else tempfile.TemporaryFile()
+        self._file = _ErrorKeeper(seekable)
+        subtype = {"flac": "PCM_16", "ogg": "VORBIS"}[format]
+        self._is_integer = subtype == "PCM_16"
+        try:
+            self._sound = soundfile.SoundFile(self._file, "w", sample_rate, channels, subtype, format=format.upper())
+        except soundfile.LibsndfileError as error:
+            refused = AudioError(f"{format} cannot hold {channels} channels at {sample_rate} Hz")
+            raise self._file.error or refused from error
+
+    def __enter__(self) -> "_CompressedSink":
+        return self
+
+    def write(self, block: np.ndarray) -> None:  # (C, T)
+        values = _to_int16(block) if self._is_integer else np.clip(block, -1.0, 1.0)
+        with self._system_errors():
+            for start in range(0, values.shape[1], _VALUES_PER_ENCODE):
+                self._sound.write(np.ascontiguousarray(values[:, start : start + _VALUES_PER_ENCODE].T))
+
+    def finish(self) -> None:
+        with self._system_errors():
+            self._sound.close()
+        if self._file.stream is not self._stream:
+            self._file.stream.seek(0)
+            while chunk := self._file.stream.read(1 << 16):
+                self._stream.write(chunk)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(soundfile.LibsndfileError, OSError):
+            self._sound.close()
+        if self._file.stream is not self._stream:
+            self._file.stream.close()
+
+    @contextlib.contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        """Raise what the system said, which libsndfile does not pass on."""
+        try:
+            yield
+        except (soundfile.LibsndfileError, AssertionError):
+            if self._file.error is None:
+                raise
+        if self._file.error is not None:
+            raise self._file.error
+
+
+class _ErrorKeeper:
+    """A seekable stream for libsndfile's callbacks, out of which an exception would be lost."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.error: OSError | None = None
+        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return int(self.stream.write(data))
+        except OSError as error:
+            self.error = error
+            return 0
+
+
+def _to_int16(wav: np.ndarray) -> np.ndarray:
+    """[-1, 1) -> int16; the inverse of what readers do, so a 16-bit file written back is unchanged."""
+    return np.clip(np.rint(wav * 32768.0), -32768, 32767).astype("<i2")

@@ -1,0 +1,99 @@
+"""Where results go: a file that appears whole or not at all, standard output, or a device.
+
+Knows nothing of what is written. Every writer of the package that can be interrupted goes through `open_output`.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+STANDARD_STREAM = "-"
+TEMPORARY_SUFFIX = ".part"
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is written directly as it comes: standard output ("-"), a device or a named pipe."""
+    if os.fspath(path) == STANDARD_STREAM:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse an output that cannot be meant, before any work is done for it.
+
+    Raises:
+        OSError: the path is a directory, its folder is missing, or it exists and `overwrite` is false.
+    """
+    if is_stream(path):
+        return
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a directory, name a file", os.fspath(path))
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", os.fspath(folder))
+    if os.path.lexists(path) and not overwrite:
+        message = "already exists; allow replacing it (--overwrite, overwrite=True) or choose another name"
+        raise FileExistsError(errno.EEXIST, message, os.fspath(path))
+
+
+@contextlib.contextmanager
+def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A binary stream whose content stands at `path` once the block has ended without an exception.
+
+    The bytes go to a hidden file in the same folder, which is renamed at the end and removed after any exception,
+    KeyboardInterrupt and SystemExit included. Standard output ("-"), devices and named pipes are written directly;
+    those streams cannot seek.
+
+    Raises:
+        OSError: see `check_output`; or the system refuses (rights, full disk). `filename` is always `path`.
+    """
+    check_output(path, overwrite=overwrite)
+    with _naming(path):
+        if is_stream(path):
+            with _open_stream(path) as stream:
+                yield stream
+            return
+        # A link is followed, so that its target is replaced and not the link.
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+        try:
+            with open(temporary, "x+b") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            check_output(path, overwrite=overwrite)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _open_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    if os.fspath(path) == STANDARD_STREAM:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with open(path, "wb") as stream:
+            yield stream
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give system errors that come without a file name, or with the temporary one, the name the user gave."""
+    try:
+        yield
+    except OSError as error:
+        unnamed = error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)
+        if error.errno is not None and unnamed and not isinstance(error, BrokenPipeError):
+            error.filename = "standard output" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+        raise

@@ -1,0 +1,361 @@
+"""Sound files are read in blocks with exact lengths, written whole or not at all, and refused in one sentence."""
+
+import io
+import os
+import resource
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from codec import audio
+from codec.errors import AudioError
+from codec.output import open_output
+
+RATES = [1, 8000, 11025, 16000, 22050, 24000, 44100, 48000, 47999, 96000, 192000, 768000]
+
+
+def tone(num_samples: int, sample_rate: int, frequency: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(num_samples) / sample_rate)).astype(np.float32)
+
+
+def write_wav(path: Path, wav: np.ndarray, sample_rate: int, subtype: str = "FLOAT") -> Path:
+    """`wav` is (T,) or (T, C)."""
+    soundfile.write(path, wav, sample_rate, subtype=subtype)
+    return path
+
+
+# -- lengths and rates
+
+
+@pytest.mark.parametrize("sample_rate", RATES)
+@pytest.mark.parametrize("num_samples", [1, 2, 7, 333, 9973])
+def test_total_length_is_the_ceiling_whatever_the_rate(tmp_path, sample_rate, num_samples):
+    if sample_rate == 1 and num_samples > 7:
+        pytest.skip("hours of audio")
+    path = write_wav(tmp_path / "a.wav", np.zeros(num_samples, np.float32), sample_rate)
+    with audio.SoundReader(path, 24000) as sound:
+        assert sum(map(len, sound)) == sound.num_samples == -(-num_samples * 24000 // sample_rate)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100, 192000])
+def test_resampled_tone_is_the_tone_at_the_new_rate(sample_rate):
+    """Phase and gain are exact: output sample k lies at k / 24000 s. The edges see the tone's sudden start."""
+    seconds = 0.5
+    resampled = audio.resample(tone(int(sample_rate * seconds), sample_rate), sample_rate, 24000)
+    expected = tone(len(resampled), 24000)
+    assert np.abs(resampled - expected)[2000:-2000].max() < 1e-4
+
+
+def test_tone_above_the_new_nyquist_frequency_vanishes():
+    resampled = audio.resample(tone(48000, 48000, 15000.0), 48000, 24000)
+    assert np.abs(resampled[2000:-2000]).max() < 1e-5
+
+
+def test_block_size_does_not_change_samples(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-1, 1, 30011).astype(np.float32), 44100)
+    outputs = []
+    for block_seconds in (10.0, 0.013):
+        with audio.SoundReader(path, 24000, block_seconds) as sound:
+            outputs.append(np.concatenate(list(sound)))
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_mono_is_the_mean_of_the_channels(tmp_path, channels):
+    wav = np.random.default_rng(0).uniform(-1, 1, (5000, channels)).astype(np.float32)
+    mono, sample_rate = audio.read(write_wav(tmp_path / "a.wav", wav, 24000))
+    assert (mono.shape, sample_rate) == ((1, 5000), 24000)
+    np.testing.assert_allclose(mono[0], wav.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"])
+def test_every_named_format_is_read(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    options = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
+    soundfile.write(path, tone(48000, 24000), 24000, **options)
+    wav, _ = audio.read(path, 24000)
+    assert wav.shape == (1, 48000)
+    assert np.abs(np.abs(wav).max() - 0.5) < 0.05  # lossy formats ring a little
+
+
+def test_reading_costs_no_memory_by_length(tmp_path):
+    """A sparse wav of 20 minutes in 16 kHz stereo comes in blocks of at most ten seconds."""
+    frames = 1200 * 16000
+    path = tmp_path / "long.wav"
+    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + frames * 4, b"WAVE", b"fmt ", 16, 1, 2, 16000, 64000, 4, 16,
+                         b"data", frames * 4)  # fmt: skip
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + frames * 4)
+    with audio.SoundReader(path, 24000) as sound:
+        lengths = [len(block) for block in sound]
+    assert max(lengths) <= 10 * 24000 + 4096  # the filter hands out what it held back
+    assert sum(lengths) == 1200 * 24000
+
+
+# -- pipes
+
+
+@pytest.mark.parametrize("promised", ["true", "unknown"])
+def test_wav_is_followed_through_a_pipe(promised):
+    data = io.BytesIO()
+    soundfile.write(data, tone(24000, 24000), 24000, format="WAV", subtype="PCM_16")
+    content = bytearray(data.getvalue())
+    if promised == "unknown":
+        content[40:44] = b"\xff\xff\xff\xff"
+    wav, _ = _read_through_pipe(bytes(content))
+    assert wav.shape == (1, 24000)
+
+
+@pytest.mark.parametrize("format", ["FLAC", "OGG", "AIFF", "MP3"])
+def test_other_formats_come_through_a_pipe(format):
+    data = io.BytesIO()
+    soundfile.write(data, tone(24000, 24000), 24000, format=format)
+    wav, _ = _read_through_pipe(data.getvalue())
+    assert wav.shape == (1, 24000)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b"RIFF", "not a sound file"), (b"hello, hello", "not a sound file")]
+)
+def test_pipe_without_sound_is_refused(content, message):
+    with pytest.raises(AudioError, match=message):
+        _read_through_pipe(content)
+
+
+def test_cut_wav_in_a_pipe_is_refused():
+    data = io.BytesIO()
+    soundfile.write(data, tone(24000, 24000), 24000, format="WAV", subtype="PCM_16")
+    with pytest.raises(AudioError, match="cut off"):
+        _read_through_pipe(data.getvalue()[:-1000])
+
+
+def _read_through_pipe(content: bytes) -> tuple[np.ndarray, int]:
+    import threading
+
+    reading, writing = os.pipe()
+
+    def feed() -> None:
+        with os.fdopen(writing, "wb") as sink:
+            sink.write(content)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        return audio.read(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        thread.join()
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff", ".ogg", ".opus", ".mp3"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_cut_file_is_refused(tmp_path, suffix, share):
+    path = tmp_path / f"a{suffix}"
+    options = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 240_000), 24000, **options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(AudioError, match=r"a\..*cut off"):
+        audio.read(path)
+
+
+@pytest.mark.parametrize("promise", [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_wav_of_unknown_length_is_no_cut_file(tmp_path, promise):
+    path = write_wav(tmp_path / "a.wav", tone(1000, 24000), 24000, "PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + struct.pack("<I", promise) + content[44:])
+    assert audio.read(path)[0].shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "-inf"), (32000.0, "full scale is 1")]
+)
+@pytest.mark.parametrize("channel", [0, 1])
+def test_samples_that_are_no_sound_are_refused_with_their_place(tmp_path, value, said, channel):
+    wav = np.zeros((30000, 2), np.float32)
+    wav[12345, channel] = value
+    with pytest.raises(AudioError, match=rf"sample 12345 \(0\.514 s\) is .*{said}"):
+        audio.read(write_wav(tmp_path / "a.wav", wav, 24000))
+
+
+def test_no_samples_are_refused(tmp_path):
+    with pytest.raises(AudioError, match="has no samples"):
+        audio.read(write_wav(tmp_path / "a.wav", np.zeros(0, np.float32), 24000))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.wav", b"", "is empty"),
+        ("text.wav", b"The birch canoe slid on the smooth planks.\n" * 30, "not a sound file"),
+        ("noise.mp3", bytes(range(256)) * 40, "not a sound file"),
+        ("zeros.flac", bytes(5000), "not a sound file"),
+        ("headerless.raw", bytes(5000), "without a header"),
+    ],
+)
+def test_what_is_no_sound_file_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioError, match=rf"{name}: .*{message}"):
+        audio.read(tmp_path / name)
+
+
+def test_directory_and_missing_file_are_refused(tmp_path):
+    with pytest.raises(AudioError, match="is a directory"):
+        audio.read(tmp_path)
+    with pytest.raises(AudioError, match="cannot be opened"):
+        audio.read(tmp_path / "nothing.wav")
+
+
+def test_absurd_sample_rate_is_refused(tmp_path):
+    path = write_wav(tmp_path / "a.wav", tone(1000, 24000), 24000, "PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[:24] + struct.pack("<I", 2_000_000_000) + content[28:])
+    with pytest.raises(AudioError, match="sample rate must be"):
+        audio.read(path)
+
+
+# -- writing
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+@pytest.mark.parametrize("num_samples", [1, 320, 100_003])
+def test_written_file_has_exactly_the_samples_written(tmp_path, name, num_samples):
+    audio.write(tmp_path / name, tone(num_samples, 24000), 24000)
+    assert audio.info(tmp_path / name).num_samples == num_samples
+    assert audio.read(tmp_path / name)[0].shape == (1, num_samples)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_sixteen_bit_file_written_back_is_unchanged(tmp_path, name):
+    values = np.arange(-32768, 32768, dtype=np.int16)
+    soundfile.write(tmp_path / "original.wav", values, 24000)
+    wav, _ = audio.read(tmp_path / "original.wav")
+    assert audio.write(tmp_path / name, wav, 24000) == 0
+    np.testing.assert_array_equal(soundfile.read(tmp_path / name, dtype="int16")[0], values)
+
+
+def test_peaks_saturate_and_are_counted(tmp_path):
+    wav = np.array([0.5, 1.5, -2.0, -0.5, 1.0], np.float32)
+    assert audio.write(tmp_path / "a.wav", wav, 24000) == 2
+    np.testing.assert_allclose(audio.read(tmp_path / "a.wav")[0][0], [0.5, 1.0, -1.0, -0.5, 1.0], atol=2 / 32768)
+
+
+def test_float_wav_keeps_peaks(tmp_path):
+    wav = np.array([[0.25, 1.5, -2.0], [1e-9, 0.0, 1.0]], np.float32)
+    assert audio.write(tmp_path / "a.wav", wav, 48000, format="wav-float") == 0
+    samples, sample_rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert sample_rate == 48000
+    np.testing.assert_array_equal(samples.T, wav)
+
+
+def test_wav_blocks_of_unknown_number_give_a_right_header(tmp_path):
+    with audio.SoundWriter(tmp_path / "a.wav", 24000) as sound:
+        for _ in range(5):
+            sound.write(tone(100, 24000))
+    with soundfile.SoundFile(tmp_path / "a.wav") as file:
+        assert (file.frames, file.samplerate, file.subtype) == (500, 24000, "PCM_16")
+        assert "should be" not in file.extra_info
+
+
+@pytest.mark.parametrize("format", ["wav", "wav-float", "flac", "ogg"])
+def test_sound_is_written_to_a_pipe(monkeypatch, format):
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    pipe = Pipe()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
+    audio.write("-", tone(1000, 24000), 24000, format=format)
+    samples, _ = soundfile.read(io.BytesIO(pipe.getvalue()))
+    assert len(samples) == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        ("a.mp3", None, "cannot be written as .mp3"),
+        ("a", "opus", "unknown sound format"),
+        ("a.flac", "wav", "does not fit"),
+    ],
+)
+def test_format_that_cannot_be_written_is_refused(tmp_path, name, format, message):
+    with pytest.raises(AudioError, match=message):
+        audio.write(tmp_path / name, tone(10, 24000), 24000, format=format)
+
+
+def test_not_finite_samples_are_not_written(tmp_path):
+    with pytest.raises(AudioError, match="must be finite"):
+        audio.write(tmp_path / "a.wav", np.array([0.0, np.nan]), 24000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+def test_full_disk_raises_the_systems_error_and_leaves_nothing(tmp_path, name):
+    """A limit on the file size stands for the full disk: the same code path, and no rights needed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            audio.write(tmp_path / name, np.random.default_rng(0).uniform(-1, 1, 400_000), 24000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg"])
+def test_full_device_raises_the_systems_error(format):
+    with pytest.raises(OSError, match="No space left on device"):
+        audio.write("/dev/full", tone(100_000, 24000), 24000, format=format)
+    assert Path("/dev/full").is_char_device()
+
+
+# -- output files
+
+
+def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="already exists"), open_output(path):
+        pass
+    assert path.read_bytes() == b"old"
+    with open_output(path, overwrite=True) as stream:
+        stream.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, ValueError])
+def test_interrupted_output_leaves_the_old_file_and_nothing_else(tmp_path, interruption):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(interruption), open_output(path, overwrite=True) as stream:
+        stream.write(b"half")
+        raise interruption
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_link_is_followed_and_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with open_output(link, overwrite=True) as stream:
+        stream.write(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_output_that_cannot_be_meant_is_refused(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a directory"), open_output(tmp_path):
+        pass
+    with pytest.raises(FileNotFoundError, match="no such folder"), open_output(tmp_path / "no" / "file"):
+        pass
