@@ -1,0 +1,54 @@
+"""Speech to 0.9 kbit/s codes and back.
+
+Nothing heavy is imported until one of the names below is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "load": "codec.model.weights",
+    "Codec": "codec.model.codec",
+    "SimVQ": "codec.model.quantizer",
+    "StreamEncoder": "codec.streaming",
+    "StreamDecoder": "codec.streaming",
+    "encode_file": "codec.files",
+    "decode_file": "codec.files",
+    "read_codes": "codec.bitstream",
+    "write_codes": "codec.bitstream",
+}
+
+__all__ = [
+    "Codec",
+    "SimVQ",
+    "StreamDecoder",
+    "StreamEncoder",
+    "__version__",
+    "decode_file",
+    "encode_file",
+    "load",
+    "read_codes",
+    "write_codes",
+]
+
+if TYPE_CHECKING:
+    from codec.bitstream import read_codes, write_codes
+    from codec.files import decode_file, encode_file
+    from codec.model.codec import Codec
+    from codec.model.quantizer import SimVQ
+    from codec.model.weights import load
+    from codec.streaming import StreamDecoder, StreamEncoder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'codec' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

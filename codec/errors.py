@@ -1,0 +1,24 @@
+"""Every error a user can cause, so that the command line can turn each into one sentence and exit code 2.
+
+Each child also inherits the builtin it refines, so library users can catch either.
+"""
+
+
+class CodecError(Exception):
+    """Something outside our code is wrong; the message says what, and what to do."""
+
+
+class AudioError(CodecError, ValueError):
+    """A sound file or waveform cannot be used."""
+
+
+class FormatError(CodecError, ValueError):
+    """A `.codes` file, or another file of codes, is malformed, damaged or from a newer version."""
+
+
+class ConfigError(CodecError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class ModelError(CodecError, ValueError):
+    """A model cannot be found or loaded, or does not fit its configuration or the codes."""
