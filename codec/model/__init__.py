@@ -1,0 +1,1 @@
+"""audio -> latent -> codes -> latent -> audio; knows neither sound files nor code files."""

@@ -1,0 +1,72 @@
+"""Where models lie and what they are called; no weights are read into tensors here, so torch is not needed."""
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from codec.errors import ModelError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+
+
+def boxed_models() -> dict[str, Path]:
+    """Name -> directory of the models that come with the package."""
+    root = Path(str(resources.files("codec"))) / "pretrained"
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_NAME}"))}
+
+
+def resolve(model: str | Path) -> Path:
+    """The directory of a model given as boxed name, directory, or Hugging Face Hub id (`owner/name`).
+
+    Raises:
+        ModelError: there is no such model, or the directory lacks a file.
+    """
+    boxed = boxed_models()
+    if str(model) in boxed:
+        return boxed[str(model)]
+    directory = Path(model)
+    if directory.is_dir():
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (directory / name).is_file():
+                raise ModelError(f"{directory}: is not a model directory, it has no {name}")
+        return directory
+    if directory.exists():
+        raise ModelError(f"{directory}: is a file; name the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
+        return _download(str(model))
+    known = ", ".join(boxed) or "none"
+    raise ModelError(f"unknown model {str(model)!r}; boxed models: {known}; or give a directory or a Hub id owner/name")
+
+
+def fingerprint_of(config: dict[str, Any], weights: bytes) -> str:
+    """16 hex digits that change with any setting and any bit of the weights file."""
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(hashlib.sha256(canonical).digest() + hashlib.sha256(weights).digest()).hexdigest()[:16]
+
+
+def fingerprint(directory: Path) -> str:
+    """Fingerprint of a model directory.
+
+    Raises:
+        ModelError: its configuration is not JSON.
+    """
+    try:
+        config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{directory / CONFIG_NAME}: is not JSON ({error})") from error
+    return fingerprint_of(config, (directory / WEIGHTS_NAME).read_bytes())
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ModelError(f"{hub_id}: no such directory; to load it from the Hub, pip install huggingface_hub") from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
+    except Exception as error:  # the Hub client raises a dozen unrelated types
+        raise ModelError(f"{hub_id}: no such directory, and it cannot be had from the Hub ({error})") from error

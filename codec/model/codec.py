@@ -1,0 +1,228 @@
+"""Codec(encoder, quantizer, decoder): the whole family of models, their settings and every derived rate."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codec.errors import AudioError, ConfigError, ModelError
+from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
+from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
+from codec.model.quantizer import SimVQ, SimVQConfig
+
+ENCODERS: dict[str, tuple[type, type]] = {"spectral": (SpectralEncoderConfig, SpectralEncoder)}
+QUANTIZERS: dict[str, tuple[type, type]] = {"simvq": (SimVQConfig, SimVQ)}
+DECODERS: dict[str, tuple[type, type]] = {"spectral": (SpectralDecoderConfig, SpectralDecoder)}
+
+
+@dataclass
+class CodecConfig:
+    """Everything that defines a model; written beside its weights as JSON."""
+
+    sample_rate: int = 24000  # Hz
+    encoder: Any = field(default_factory=SpectralEncoderConfig)
+    quantizer: Any = field(default_factory=SimVQConfig)
+    decoder: Any = field(default_factory=SpectralDecoderConfig)
+
+    def __post_init__(self) -> None:
+        if self.sample_rate < 1:
+            raise ConfigError(f"sample_rate must be at least 1, got {self.sample_rate}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CodecConfig":
+        """From nested plain values.
+
+        Raises:
+            ConfigError: a part is missing, of unknown kind, or has an unknown or ill-typed setting.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError("a model's config must be a JSON object")
+        parts: dict[str, Any] = {}
+        for part, kinds in (("encoder", ENCODERS), ("quantizer", QUANTIZERS), ("decoder", DECODERS)):
+            parts[part] = _part_from_dict(part, values.get(part), kinds)
+        unknown = set(values) - {"sample_rate", *parts}
+        if unknown or not isinstance(values.get("sample_rate"), int):
+            raise ConfigError(f"a model's config has sample_rate, encoder, quantizer and decoder, not {sorted(values)}")
+        return cls(values["sample_rate"], **parts)
+
+
+def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]]) -> Any:
+    if not isinstance(values, dict) or values.get("kind") not in kinds:
+        kind = values.get("kind") if isinstance(values, dict) else values
+        raise ConfigError(f"{part}.kind must be one of {', '.join(kinds)}, got {kind!r}")
+    config_class = kinds[values["kind"]][0]
+    defaults = config_class()
+    known = {setting.name for setting in fields(config_class)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{part}.{name} is not a setting of the {values['kind']} {part}; known: {sorted(known)}")
+        expected = type(getattr(defaults, name))
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise ConfigError(f"{part}.{name} must be of type {expected.__name__}, got {value!r}")
+    return config_class(**values)
+
+
+class CodecOutput(NamedTuple):
+    """What a forward round trip yields."""
+
+    wav: Tensor  # (B, 1, T)
+    codes: Tensor  # (B, N) int64
+    latent: Tensor  # (B, D, N)
+    quantized: Tensor  # (B, D, N)
+    quantizer_loss: Tensor  # scalar
+
+
+class Codec(nn.Module):
+    """Speech to one stream of codes and back.
+
+    Source: WavTokenizer (arXiv:2408.16532) for the single-codebook design, SimVQ (arXiv:2411.02038) for the quantizer.
+    """
+
+    fingerprint: str = ""
+    """Names configuration and weights; set by `weights.load`, empty for a model that was never saved."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = ENCODERS[config.encoder.kind][1](config.encoder)
+        self.quantizer = _build_quantizer(config.quantizer)
+        self.decoder = DECODERS[config.decoder.kind][1](config.decoder)
+        if self.encoder.hop_length != self.decoder.hop_length:
+            raise ConfigError(
+                f"encoder and decoder must have the same hop length, "
+                f"got {self.encoder.hop_length} and {self.decoder.hop_length}"
+            )
+        widths = (self.encoder.latent_dim, self.quantizer.codebook_dim, self.decoder.latent_dim)
+        if len(set(widths)) > 1:
+            raise ConfigError(
+                f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
+            )
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.encoder.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames, and codes, per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def codebook_size(self) -> int:
+        """K, the number of different codes."""
+        return self.quantizer.codebook_size
+
+    @property
+    def bits_per_code(self) -> int:
+        """Bits that hold any code."""
+        return math.ceil(math.log2(self.codebook_size))
+
+    @property
+    def bitrate(self) -> float:
+        """kbit/s."""
+        return self.bits_per_code * self.frame_rate / 1000
+
+    @property
+    def is_streamable(self) -> bool:
+        """Whether memory is bounded and every code and sample depends on a bounded future, so that streaming is exact."""
+        return isinstance(self.encoder, SpectralEncoder) and isinstance(self.decoder, SpectralDecoder)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Codes of a signal: N = ceil(T / hop_length)."""
+        return -(-num_samples // self.hop_length)
+
+    def forward(self, wav: Tensor) -> CodecOutput:
+        """The round trip: (B, 1, T) -> wav (B, 1, T), with all that happens between."""
+        latent = self.encoder(wav)  # (B, 1, T) -> (B, D, N)
+        codes, quantized, loss = self.quantizer(latent)
+        decoded = self.decoder(quantized)  # (B, D, N) -> (B, 1, N * hop)
+        return CodecOutput(decoded[..., : wav.shape[-1]], codes, latent, quantized, loss)
+
+    @torch.no_grad()
+    def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Turn speech into codes.
+
+        Args:
+            wav: (B, 1, T) float32 in [-1, 1] at `sample_rate` Hz, T >= 1.
+            lengths: (B,) int64, samples of each item when they differ; what lies beyond is ignored.
+
+        Returns:
+            (B, N) int64 in [0, K), N = ceil(T / hop_length); -1 beyond the end of an item. The codes of an item do
+            not depend on the others.
+
+        Raises:
+            AudioError: wrong rank, no samples, NaN or infinity, or lengths that do not fit.
+        """
+        if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[0] == 0 or wav.shape[-1] == 0:
+            raise AudioError(f"encode takes audio of shape (B, 1, T) with at least one sample, got {tuple(wav.shape)}")
+        if not torch.isfinite(wav).all():
+            raise AudioError("the audio has NaN or infinite samples")
+        if lengths is None:
+            return self.quantizer(self.encoder(wav)).codes
+        ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)
+        codes = wav.new_full((len(wav), self.num_frames(wav.shape[-1])), -1, dtype=torch.int64)
+        if self.is_streamable:
+            inside = torch.arange(wav.shape[-1], device=wav.device) < torch.tensor(ends, device=wav.device)[:, None]
+            padded = self.quantizer(self.encoder(wav * inside[:, None])).codes
+            for item, end in enumerate(ends):
+                codes[item, : self.num_frames(end)] = padded[item, : self.num_frames(end)]
+        else:
+            # Whole-clip layers would let the padding change the codes: one item at a time.
+            for item, end in enumerate(ends):
+                codes[item, : self.num_frames(end)] = self.quantizer(self.encoder(wav[item : item + 1, :, :end])).codes
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Turn codes into speech.
+
+        Args:
+            codes: (B, N) int64 in [0, K), N >= 1; beyond the end of an item anything.
+            lengths: (B,) int64, samples of each item, at most N * hop_length.
+
+        Returns:
+            (B, 1, T) float32, T = N * hop_length, or the largest of `lengths`; zeros beyond the end of an item.
+
+        Raises:
+            ModelError: wrong rank or type, no codes, a code outside [0, K), or lengths that do not fit.
+        """
+        if codes.ndim != 2 or codes.numel() == 0 or codes.dtype != torch.int64:
+            raise ModelError(
+                f"decode takes int64 codes of shape (B, N) with at least one code, got {codes.dtype} "
+                f"{tuple(codes.shape)}"
+            )
+        if lengths is None:
+            return self.decoder(self.quantizer.lookup(codes))
+        ends = self._ends(lengths, len(codes), codes.shape[1] * self.hop_length, smallest=0)
+        wav = torch.zeros(len(codes), 1, max(ends), device=codes.device)
+        for item, end in enumerate(ends):
+            frames = self.num_frames(end)
+            if frames:
+                latent = self.quantizer.lookup(codes[item : item + 1, :frames])
+                wav[item, :, :end] = self.decoder(latent)[0, :, :end]
+        return wav
+
+    def _ends(self, lengths: Tensor, num_items: int, longest: int, smallest: int) -> list[int]:
+        ends = [int(length) for length in lengths]
+        if len(ends) != num_items or min(ends) < smallest or max(ends) > longest:
+            raise AudioError(
+                f"lengths must be {num_items} numbers of samples between {smallest} and {longest}, got {ends}"
+            )
+        return ends
+
+
+def _build_quantizer(config: Any) -> nn.Module:
+    settings = {setting.name: getattr(config, setting.name) for setting in fields(config) if setting.name != "kind"}
+    return QUANTIZERS[config.kind][1](**settings)

@@ -1,0 +1,87 @@
+"""The stream family's decoder: (B, D, N) -> (B, 1, N * hop_length), causal, with bounded memory and no lookahead."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from codec.errors import ConfigError
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention
+from codec.model.stft import CausalInverseSTFT
+
+MAX_LOG_MAGNITUDE = math.log(100)
+
+
+@dataclass
+class SpectralDecoderConfig:
+    """Settings of `SpectralDecoder`."""
+
+    kind: str = "spectral"
+    hop_length: int = 320  # samples per frame
+    n_fft: int = 1280  # samples of the synthesis window, a multiple of hop_length
+    width: int = 384
+    expansion: int = 3  # inner width of a block / width
+    num_blocks: int = 8
+    num_attention: int = 2  # attention layers, spread evenly among the blocks
+    attention_heads: int = 6
+    attention_window: int = 128  # frames, the present one included
+    kernel_size: int = 7
+    latent_dim: int = 8
+
+    def __post_init__(self) -> None:
+        sizes = (self.hop_length, self.width, self.expansion, self.num_blocks, self.kernel_size, self.latent_dim)
+        if min(*sizes, self.attention_heads, self.attention_window) < 1:
+            raise ConfigError("decoder: every size must be at least 1")
+        if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
+            raise ConfigError(
+                f"decoder.n_fft must be even and a multiple, at least twice, of hop_length {self.hop_length}, "
+                f"got {self.n_fft}"
+            )
+        if self.width % self.attention_heads:
+            raise ConfigError(
+                f"decoder.width must be a multiple of attention_heads {self.attention_heads}, got {self.width}"
+            )
+        if not 0 <= self.num_attention <= self.num_blocks:
+            raise ConfigError(
+                f"decoder.num_attention must be between 0 and num_blocks {self.num_blocks}, got {self.num_attention}"
+            )
+
+
+class SpectralDecoder(nn.Module):
+    """A causal trunk of ConvNeXt blocks and windowed attention, and an inverse-STFT head.
+
+    Source: Vocos (arXiv:2306.00814), with the attention of WavTokenizer (arXiv:2408.16532) bounded to a window.
+    """
+
+    def __init__(self, config: SpectralDecoderConfig):
+        super().__init__()
+        self.config = config
+        self.hop_length = config.hop_length
+        self.latent_dim = config.latent_dim
+        width, layer_scale = config.width, 1 / config.num_blocks
+        self.input = CausalConv1d(config.latent_dim, width, config.kernel_size)
+        self.input_norm = nn.LayerNorm(width)
+        layers: list[nn.Module] = []
+        for block in range(config.num_blocks):
+            # One attention layer in front of every stretch of num_blocks / num_attention blocks.
+            if block * config.num_attention % config.num_blocks < config.num_attention:
+                layers.append(WindowedAttention(width, config.attention_heads, config.attention_window, layer_scale))
+            layers.append(ConvNeXtBlock(width, config.expansion, config.kernel_size, layer_scale))
+        self.layers = nn.ModuleList(layers)
+        self.output_norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, config.n_fft + 2)
+        self.inverse_stft = CausalInverseSTFT(config.n_fft, config.hop_length)
+
+    def forward(self, latent: Tensor, state: State | None = None) -> Tensor:
+        """Decode frames: (B, D, N) -> (B, 1, N * hop_length); with a state, those after the last call's."""
+        x = self.input_norm(self.input(latent.transpose(1, 2), state))  # (B, N, H)
+        for layer in self.layers:
+            x = layer(x, state)
+        x = self.output_norm(x)
+        # Phases need more than the 8 bits of bfloat16.
+        with torch.autocast(x.device.type, enabled=False):
+            log_magnitude, phase = self.output(x.float()).chunk(2, dim=-1)  # (B, N, n_fft // 2 + 1) each
+            # Clamped before the exponential: afterwards the gradient of an overflow would be inf * 0 = NaN.
+            magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
+            return self.inverse_stft(torch.polar(magnitude, phase), state).unsqueeze(1)

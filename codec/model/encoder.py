@@ -1,0 +1,104 @@
+"""The stream family's encoder: (B, 1, T) -> (B, D, N), the mirror image of its decoder.
+
+Where the reference family filters the waveform with a tower of strided convolutions, this one starts from short-time
+spectra, as its decoder ends with them: all learned layers then run at the frame rate, which makes it many times
+cheaper at equal size. Two analyses complement each other: one long window resolves pitch, several short windows inside
+each hop resolve onsets.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codec.errors import ConfigError
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
+from codec.model.stft import log_magnitude_frames
+
+
+@dataclass
+class SpectralEncoderConfig:
+    """Settings of `SpectralEncoder`."""
+
+    kind: str = "spectral"
+    hop_length: int = 320  # samples per frame
+    n_fft: int = 1280  # samples of the long window; the encoder looks n_fft - hop_length samples ahead
+    short_n_fft: int = 320  # samples of the short windows, one every short_n_fft / 4 samples
+    width: int = 256
+    expansion: int = 3  # inner width of a block / width
+    num_blocks: int = 6
+    kernel_size: int = 7
+    latent_dim: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.hop_length, self.short_n_fft, self.width, self.expansion, self.kernel_size, self.latent_dim) < 1:
+            raise ConfigError("encoder: every size must be at least 1")
+        if self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):
+            raise ConfigError(
+                f"encoder.short_n_fft must be a multiple of 8 whose quarter divides hop_length "
+                f"{self.hop_length}, got {self.short_n_fft}"
+            )
+        smallest = self.hop_length + self.short_n_fft * 3 // 4
+        if self.n_fft < smallest or self.n_fft % 2:
+            raise ConfigError(f"encoder.n_fft must be even and at least {smallest}, got {self.n_fft}")
+
+
+class SpectralEncoder(nn.Module):
+    """Log-magnitude spectra, a causal ConvNeXt stack at the frame rate, and a projection to the latent.
+
+    Source: the ConvNeXt trunk is that of Vocos (arXiv:2306.00814), run backwards.
+    """
+
+    def __init__(self, config: SpectralEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.hop_length = config.hop_length
+        self.latent_dim = config.latent_dim
+        self.short_hop_length = config.short_n_fft // 4
+        self.lookahead = config.n_fft - config.hop_length
+        """Samples beyond the end of frame n that its code depends on."""
+        short_per_frame = config.hop_length // self.short_hop_length
+        num_features = (config.n_fft // 2 + 1) + short_per_frame * (config.short_n_fft // 2 + 1)
+        self.input = nn.Linear(num_features, config.width)
+        self.input_norm = nn.LayerNorm(config.width)
+        layer_scale = 1 / max(config.num_blocks, 1)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(config.width, config.expansion, config.kernel_size, layer_scale)
+            for _ in range(config.num_blocks)
+        )
+        self.output_conv = CausalConv1d(config.width, config.width, kernel_size=3)
+        self.output_norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, config.latent_dim)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length)."""
+        num_frames = -(-wav.shape[-1] // self.hop_length)
+        padding = num_frames * self.hop_length + self.lookahead - wav.shape[-1]
+        return self.encode_frames(F.pad(wav, (0, padding)))
+
+    def encode_frames(self, wav: Tensor, state: State | None = None) -> Tensor:
+        """Encode the frames whose lookahead is complete: (B, 1, N * hop + lookahead) -> (B, D, N).
+
+        With a state, `wav` must begin where the frames of the last call ended.
+        """
+        x = self.input_norm(self.input(self._features(wav.squeeze(1))))  # (B, N, H)
+        for block in self.blocks:
+            x = block(x, state)
+        x = x + F.gelu(self.output_conv(x, state))
+        return self.output(self.output_norm(x)).transpose(1, 2)
+
+    def _features(self, wav: Tensor) -> Tensor:
+        """(B, N * hop + lookahead) -> (B, N, features): the long spectrum beside the short ones of the frame's hop."""
+        config = self.config
+        with torch.autocast(wav.device.type, enabled=False):
+            wav = wav.float()
+            long = log_magnitude_frames(wav, config.n_fft, config.hop_length)  # (B, N, n_fft // 2 + 1)
+            # The short windows are centred on the long one's middle, where its weight lies.
+            num_frames = long.shape[1]
+            start = (self.lookahead - config.short_n_fft + self.short_hop_length) // 2
+            stop = start + num_frames * config.hop_length - self.short_hop_length + config.short_n_fft
+            short = log_magnitude_frames(wav[:, start:stop], config.short_n_fft, self.short_hop_length)
+            short = short.unflatten(1, (num_frames, -1)).flatten(2)
+            # Log-magnitudes of speech lie around -6 with a spread of about 2.
+            return (torch.cat([long, short], dim=-1) + 6) / 2

@@ -1,0 +1,109 @@
+"""Causal building blocks of the stream family and their streaming state.
+
+Every layer works on features (B, N, H) and sees only the past: a bounded number of frames to its left, never the right.
+A layer called without a state starts from silence (zeros to the left). Called with a `State`, it continues where the
+last call with that state ended, so a signal fed in pieces gives what the whole signal gives. There is one code path.
+
+Legend: B batch, N frames, H hidden width, A attention heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = dict[nn.Module, Tensor]
+"""What each layer must remember between two calls; empty at the start of a signal."""
+
+
+def extend_left(module: nn.Module, x: Tensor, context: int, state: State | None) -> Tensor:
+    """Put the `context` frames that came before `x` in front of it: (B, N, H) -> (B, context + N, H).
+
+    They are zeros at the start of a signal. With a state, the last `context` frames are kept for the next call.
+    """
+    past = None if state is None else state.get(module)
+    x = F.pad(x, (0, 0, context, 0)) if past is None else torch.cat([past, x], dim=1)
+    if state is not None:
+        state[module] = x[:, x.shape[1] - context :]
+    return x
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution over frames that sees `kernel_size - 1` past frames: (B, N, in) -> (B, N, out)."""
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        x = extend_left(self, x, self.kernel_size[0] - 1, state)
+        # A one-row image in channels-last order: the (B, N, H) layout is kept, so nothing is copied, and the
+        # depthwise case runs about twice as fast on CPUs as the same 1-D convolution.
+        x = x.transpose(1, 2).unsqueeze(2)  # (B, H, 1, N)
+        x = F.conv2d(x, self.weight.unsqueeze(2), self.bias, groups=self.groups)
+        return x.squeeze(2).transpose(1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise causal convolution, then a two-layer perceptron per frame, added to the input: (B, N, H) -> (B, N, H).
+
+    Source: ConvNeXt (arXiv:2201.03545) in the 1-D form of Vocos (arXiv:2306.00814), made causal.
+    """
+
+    def __init__(self, width: int, expansion: int, kernel_size: int, layer_scale: float):
+        super().__init__()
+        self.depthwise = CausalConv1d(width, width, kernel_size, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, expansion * width)
+        self.contract = nn.Linear(expansion * width, width)
+        self.scale = nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        y = self.norm(self.depthwise(x, state))
+        y = self.contract(F.gelu(self.expand(y)))
+        return x + self.scale * y
+
+
+class WindowedAttention(nn.Module):
+    """Self-attention over the last `window` frames, added to the input: (B, N, H) -> (B, N, H).
+
+    Frame n looks at frames n - window + 1 .. n. A learned bias per head and distance replaces absolute positions, so
+    the result does not depend on where in a recording a frame lies. Memory is linear in N: queries are handled in
+    blocks of `window`, each against at most two blocks of keys.
+
+    Source: sliding-window attention of Longformer (arXiv:2004.05150), relative bias of T5 (arXiv:1910.10683).
+    """
+
+    def __init__(self, width: int, num_heads: int, window: int, layer_scale: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.distance_bias = nn.Parameter(torch.zeros(num_heads, window))
+        self.scale = nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        num_frames, context = x.shape[1], self.window - 1
+        query, key, value = self.query_key_value(self.norm(x)).chunk(3, dim=-1)
+        # Keys and values of the past travel as one tensor, with a column that tells real frames from padding.
+        present = torch.ones_like(key[..., :1])
+        memory = extend_left(self, torch.cat([key, value, present], dim=-1), context, state)
+        blocks = []
+        for start in range(0, num_frames, self.window):
+            stop = min(start + self.window, num_frames)
+            seen = memory[:, start : stop + context]
+            blocks.append(self._attend(query[:, start:stop], seen))
+        return x + self.scale * self.output(torch.cat(blocks, dim=1))
+
+    def _attend(self, query: Tensor, memory: Tensor) -> Tensor:
+        """Attend from M queries to the M + window - 1 frames that end with the last of them."""
+        num_queries, width = query.shape[1], query.shape[2]
+        key, value, present = memory.split([width, width, 1], dim=-1)
+        # Query i sits at memory position i + window - 1; the key at position j is that minus j frames away.
+        i = torch.arange(num_queries, device=query.device)[:, None]
+        j = torch.arange(memory.shape[1], device=query.device)[None, :]
+        distance = i + self.window - 1 - j  # (M, M + window - 1)
+        outside = (distance < 0) | (distance >= self.window)
+        bias = self.distance_bias[:, distance.clamp(0, self.window - 1)]  # (A, M, M + window - 1)
+        bias = bias.masked_fill(outside, -torch.inf)
+        bias = bias[None].masked_fill((present == 0).transpose(1, 2)[:, None], -torch.inf)
+        heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        attended = F.scaled_dot_product_attention(*heads, attn_mask=bias.to(query.dtype))
+        return attended.transpose(1, 2).flatten(2)

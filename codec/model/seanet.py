@@ -1,0 +1,195 @@
+"""The reference family's encoder: (B, 1, T) -> (B, D, N), a tower of strided convolutions and an LSTM.
+
+Inside, features are (B, N, C), N counting steps at whatever rate the layer has.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codec.errors import ConfigError
+from codec.model.timeconv import TimeConv1d, add_weight_norm
+
+CHUNK_SAMPLES = 48000
+"""Samples, over the whole batch, that pass through the convolutions at once when no gradient is needed.
+
+The widest features hold num_filters values per sample. Kept this small they stay in the cache, and the allocator hands
+out the same memory again instead of asking the system for fresh, zeroed pages.
+"""
+
+
+@dataclass
+class SEANetEncoderConfig:
+    """Settings of `SEANetEncoder`."""
+
+    kind: str = "seanet"
+    latent_dim: int = 512
+    num_filters: int = 32  # channels after the first convolution, doubled by every stride
+    strides: list[int] = field(default_factory=lambda: [2, 4, 5, 8])  # from the waveform to the frames
+    kernel_size: int = 7  # of the first and the last convolution
+    residual_kernel_size: int = 3
+    num_lstm_layers: int = 2
+    is_causal: bool = True  # pad on the left only
+    has_weight_norm: bool = True  # convolutions keep length and direction apart; folded weights do not
+
+    def __post_init__(self) -> None:
+        self.strides = list(self.strides)
+        sizes = (self.latent_dim, self.num_filters, self.kernel_size, self.residual_kernel_size)
+        if min(sizes) < 1 or self.num_lstm_layers < 0 or self.num_filters % 2:
+            raise ConfigError("encoder: every size must be at least 1, num_lstm_layers at least 0, num_filters even")
+        if not self.strides or min(self.strides) < 2:
+            raise ConfigError(f"encoder.strides must be numbers of at least 2, got {self.strides}")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.strides)
+
+
+class SEANetEncoder(nn.Module):
+    """Strided convolutions with a residual block in front of each, an LSTM over the frames, a last convolution.
+
+    Source: SEANet (arXiv:2009.02095) as in EnCodec (arXiv:2210.13438); the networks of WavTokenizer (arXiv:2408.16532;
+    not causal) and of the audio model of SimVQ (arXiv:2411.02038; causal).
+    """
+
+    def __init__(self, config: SEANetEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.hop_length = config.hop_length
+        self.latent_dim = config.latent_dim
+        width, is_causal = config.num_filters, config.is_causal
+        self.first = PaddedConv1d(1, width, config.kernel_size, is_causal=is_causal)
+        self.stages = nn.ModuleList()
+        for stride in config.strides:
+            self.stages.append(Stage(width, stride, config.residual_kernel_size, is_causal=is_causal))
+            width *= 2
+        self.lstm = nn.LSTM(width, width, config.num_lstm_layers, batch_first=True) if config.num_lstm_layers else None
+        self.last = PaddedConv1d(width, config.latent_dim, config.kernel_size, is_causal=is_causal)
+        if config.has_weight_norm:
+            add_weight_norm(self)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length).
+
+        Without gradients the convolutions see a stretch of the signal at a time, with exactly the neighbourhood that its
+        frames depend on. The result is that of one pass over the whole, and memory grows with the frames only.
+        """
+        num_frames = -(-wav.shape[-1] // self.hop_length)
+        num_chunks = 1
+        if not torch.is_grad_enabled():
+            # At least four frames a chunk: padding by reflection reads back by more than one.
+            num_chunks = min(-(-wav.shape[0] * wav.shape[-1] // CHUNK_SAMPLES), max(num_frames // 4, 1))
+        edges = [num_frames * i // num_chunks for i in range(num_chunks + 1)]
+        frames, state = [], None
+        for start, stop in zip(edges, edges[1:]):
+            x = self._convolve(wav, start, stop)
+            if self.lstm is not None:
+                y, state = self.lstm(x, state)
+                x = x + y
+            frames.append(x)
+        x = F.elu(torch.cat(frames, dim=1))  # (B, N, C)
+        return self.last(x, *self.last.padding_around(0, num_frames, num_frames)).transpose(1, 2)
+
+    def _convolve(self, wav: Tensor, start: int, stop: int) -> Tensor:
+        """Frames start .. stop - 1 of the convolutions up to the LSTM: (B, 1, T) -> (B, stop - start, C)."""
+        layers = [self.first, *(layer for stage in self.stages for layer in (stage.residual, stage.downsample))]
+        lengths = [wav.shape[-1]]  # of the whole signal, at the input of each layer
+        for layer in layers:
+            lengths.append(-(-lengths[-1] // layer.step))
+        paddings = []
+        for layer, length in zip(reversed(layers), reversed(lengths[:-1])):
+            paddings.append(layer.padding_around(start, stop, length))
+            start, stop = layer.inputs_of(start, stop, length)
+        x = wav[:, :, start:stop].transpose(1, 2)  # (B, N, 1)
+        for layer, padding in zip(layers, reversed(paddings)):
+            x = layer(x, *padding)
+        return x
+
+
+class PaddedConv1d(TimeConv1d):
+    """Convolution over a stretch of a signal that is continued by its mirror image where it ends.
+
+    With kernel k and stride s, the signal is continued by k - s steps and by what the last window lacks. If causal, the
+    k - s steps lie on the left, else half of them (the smaller half) on the right: output step n starts at input step
+    n * s - left. There are ceil(length / s) output steps.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, is_causal: bool):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride)
+        self.step = stride
+        overlap = kernel_size - stride
+        self.left = overlap if is_causal else overlap - overlap // 2
+
+    def inputs_of(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """The steps of a signal of `length` that output steps start .. stop - 1 are made of, as far as they exist."""
+        first, end = self._window(start, stop)
+        return max(first, 0), min(end, length)
+
+    def padding_around(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """How many steps are missing at either end of `inputs_of`."""
+        first, end = self._window(start, stop)
+        return max(-first, 0), max(end - length, 0)
+
+    def _window(self, start: int, stop: int) -> tuple[int, int]:
+        return start * self.step - self.left, (stop - 1) * self.step - self.left + self.kernel_size[0]
+
+    def forward(self, x: Tensor, before: int = 0, after: int = 0) -> Tensor:
+        return super().forward(reflect(x, before, after))
+
+
+class Stage(nn.Module):
+    """A residual block, and a convolution that halves or otherwise divides the rate and doubles the channels."""
+
+    def __init__(self, width: int, stride: int, residual_kernel_size: int, *, is_causal: bool):
+        super().__init__()
+        self.residual = ResidualBlock(width, residual_kernel_size, is_causal=is_causal)
+        self.downsample = Downsample(width, 2 * width, 2 * stride, stride=stride, is_causal=is_causal)
+
+
+class ResidualBlock(nn.Module):
+    """A narrow convolution and a wide one of width 1, added to a linear map of the input: (B, N, C) -> (B, N, C)."""
+
+    step = 1
+
+    def __init__(self, width: int, kernel_size: int, *, is_causal: bool):
+        super().__init__()
+        self.narrow = PaddedConv1d(width, width // 2, kernel_size, is_causal=is_causal)
+        self.widen = TimeConv1d(width // 2, width, 1)
+        self.shortcut = TimeConv1d(width, width, 1)
+        self.inputs_of = self.narrow.inputs_of
+        self.padding_around = self.narrow.padding_around
+
+    def forward(self, x: Tensor, before: int = 0, after: int = 0) -> Tensor:
+        padded = reflect(x, before, after)
+        y = self.widen(F.elu_(self.narrow(F.elu(padded))))
+        # Steps of x that are there only for their neighbours' sake have no output of their own.
+        start = self.narrow.left - before
+        return y.add_(self.shortcut(x[:, start : start + y.shape[1]]))
+
+
+class Downsample(PaddedConv1d):
+    """ELU and a strided convolution: (B, N, C) -> (B, M, 2 C). Overwrites its input."""
+
+    def forward(self, x: Tensor, before: int = 0, after: int = 0) -> Tensor:
+        return super().forward(F.elu_(x), before, after)
+
+
+def reflect(x: Tensor, before: int, after: int) -> Tensor:
+    """Continue features (B, N, C) by their mirror image on both sides: (B, before + N + after, C).
+
+    A signal too short to be mirrored is first continued by zeros, which are taken off again behind the mirror image. That
+    is what the published networks do.
+    """
+    if not before and not after:
+        return x
+    length = x.shape[1]
+    missing = max(max(before, after) - length + 1, 0)
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    end = x.shape[1]
+    x = torch.cat([x[:, 1 : before + 1].flip(1), x, x[:, end - 1 - after : end - 1].flip(1)], dim=1)
+    return x[:, : x.shape[1] - missing]

@@ -1,0 +1,115 @@
+"""Convolution over frames at the full matrix rate of a CPU, and derived weights kept for inference.
+
+Plain functions of tensors and the two layers built on them; networks and configurations are unknown here. Features are
+(B, N, C), the channels of one step next to each other in memory. B batch, N steps in time, C and D channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1) -> Tensor:
+    """Convolve over time without padding, in the order in which features lie in memory.
+
+    `torch.nn.functional.conv1d` copies its input to channel-major order and, like `linear`, leaves kernels of width 1
+    to the BLAS library, which on many CPUs reaches half the rate of oneDNN's own kernels. So this is a two-dimensional
+    convolution of height 1. On a CPU it has a stride of 2 along that single row: that changes no number, but makes torch
+    choose oneDNN for every kernel width.
+
+    Args:
+        x: (B, N, C) float.
+        weight: (D, C / groups, width).
+        bias: (D,).
+        stride: steps of the input per step of the output.
+        groups: number of channel groups.
+
+    Returns:
+        (B, floor((N - width) / stride) + 1, D).
+    """
+    image = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, N)
+    steps = (2 if x.device.type == "cpu" else 1, stride)
+    return F.conv2d(image, weight.unsqueeze(2), bias, stride=steps, groups=groups).squeeze(2).transpose(1, 2)
+
+
+class DerivedWeight:
+    """A tensor computed from parameters, kept as long as those parameters stay what they were.
+
+    Parameters are recognised by address and by torch's count of in-place changes. A change behind torch's back (through
+    `.data`) is not seen: modules call `clear` when they move between training and evaluation.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._value: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget the tensor."""
+        self._key = self._value = None
+
+    def get(self, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, or what it gave last time if `sources` are unchanged. With gradients on always `compute()`."""
+        if torch.is_grad_enabled():
+            return compute()
+        key = tuple((s.data_ptr(), s.dtype, s.device, 0 if s.is_inference() else s._version) for s in sources)
+        if self._value is None or key != self._key:
+            self._key, self._value = key, compute()
+        return self._value
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "DerivedWeight":
+        return DerivedWeight()
+
+
+class TimeConv1d(nn.Conv1d):
+    """`torch.nn.Conv1d` on features (B, N, in) -> (B, M, out), without padding.
+
+    With weight norm, and for kernels wider than 1 whose memory order has to change, the weight that is used is derived
+    from the parameters; without gradients that happens once.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
+        self._derived = DerivedWeight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self._derived.get(tuple(self.parameters()), self._ordered_weight)
+        return conv1d(x, weight, self.bias, self.stride[0], self.groups)
+
+    def _ordered_weight(self) -> Tensor:
+        weight: Tensor = self.weight
+        if weight.shape[2] == 1 or torch.is_grad_enabled():
+            return weight
+        return weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def train(self, mode: bool = True) -> "TimeConv1d":
+        self._derived.clear()
+        return super().train(mode)
+
+
+class FrameLinear(nn.Linear):
+    """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), see `conv1d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        return conv1d(x, self.weight.unsqueeze(2), self.bias)
+
+
+def add_weight_norm(module: nn.Module) -> None:
+    """Split the weight of every `TimeConv1d` below `module` into length and direction, for training."""
+    for layer in module.modules():
+        if isinstance(layer, TimeConv1d) and not parametrize.is_parametrized(layer, "weight"):
+            weight_norm(layer)
+
+
+def fold_weight_norm(module: nn.Module) -> None:
+    """Replace length and direction by the weight they stand for, everywhere below `module`. The output is the same."""
+    for layer in module.modules():
+        if isinstance(layer, TimeConv1d) and parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight")

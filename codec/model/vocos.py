@@ -1,0 +1,226 @@
+"""The reference family's decoder: (B, D, N) -> (B, 1, N * hop_length), a trunk at the frame rate and an inverse STFT.
+
+Inside, features are (B, N, H). Attention and group norm span the whole signal, so every sample depends on every frame.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codec.errors import ConfigError
+from codec.model.timeconv import FrameLinear, TimeConv1d, conv1d
+
+MAX_LOG_MAGNITUDE = math.log(100)
+BLOCK_FRAMES = 512
+"""Frames whose widest features exist at once when no gradient is needed."""
+
+
+@dataclass
+class VocosDecoderConfig:
+    """Settings of `VocosDecoder`."""
+
+    kind: str = "vocos"
+    latent_dim: int = 512
+    width: int = 768
+    inner_width: int = 2304  # of a ConvNeXt block
+    num_blocks: int = 12
+    num_groups: int = 32  # of the group norms in front of the ConvNeXt blocks
+    n_fft: int = 1280  # samples of the synthesis window
+    hop_length: int = 320  # samples per frame
+
+    def __post_init__(self) -> None:
+        sizes = (self.latent_dim, self.width, self.inner_width, self.num_groups, self.hop_length)
+        if min(sizes) < 1 or self.num_blocks < 0:
+            raise ConfigError("decoder: every size must be at least 1, num_blocks at least 0")
+        if self.width % self.num_groups:
+            raise ConfigError(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
+        if self.n_fft % (2 * self.hop_length) or self.n_fft % 2:
+            raise ConfigError(
+                f"decoder.n_fft must be an even multiple of hop_length {self.hop_length}, got {self.n_fft}"
+            )
+
+
+class VocosDecoder(nn.Module):
+    """Convolution, prenet (residual blocks around one full attention), ConvNeXt blocks, inverse-STFT head.
+
+    Source: Vocos (arXiv:2306.00814) with the prenet of WavTokenizer (arXiv:2408.16532).
+    """
+
+    def __init__(self, config: VocosDecoderConfig):
+        super().__init__()
+        self.config = config
+        self.hop_length = config.hop_length
+        self.latent_dim = config.latent_dim
+        self.input = TimeConv1d(config.latent_dim, config.width, 7)
+        self.prenet = Prenet(config.width, config.num_groups)
+        self.input_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(config.width, config.inner_width, 1 / config.num_blocks) for _ in range(config.num_blocks)
+        )
+        self.output_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = InverseSTFTHead(config.width, config.n_fft, config.hop_length)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv1d | nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Decode whole signals: (B, D, N) -> (B, 1, N * hop_length)."""
+        return self.head(self.trunk(latent)).unsqueeze(1)
+
+    def trunk(self, latent: Tensor) -> Tensor:
+        """All but the spectral head: (B, D, N) -> (B, N, H)."""
+        x = self.input(F.pad(latent.transpose(1, 2), (0, 0, 3, 3)))  # (B, N, H)
+        x = self.input_norm(self.prenet(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.output_norm(x)
+
+
+class Prenet(nn.Module):
+    """Two residual blocks, one attention, two residual blocks, group norm: (B, N, H) -> (B, N, H)."""
+
+    def __init__(self, width: int, num_groups: int):
+        super().__init__()
+        self.before = nn.Sequential(*(ResidualBlock(width, num_groups) for _ in range(2)))
+        self.attention = Attention(width, num_groups)
+        self.after = nn.Sequential(*(ResidualBlock(width, num_groups) for _ in range(2)))
+        self.norm = TimeGroupNorm(num_groups, width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.after(self.attention(self.before(x))))
+
+
+class TimeGroupNorm(nn.GroupNorm):
+    """Group norm over all frames and the channels of a group: (B, N, H) -> (B, N, H)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # As an image of height 1, which torch normalises in the order the features have in memory.
+        return super().forward(x.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """Group norm, swish, convolution, twice, added to the input: (B, N, H) -> (B, N, H)."""
+
+    def __init__(self, width: int, num_groups: int):
+        super().__init__()
+        self.norm1 = TimeGroupNorm(num_groups, width, eps=1e-6)
+        self.conv1 = TimeConv1d(width, width, 3)
+        self.norm2 = TimeGroupNorm(num_groups, width, eps=1e-6)
+        self.conv2 = TimeConv1d(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.pad(F.silu(self.norm1(x)), (0, 0, 1, 1)))
+        y = self.conv2(F.pad(F.silu(self.norm2(y)), (0, 0, 1, 1)))
+        return y.add_(x)
+
+
+class Attention(nn.Module):
+    """Every frame looks at every frame with one head, added to the input: (B, N, H) -> (B, N, H)."""
+
+    def __init__(self, width: int, num_groups: int):
+        super().__init__()
+        self.norm = TimeGroupNorm(num_groups, width, eps=1e-6)
+        self.query = FrameLinear(width, width)
+        self.key = FrameLinear(width, width)
+        self.value = FrameLinear(width, width)
+        self.output = FrameLinear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.output(attend(self.query(y), self.key(y), self.value(y)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(H)) value: three (B, N, H) -> (B, N, H), never holding an N x N matrix.
+
+    On a CPU without gradients, blocks of queries against all keys. Keys and values then play the part of a layer's
+    weights, for the sake of `conv1d`'s speed.
+    """
+    if torch.is_grad_enabled() or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None]).squeeze(1)
+    result = torch.empty_like(query)
+    scaled = query * query.shape[-1] ** -0.5
+    for item in range(len(query)):
+        keys = key[item].unsqueeze(2)  # (N, H, 1)
+        values = value[item].T.unsqueeze(2)  # (H, N, 1)
+        for start in range(0, query.shape[1], BLOCK_FRAMES):
+            block = slice(start, start + BLOCK_FRAMES)
+            weights = conv1d(scaled[item : item + 1, block], keys).softmax(dim=-1)  # (1, block, N)
+            result[item, block] = conv1d(weights, values)[0]
+    return result
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, then a two-layer perceptron per frame, added to the input: (B, N, H) -> (B, N, H).
+
+    Source: ConvNeXt (arXiv:2201.03545) in the 1-D form of Vocos (arXiv:2306.00814).
+    """
+
+    def __init__(self, width: int, inner_width: int, layer_scale: float):
+        super().__init__()
+        self.depthwise = TimeConv1d(width, width, 7, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.expand = FrameLinear(width, inner_width)
+        self.contract = FrameLinear(inner_width, width)
+        self.scale = nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(F.pad(x, (0, 0, 3, 3)))
+        if torch.is_grad_enabled():
+            return x + self._perceptron(y)
+        for start in range(0, x.shape[1], BLOCK_FRAMES):
+            block = slice(start, start + BLOCK_FRAMES)
+            y[:, block] = self._perceptron(y[:, block])
+        return y.add_(x)
+
+    def _perceptron(self, y: Tensor) -> Tensor:
+        return self.scale * self.contract(F.gelu(self.expand(self.norm(y))))
+
+
+class InverseSTFTHead(nn.Module):
+    """Log-magnitude and phase per frame, and their overlap-added inverse spectra: (B, N, H) -> (B, N * hop_length).
+
+    Frame n is centred on the middle of its hop. The sum is divided by the summed squared window and cut by
+    (n_fft - hop_length) / 2 samples at both ends.
+    """
+
+    window: Tensor
+
+    def __init__(self, width: int, n_fft: int, hop_length: int):
+        super().__init__()
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.output = FrameLinear(width, n_fft + 2)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_frames, overlap = x.shape[1], self.n_fft // self.hop_length
+        block_frames = num_frames if torch.is_grad_enabled() else BLOCK_FRAMES
+        summed = x.new_zeros(x.shape[0], num_frames + overlap - 1, self.hop_length, dtype=torch.float32)
+        for start in range(0, num_frames, block_frames):
+            frames = self._frames(x[:, start : start + block_frames])  # (B, n, n_fft)
+            _overlap_add(summed[:, start : start + frames.shape[1] + overlap - 1], frames)
+        envelope = torch.zeros_like(summed[:1])
+        _overlap_add(envelope, (self.window**2).expand(1, num_frames, -1))
+        cut = (self.n_fft - self.hop_length) // 2
+        kept = slice(cut, cut + num_frames * self.hop_length)
+        return summed.flatten(1)[:, kept] / envelope.flatten(1)[:, kept]
+
+    def _frames(self, x: Tensor) -> Tensor:
+        """(B, N, H) -> (B, N, n_fft), windowed."""
+        log_magnitude, phase = self.output(x).float().chunk(2, dim=-1)  # (B, N, n_fft // 2 + 1) each
+        # Clamped before the exponential: afterwards the gradient of an overflow would be inf * 0 = NaN.
+        magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
+        spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+        return torch.fft.irfft(spectrum, n=self.n_fft) * self.window
+
+
+def _overlap_add(total: Tensor, frames: Tensor) -> None:
+    """Add frames (B, N, n_fft) into rows of one hop (B, N + n_fft / hop - 1, hop), in place."""
+    num_frames, hop_length = frames.shape[1], total.shape[2]
+    for k, rows in enumerate(frames.split(hop_length, dim=-1)):
+        total[:, k : k + num_frames] += rows

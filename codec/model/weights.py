@@ -1,0 +1,108 @@
+"""Model directories: `config.json`, `model.safetensors` and a card, read and written without pickle.
+
+A model is named by the `fingerprint` of what defines its codes, so that codes made with other weights are recognised.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from codec.errors import ConfigError, ModelError
+from codec.model.catalogue import CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
+from codec.model.codec import Codec, CodecConfig
+from codec.output import open_output
+
+
+def load(model: str | Path = "stream", device: str = "cpu") -> Codec:
+    """A trained model in eval mode.
+
+    Args:
+        model: name of a boxed model, a model directory, or a Hugging Face Hub id (`owner/name`).
+        device: where to put it: "cpu", "cuda", "mps", or "auto" for the best there is.
+
+    Raises:
+        ModelError: unknown name, missing or damaged files, weights that do not fit the configuration.
+    """
+    directory = resolve(model)
+    config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
+    try:
+        config = CodecConfig.from_dict(json.loads(config_path.read_text(encoding="utf-8")))
+    except (ConfigError, ValueError) as error:
+        raise ModelError(f"{config_path}: {error}") from error
+    tensors = read_tensors(weights_path)
+    codec = Codec(config)
+    _check_fit(codec.state_dict(), tensors, weights_path)
+    codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    codec.fingerprint = fingerprint_of(config.to_dict(), weights_path.read_bytes())
+    return codec.to(choose_device(device)).eval()
+
+
+def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
+    """Write a model directory; what is there of the same names is replaced.
+
+    Args:
+        codec: the model.
+        directory: made where it is missing.
+        card: text of the model card, Markdown.
+        dtype: of the stored weights; float16 halves the size. The loaded model is float32 in any case.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in codec.state_dict().items()}
+    with open_output(directory / WEIGHTS_NAME, overwrite=True) as stream:
+        stream.write(safetensors.torch.save(tensors))
+    with open_output(directory / CONFIG_NAME, overwrite=True) as stream:
+        stream.write((json.dumps(codec.config.to_dict(), indent=2) + "\n").encode())
+    if card:
+        with open_output(directory / "README.md", overwrite=True) as stream:
+            stream.write(card.encode())
+
+
+def fingerprint(codec: Codec) -> str:
+    """The fingerprint a model would have if it were saved as it is: 16 hex digits."""
+    tensors = {name: tensor.to("cpu").contiguous() for name, tensor in codec.state_dict().items()}
+    return fingerprint_of(codec.config.to_dict(), safetensors.torch.save(tensors))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ModelError: the file is missing, cut off, or something else.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path}: is not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def choose_device(device: str) -> torch.device:
+    """The named device, or for "auto" a CUDA GPU, an Apple GPU or the CPU, the first there is.
+
+    Raises:
+        ConfigError: unknown, or not available on this machine.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available.get(device.split(":")[0], False):
+        usable = ", ".join(name for name, is_available in available.items() if is_available)
+        raise ConfigError(f"device {device!r} is not available here; choose auto or one of: {usable}")
+    return torch.device(device)
+
+
+def _check_fit(expected: dict[str, Any], found: dict[str, Tensor], path: Path) -> None:
+    """Report every weight that is missing, surplus or of another shape, before anything is copied."""
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    misshapen = sorted(name for name in set(expected) & set(found) if expected[name].shape != found[name].shape)
+    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (misshapen, "has another shape for")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"{path}: does not fit its {CONFIG_NAME}: {what} {names[0]}{more}")

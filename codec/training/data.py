@@ -1,0 +1,184 @@
+"""Training audio: decoded once into a memory-mapped cache, then cut into random windows.
+
+The batch of a step is a function of the seed and the step alone. So a resumed run sees what an uninterrupted one would
+have seen, there is no sampler state to save, and every process of a distributed run can cut its own share.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec import audio
+from codec.errors import AudioError, ConfigError
+from codec.output import open_output
+
+UNKNOWN_SPEAKER = "unknown"
+
+
+@dataclass
+class DataConfig:
+    """Which audio to train on and how to cut it."""
+
+    train: str = ""  # folder of sound files; the first folder below it names the speaker
+    validation: str = ""  # folder of held-out sound files; empty: no validation
+    cache: str = "cache"  # where decoded audio is kept
+    batch_size: int = 16  # windows per step, over all processes
+    window_seconds: float = 3.0
+    speaker_balance: float = 0.75  # a speaker with m minutes is drawn with weight m ** speaker_balance
+    gain_db: float = 6.0  # windows are scaled by a random gain within +- this
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"data.batch_size must be at least 1, got {self.batch_size}")
+        if self.window_seconds <= 0:
+            raise ConfigError(f"data.window_seconds must be positive, got {self.window_seconds}")
+        if not 0 <= self.speaker_balance <= 1:
+            raise ConfigError(f"data.speaker_balance must be between 0 and 1, got {self.speaker_balance}")
+
+
+class AudioCache:
+    """Clips of one sample rate, as 16-bit integers end to end in one memory-mapped file.
+
+    A folder holds `audio.int16` (little endian) and `index.json`, which is written last: without it the cache is
+    incomplete and is made again.
+    """
+
+    def __init__(self, folder: Path):
+        index = json.loads((folder / "index.json").read_text())
+        self.sample_rate: int = index["sample_rate"]
+        self.paths: list[str] = [clip["path"] for clip in index["clips"]]
+        self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
+        self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
+        self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
+        self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of all clips together."""
+        return float(self.lengths.sum()) / self.sample_rate
+
+    def clip(self, index: int) -> np.ndarray:
+        """One clip: (T,) int16."""
+        start = self.offsets[index]
+        return self.audio[start : start + self.lengths[index]]
+
+
+def open_cache(audio_folder: Path, cache_folder: Path, sample_rate: int, num_workers: int = 2) -> AudioCache:
+    """The cache of all sound files below a folder, made first where it is missing.
+
+    Raises:
+        AudioError: the folder is missing or has no sound files.
+        ConfigError: the cache was made at another sample rate.
+    """
+    if not (cache_folder / "index.json").exists():
+        _build_cache(audio_folder, cache_folder, sample_rate, num_workers)
+    cache = AudioCache(cache_folder)
+    if cache.sample_rate != sample_rate:
+        raise ConfigError(
+            f"{cache_folder}: holds audio at {cache.sample_rate} Hz, the model needs {sample_rate} Hz; "
+            "choose another cache folder"
+        )
+    return cache
+
+
+def _build_cache(audio_folder: Path, cache_folder: Path, sample_rate: int, num_workers: int) -> None:
+    if not audio_folder.is_dir():
+        raise AudioError(f"{audio_folder}: no such folder")
+    paths = sorted(path for path in audio_folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    if not paths:
+        raise AudioError(f"{audio_folder}: no sound files in it")
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    clips, offset = [], 0
+    with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
+        with ProcessPoolExecutor(num_workers) as pool:
+            for path, samples in zip(paths, pool.map(_decode, paths, [sample_rate] * len(paths), chunksize=16)):
+                relative = path.relative_to(audio_folder)
+                speaker = relative.parts[0] if len(relative.parts) > 1 else UNKNOWN_SPEAKER
+                clips.append({"path": str(relative), "speaker": speaker, "offset": offset, "samples": len(samples)})
+                stream.write(samples.tobytes())
+                offset += len(samples)
+    with open_output(cache_folder / "index.json", overwrite=True) as stream:
+        stream.write(json.dumps({"sample_rate": sample_rate, "clips": clips}).encode())
+
+
+def _decode(path: Path, sample_rate: int) -> np.ndarray:
+    wav, _ = audio.read(path, sample_rate)  # (1, T) float32
+    return np.round(np.clip(wav[0], -1, 1) * 32767).astype("<i2")
+
+
+class WindowSampler:
+    """Random windows of a cache, a batch for every step.
+
+    Speakers are drawn by their minutes to the power of `speaker_balance`, then clips of the speaker by their length. A
+    clip without a known speaker (its folder is named `unknown` or ends in `_unknown`) counts as its own speaker.
+    Windows longer than what is left of a clip go on with further clips.
+    """
+
+    def __init__(self, cache: AudioCache, config: DataConfig, seed: int):
+        self.cache = cache
+        self.config = config
+        self.seed = seed
+        self.num_samples = round(config.window_seconds * cache.sample_rate)
+        names = [
+            f"{UNKNOWN_SPEAKER} {clip}" if speaker.endswith(UNKNOWN_SPEAKER) else speaker
+            for clip, speaker in enumerate(cache.speakers)
+        ]
+        _, speaker_of_clip = np.unique(names, return_inverse=True)
+        samples_of_speaker = np.bincount(speaker_of_clip, weights=cache.lengths)
+        weight = cache.lengths * samples_of_speaker[speaker_of_clip] ** (config.speaker_balance - 1.0)
+        self._cumulative = np.cumsum(weight / weight.sum())
+
+    def batch(self, step: int, rank: int = 0, num_ranks: int = 1) -> Tensor:
+        """The windows of one step, or of one process's share of it: (B, 1, T) float32 in [-1, 1]."""
+        rng = np.random.default_rng((self.seed, step))
+        windows = [self._window(rng) for _ in range(self.config.batch_size)]
+        return torch.from_numpy(np.stack(windows[rank::num_ranks]))[:, None]
+
+    def batches(self, start: int, rank: int = 0, num_ranks: int = 1, prefetch: int = 4) -> Iterator[Tensor]:
+        """The batches of steps `start`, `start + 1`, ..., cut ahead of time by a thread."""
+        ready: queue.Queue[Tensor] = queue.Queue(prefetch)
+        stopped = threading.Event()
+
+        def cut() -> None:
+            step = start
+            while not stopped.is_set():
+                batch = self.batch(step, rank, num_ranks)
+                batch = batch.pin_memory() if torch.cuda.is_available() else batch
+                while not stopped.is_set():
+                    try:
+                        ready.put(batch, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                step += 1
+
+        threading.Thread(target=cut, daemon=True).start()
+        try:
+            while True:
+                yield ready.get()
+        finally:
+            stopped.set()
+
+    def _window(self, rng: np.random.Generator) -> np.ndarray:
+        window = np.zeros(self.num_samples, dtype=np.int16)
+        filled = 0
+        while filled < self.num_samples:
+            clip = self.cache.clip(min(int(np.searchsorted(self._cumulative, rng.random())), len(self.cache) - 1))
+            start = int(rng.integers(max(len(clip) - self.num_samples, 0) + 1)) if filled == 0 else 0
+            piece = clip[start : start + self.num_samples - filled]
+            window[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
+        wav = window.astype(np.float32) / 32768
+        return wav * np.float32(min(gain, 0.99 / max(np.abs(wav).max(), 1e-5)))

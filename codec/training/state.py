@@ -1,0 +1,93 @@
+"""Everything a run needs to go on exactly where it stopped, in one safetensors file that is replaced atomically."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from codec.errors import ModelError
+from codec.output import open_output
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer as `parameter index.name` -> tensor."""
+    return {
+        f"{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer the state that `flatten_optimizer` took; its settings stay as they are."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save_state(path: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
+    """Write named groups of tensors and a few plain values; the old file stays until the new one is complete."""
+    tensors = {
+        f"{part}/{name}": value.detach().to("cpu").contiguous()
+        for part, group in parts.items()
+        for name, value in group.items()
+    }
+    with open_output(path, overwrite=True) as stream:
+        stream.write(safetensors.torch.save(tensors, metadata={"counters": json.dumps(counters)}))
+        stream.flush()
+        os.fsync(stream.fileno())  # a machine that dies must not leave a renamed but empty file
+
+
+def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save_state` wrote.
+
+    Raises:
+        ModelError: missing, cut off, or something else.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            counters = json.loads((file.metadata() or {}).get("counters", "null"))
+            parts: dict[str, dict[str, Tensor]] = {}
+            for key in file.keys():
+                part, name = key.split("/", 1)
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: is not a whole training state ({error})") from error
+    if counters is None:
+        raise ModelError(f"{path}: is not a training state, it has no counters")
+    return parts, counters
+
+
+class ExponentialMovingAverage:
+    """A running average of a module's trainable parameters; its buffers are not averaged.
+
+    The decay rises from 0 as (1 + n) / (10 + n) so that the first, random weights are forgotten at once.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.num_updates = 0
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's present parameters."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_(list(self.shadow.values()), [parameters[name] for name in self.shadow], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Overwrite the module's parameters with the average."""
+        parameters = dict(module.named_parameters())
+        for name, average in self.shadow.items():
+            parameters[name].copy_(average)

@@ -1,0 +1,316 @@
+"""The training loop: one readable step, logging, validation, exact resume, and a model directory at the end.
+
+Phases, by step: up to `quantizer_start` the latent passes unquantized, so that it takes shape before codes are laid over
+it; then the quantizer is matched to it and spectral losses train the codec; from `adversarial_start` on the
+discriminators join.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codec.errors import ConfigError
+from codec.model import weights
+from codec.model.codec import Codec, CodecConfig
+from codec.training.adversary import Adversary, AdversaryConfig
+from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
+from codec.training.losses import MelLoss, MelLossConfig
+from codec.training.monitor import CodeUsage, Monitor
+from codec.training.state import (
+    ExponentialMovingAverage,
+    flatten_optimizer,
+    load_state,
+    restore_optimizer,
+    save_state,
+)
+from codec.training.validation import validate
+
+STATE_NAME = "state.safetensors"
+CONFIG_NAME = "config.json"
+
+
+@dataclass
+class TrainingConfig:
+    """How to train. Steps count updates of the generator."""
+
+    run: str = "runs/codec"  # folder of the run: state, logs, models
+    init: str = ""  # model directory to start from, with its discriminators where it has them
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "bf16"  # of matrix products and convolutions; quantizer, spectra and losses stay in float32
+    compile: bool = False  # torch.compile the codec
+
+    steps: int = 200_000
+    learning_rate: float = 5e-4
+    betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay_steps: int = 50_000  # length of the linear descent to `final_rate` at the end
+    final_rate: float = 0.02  # of the learning rate
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    quantizer_start: int = 200
+    adversarial_start: int = 20_000
+    adversarial_seconds: float = 1.0  # of each window that the discriminators see
+
+    mel_weight: float = 15.0
+    commitment_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    feature_matching_weight: float = 2.0
+
+    log_every: int = 50
+    validate_every: int = 2000
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "float32"):
+            raise ConfigError(f"training.precision must be bf16 or float32, got {self.precision!r}")
+        for name in ("steps", "log_every", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"training.{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass
+class Config:
+    """The whole tree of settings of a run."""
+
+    model: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mel: MelLossConfig = field(default_factory=MelLossConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+class Trainer:
+    """Trains one codec in one run folder; created again on that folder, it goes on where the last state was saved."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.settings = config.training
+        self.run = Path(self.settings.run)
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.device = weights.choose_device(self.settings.device)
+        torch.manual_seed(self.settings.seed)
+        self.codec = self._initial_codec().to(self.device).train()
+        sample_rate = self.codec.sample_rate
+        self.sampler = WindowSampler(self._open_cache("train"), config.data, self.settings.seed)
+        self.held_out = self._open_cache("validation") if config.data.validation else None
+        self.mel_loss = MelLoss(config.mel, sample_rate).to(self.device)
+        self.adversary = Adversary(config.adversary, self.device)
+        if self.settings.init:
+            self.adversary.load_if_present(Path(self.settings.init))
+        self.optimizer = torch.optim.AdamW(
+            self.codec.parameters(),
+            lr=self.settings.learning_rate,
+            betas=(self.settings.betas[0], self.settings.betas[1]),
+            weight_decay=self.settings.weight_decay,
+            fused=True,
+        )
+        self.ema = ExponentialMovingAverage(self.codec, self.settings.ema_decay)
+        self.usage = CodeUsage(self.codec.codebook_size, self.device)
+        self.step = 0
+        self.skipped_steps = 0
+        self.best_score = -math.inf
+        self._resume()
+        self._save_config()
+        self._encode = torch.compile(self.codec.encoder) if self.settings.compile else self.codec.encoder
+        self._decode = torch.compile(self.codec.decoder) if self.settings.compile else self.codec.decoder
+
+    def fit(self) -> Path:
+        """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first."""
+        monitor = Monitor(self.run, self.step, self.settings.steps)
+        with _stop_signals() as stop:
+            for wav in self.sampler.batches(self.step):
+                if self.step >= self.settings.steps or stop.requested:
+                    break
+                scalars = self.train_step(wav.to(self.device, non_blocking=True))
+                self.step += 1
+                if self.step % self.settings.log_every == 0:
+                    monitor.log(self.step, scalars | self.usage.summary(), skipped_steps=self.skipped_steps)
+                if self.step % self.settings.validate_every == 0 and self.held_out is not None:
+                    self._validate(monitor)
+                if self.step % self.settings.save_every == 0:
+                    self.save()
+        self.save()
+        monitor.close()
+        return self.save_model("last")
+
+    def train_step(self, wav: Tensor) -> dict[str, Tensor]:
+        """One update of the codec, and of the discriminators once they have joined: (B, 1, T) -> scalars to log."""
+        settings = self.settings
+        is_adversarial = self.step >= settings.adversarial_start
+        rate = self._set_learning_rate()
+
+        with self._autocast():
+            latent = self._encode(wav)  # (B, 1, T) -> (B, D, N)
+            quantized, quantizer_loss = self._quantize(latent)
+            fake = self._decode(quantized)[..., : wav.shape[-1]]  # (B, D, N) -> (B, 1, T)
+        mel = self.mel_loss(wav, fake)
+        loss = settings.mel_weight * mel + settings.commitment_weight * quantizer_loss
+        scalars = {"loss/mel": mel, "loss/quantizer": quantizer_loss}
+        if is_adversarial:
+            real_crop, fake_crop = self._crop(wav, fake)
+            with self._autocast():
+                adversarial, feature_matching = self.adversary.generator_loss(real_crop, fake_crop)
+            loss = loss + settings.adversarial_weight * adversarial
+            loss = loss + settings.feature_matching_weight * feature_matching
+            scalars |= {"loss/adversarial": adversarial, "loss/feature_matching": feature_matching}
+        gradient_norm = self._update(loss)
+        scalars |= {"loss/total": loss, "gradient_norm/codec": gradient_norm}
+        if is_adversarial:
+            with self._autocast():
+                discriminator_loss = self.adversary.discriminator_loss(real_crop, fake_crop.detach())
+            scalars["gradient_norm/discriminators"] = self.adversary.update(discriminator_loss, rate)
+            scalars["loss/discriminator"] = discriminator_loss
+        scalars["learning_rate"] = torch.tensor(rate * settings.learning_rate)
+        return {name: value.detach() for name, value in scalars.items()}
+
+    def save(self) -> None:
+        """Write the state from which the run goes on exactly."""
+        parts = {
+            "codec": self.codec.state_dict(),
+            "ema": self.ema.shadow,
+            "optimizer": flatten_optimizer(self.optimizer),
+            "discriminators": self.adversary.discriminators.state_dict(),
+            "discriminator_optimizer": flatten_optimizer(self.adversary.optimizer),
+            "usage": {"counts": self.usage.counts},
+        }
+        counters = {
+            "step": self.step,
+            "ema_updates": self.ema.num_updates,
+            "skipped_steps": self.skipped_steps,
+            "best_score": self.best_score,
+        }
+        save_state(self.run / STATE_NAME, parts, counters)
+
+    def save_model(self, name: str) -> Path:
+        """Write the averaged weights as a model directory below the run, discriminators beside them."""
+        directory = self.run / name
+        weights.save(self.averaged_codec(), directory, dtype=torch.float16)
+        self.adversary.save(directory)
+        return directory
+
+    def averaged_codec(self) -> Codec:
+        """A copy of the codec with the averaged weights, in eval mode."""
+        codec = Codec(self.config.model).to(self.device)
+        codec.load_state_dict(self.codec.state_dict())
+        self.ema.copy_to(codec)
+        return codec.eval()
+
+    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        if self.step < self.settings.quantizer_start:
+            return latent.float(), latent.new_zeros((), dtype=torch.float32)
+        if self.step == self.settings.quantizer_start and not self.settings.init:
+            self.codec.quantizer.match(latent.detach())
+        codes, quantized, loss = self.codec.quantizer(latent)
+        self.usage.add(codes)
+        return quantized, loss
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Step the codec and its average, unless the gradient is not finite: then the step is skipped and counted."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), self.settings.clip_norm, foreach=True)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.ema.update(self.codec)
+        else:
+            self.skipped_steps += 1
+        return norm
+
+    def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The same random stretch of both, so that the discriminators, the costliest part, see less audio."""
+        length = min(round(self.settings.adversarial_seconds * self.codec.sample_rate), real.shape[-1])
+        generator = torch.Generator().manual_seed(self.settings.seed + self.step)
+        start = int(torch.randint(real.shape[-1] - length + 1, (), generator=generator))
+        return real[..., start : start + length], fake[..., start : start + length]
+
+    def _set_learning_rate(self) -> float:
+        """Linear warm-up, a plateau, and a linear descent over the last `decay_steps`; returns the factor."""
+        settings = self.settings
+        rise = min(1.0, (self.step + 1) / max(settings.warmup_steps, 1))
+        left = (settings.steps - self.step) / max(min(settings.decay_steps, settings.steps), 1)
+        rate = rise * max(min(left, 1.0), settings.final_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * settings.learning_rate
+        return rate
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _validate(self, monitor: Monitor) -> None:
+        assert self.held_out is not None
+        result = validate(self.averaged_codec(), self.held_out, self.mel_loss)
+        monitor.log_validation(self.step, result)
+        if result.score > self.best_score:
+            self.best_score = result.score
+            self.save_model("best")
+
+    def _initial_codec(self) -> Codec:
+        if not self.settings.init:
+            return Codec(self.config.model)
+        codec = weights.load(self.settings.init)
+        if codec.config != self.config.model:
+            raise ConfigError(f"training.init: {self.settings.init} has another configuration than `model`")
+        return codec
+
+    def _open_cache(self, split: str) -> AudioCache:
+        data = self.config.data
+        return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
+
+    def _resume(self) -> None:
+        path = self.run / STATE_NAME
+        if not path.exists():
+            return
+        parts, counters = load_state(path)
+        self.codec.load_state_dict(parts["codec"])
+        self.ema.shadow = {name: tensor.to(self.device) for name, tensor in parts["ema"].items()}
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        self.adversary.discriminators.load_state_dict(parts["discriminators"])
+        restore_optimizer(self.adversary.optimizer, parts.get("discriminator_optimizer", {}))
+        self.usage.counts.copy_(parts["usage"]["counts"])
+        self.step = counters["step"]
+        self.ema.num_updates = counters["ema_updates"]
+        self.skipped_steps = counters["skipped_steps"]
+        self.best_score = counters["best_score"]
+
+    def _save_config(self) -> None:
+        values = dataclasses.asdict(self.config)
+        (self.run / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n")
+
+
+class _StopRequest:
+    requested = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_StopRequest]:
+    """Turn SIGTERM and Ctrl-C into a request that is met after the present step; a second one interrupts at once."""
+    request = _StopRequest()
+
+    def handle(number: int, frame: Any) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
