@@ -1,7 +1,8 @@
 """Training losses as functions of tensors: spectral reconstruction, adversarial, feature matching.
 
-Knows neither discriminators nor optimizers. Everything spectral runs in float32 with autocast off, because the logarithm
-of a magnitude has no use for eight bits of mantissa. Nothing here waits for the device or writes into its inputs.
+Knows neither discriminators nor optimizers. Everything spectral runs in float32 with autocast off, because the
+logarithm of a magnitude needs more than eight bits of mantissa. Nothing here waits for the device or writes into its
+inputs.
 
 Shapes: B batch, T samples, F frequency bins, M mel bands, N frames. Waveforms are (B, T) or (B, 1, T).
 """

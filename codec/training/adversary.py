@@ -1,0 +1,236 @@
+"""The adversary of the codec: discriminators, their optimizer and both directions of the loss, as one object.
+
+In a step that trains both sides, either call `generator_loss` and `discriminator_loss`, each of which runs every
+discriminator once, or `joint_losses`, which serves both roles with a single run and less memory.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, parametrize
+
+from codec.errors import ConfigError, ModelError
+from codec.training import losses
+from codec.training.discriminators import DiscriminatorOutput, Discriminators, DiscriminatorsConfig, GroupConfig
+
+
+class GeneratorLosses(NamedTuple):
+    """What the discriminators want from the generator; scalars, unweighted, summed over groups."""
+
+    adversarial: Tensor
+    feature_matching: Tensor
+
+
+class JointLosses(NamedTuple):
+    """Both sides' losses of one step; scalars. Only `generator` carries a gradient."""
+
+    generator: Tensor
+    """Weighted sum of the next two, to be added to the generator's other losses."""
+    adversarial: Tensor
+    feature_matching: Tensor
+    discriminator: Tensor
+
+
+@dataclass
+class AdversaryConfig:
+    """Discriminators and how they are optimized."""
+
+    discriminators: DiscriminatorsConfig = field(default_factory=DiscriminatorsConfig)
+    learning_rate: float = 2e-4
+    """AdamW's; > 0."""
+    betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
+    """AdamW's decay rates of the gradient's first and second moment, in [0, 1)."""
+    weight_decay: float = 0.0
+    """AdamW's; >= 0. With weight normalisation it would mostly change the effective learning rate."""
+    max_gradient_norm: float = 10.0
+    """Longer gradients, over all discriminators together, are scaled down to this; > 0."""
+    relative_features: bool = False
+    """Divide each feature map's difference by the mean magnitude of the real map."""
+
+    def __post_init__(self) -> None:
+        self.betas = list(self.betas)
+        if not self.learning_rate > 0:
+            raise ConfigError(f"adversary.learning_rate must be positive, got {self.learning_rate:g}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"adversary.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.weight_decay < 0:
+            raise ConfigError(f"adversary.weight_decay must not be negative, got {self.weight_decay:g}")
+        if not self.max_gradient_norm > 0:
+            raise ConfigError(f"adversary.max_gradient_norm must be positive, got {self.max_gradient_norm:g}")
+
+
+class Adversary:
+    """Discriminators that learn to tell real from decoded speech, and teach the generator by it.
+
+    All waveforms are (B, 1, T) float32; both sides may be the same random crops of longer clips. Run the losses under
+    autocast for 16-bit arithmetic; spectra and the losses themselves stay in float32.
+
+    Args:
+        config: discriminators and optimizer.
+        device: where the discriminators live.
+    """
+
+    def __init__(self, config: AdversaryConfig, device: str | torch.device = "cpu") -> None:
+        self.config = config
+        self.discriminators = Discriminators(config.discriminators).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.discriminators.parameters(),
+            lr=config.learning_rate,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Loss of the discriminators, scalar; no gradient reaches either waveform. Follow it with `backward`, `step`.
+
+        Both waveforms go through as one batch: same result, one normalisation and one large product per layer.
+        """
+        both = torch.cat([real.detach(), fake.detach()])
+        total: list[Tensor] = []
+        for group, share, member in self._members():
+            logits_real, logits_fake = member(both).logits.tensor_split([len(real)])
+            total.append(share * losses.discriminator_loss(logits_real, logits_fake, group.loss))
+        return torch.stack(total).sum()
+
+    def generator_loss(self, real: Tensor, fake: Tensor) -> GeneratorLosses:
+        """What the generator is told about `fake`; the discriminators are constants, and so is all about `real`."""
+        adversarial, feature_matching = [], []
+        with frozen(self.discriminators), parametrize.cached():
+            for group, share, member in self._members():
+                with torch.no_grad():
+                    output_real = member(real)
+                output_fake = member(fake)
+                adversarial.append(share * losses.generator_loss(output_fake.logits, group.loss))
+                feature_matching.append(share * self._feature_matching(group, output_real, output_fake))
+        return GeneratorLosses(torch.stack(adversarial).sum(), torch.stack(feature_matching).sum())
+
+    def joint_losses(
+        self, real: Tensor, fake: Tensor, adversarial_weight: float = 1.0, feature_matching_weight: float = 1.0
+    ) -> JointLosses:
+        """Both roles of one step from a single run of each discriminator, one discriminator at a time.
+
+        Equal to `generator_loss`, then `discriminator_loss` and `backward` with the same discriminators, as in a step
+        that updates the generator first. Each discriminator's activations are freed before the next one runs, so peak
+        memory is that of the largest, not of all. Gradients of the discriminators are set on return; call `step`.
+
+        Args:
+            real: (B, 1, T).
+            fake: (B, 1, T), the generator's output.
+            adversarial_weight: of the adversarial part in the generator's loss.
+            feature_matching_weight: of the feature matching part in the generator's loss.
+
+        Returns:
+            The losses. The gradient of `generator` with respect to `fake` is already known; its `backward` only hands
+            it on to the generator.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        leaf = fake.detach().requires_grad_()
+        gradient = torch.zeros_like(leaf)
+        parts: list[Tensor] = []  # adversarial, feature matching, discriminator of each member
+        for group, share, member in self._members():
+            with parametrize.cached():
+                output_real, output_fake = member(real.detach()), member(leaf)
+            adversarial = share * losses.generator_loss(output_fake.logits, group.loss)
+            matching = share * self._feature_matching(group, output_real, output_fake)
+            wanted = adversarial_weight * adversarial + feature_matching_weight * matching
+            gradient += torch.autograd.grad(wanted, leaf, retain_graph=True)[0]
+            discriminator = share * losses.discriminator_loss(output_real.logits, output_fake.logits, group.loss)
+            discriminator.backward(inputs=list(member.parameters()))
+            parts += [adversarial.detach(), matching.detach(), discriminator.detach()]
+        adversarial, matching, discriminator = torch.stack(parts).view(-1, 3).sum(dim=0)
+        value = adversarial_weight * adversarial + feature_matching_weight * matching
+        return JointLosses(_KnownGradient.apply(fake, value, gradient), adversarial, matching, discriminator)
+
+    def backward(self, loss: Tensor) -> None:
+        """Replace the discriminators' gradients by those of `loss`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def step(self) -> Tensor:
+        """Clip the gradients and update the discriminators.
+
+        Returns:
+            The gradient's norm before clipping, a scalar on the device. If it is not finite nothing was updated; this
+            is decided on the device, without waiting for it.
+        """
+        norm = clip_grad_norm_(self.discriminators.parameters(), self.config.max_gradient_norm, foreach=True)
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read by fused updates
+        self.optimizer.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume exactly."""
+        return {"discriminators": self.discriminators.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s result."""
+        self.discriminators.load_state_dict(state["discriminators"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write the discriminators' weights, in 16 bit, for fine-tuning by others; the file appears complete or not."""
+        path = Path(path)
+        state = self.discriminators.state_dict()
+        partial = path.with_name(path.name + ".part")
+        save_file({key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()}, partial)
+        os.replace(partial, path)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Read the discriminators' weights from `save_weights`' file.
+
+        Raises:
+            ModelError: the file belongs to other discriminators.
+        """
+        state, ours = load_file(path), self.discriminators.state_dict()
+        odd = sorted(set(state) ^ set(ours)) or [key for key in ours if state[key].shape != ours[key].shape]
+        if odd:
+            raise ModelError(f"{path}: made with other discriminator settings, {odd[0]} does not fit")
+        self.discriminators.load_state_dict(state)
+
+    def _members(self) -> Iterator[tuple[GroupConfig, float, nn.Module]]:
+        """(settings, factor of its losses in the sum, network) of each discriminator."""
+        for name, group, member in self.discriminators.members():
+            size = len(self.discriminators.groups[name])  # type: ignore[arg-type]
+            yield group, 1.0 if group.reduction == "sum" else 1.0 / size, member
+
+    def _feature_matching(self, group: GroupConfig, real: DiscriminatorOutput, fake: DiscriminatorOutput) -> Tensor:
+        chosen = [
+            output.feature_maps[int(group.skip_first_map) :] + ([output.logits] if group.match_logits else [])
+            for output in (real, fake)
+        ]
+        return losses.feature_matching_loss(*chosen, relative=self.config.relative_features)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within this block graphs take the module's parameters for constants."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A scalar of given value whose gradient with respect to `wav` is given too."""
+
+    @staticmethod
+    def forward(ctx: Any, wav: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer[0] * gradient, None, None

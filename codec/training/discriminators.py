@@ -1,0 +1,464 @@
+"""Networks that tell real speech from decoded speech: by period, by scale and by spectrum.
+
+Every discriminator maps a waveform (B, 1, T) to one `DiscriminatorOutput`, so that losses need not know which kind
+they judge. Widths and depths are settings: a set small enough for one CPU core, a full one for GPUs and the published
+recipe's set are configurations of the same classes. Losses and optimizer live elsewhere.
+
+Shapes: B batch, T samples, P period, C channels, L steps along time, N frames, F frequency bins.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from math import pi
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from codec.errors import ConfigError, ModelError
+from codec.training.losses import ADVERSARIAL_LOSSES
+
+_SLOPE = 0.1  # of the leaky rectifier, in every published discriminator of this kind
+REDUCTIONS = ("mean", "sum")
+
+
+class DiscriminatorOutput(NamedTuple):
+    """What one discriminator says about a batch of clips."""
+
+    logits: Tensor
+    """(B, any): one number per stretch of the clip; high means real."""
+    feature_maps: list[Tensor]
+    """Inner activations from the input on, without the logits. Layouts differ; compare them only with their like."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclass
+class GroupConfig:
+    """How the discriminators of one kind are judged; each kind adds its networks' settings."""
+
+    loss: str = "hinge"
+    """"hinge" or "least-squares"."""
+    reduction: str = "mean"
+    """"mean" or "sum" over the group's discriminators."""
+    skip_first_map: bool = False
+    """Leave the first layer's map out of feature matching."""
+    match_logits: bool = False
+    """Let the logits take part in feature matching as a last map."""
+    preserve_variance: bool = True
+    """Start from weights that keep the size of the activations, so that the first logits and maps already depend on
+    the input; false starts from torch's defaults, which shrink it about threefold per layer, as published."""
+    level_input: bool = False
+    """Make each clip zero-mean and scale it to a peak of 0.8 first, so that loudness is no clue."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.loss not in ADVERSARIAL_LOSSES:
+            raise ConfigError(f"{name}.loss must be one of {', '.join(ADVERSARIAL_LOSSES)}, got {self.loss!r}")
+        if self.reduction not in REDUCTIONS:
+            raise ConfigError(f"{name}.reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}")
+        layers = [getattr(self, f.name) for f in fields(self) if f.name in _PER_LAYER]
+        lengths = {len(values) for values in layers}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ConfigError(f"{name} needs one {' and one '.join(_PER_LAYER)} per layer, got lists of other lengths")
+        if any(size < 1 or size % 2 == 0 for sizes in getattr(self, "kernel_sizes", []) for size in _as_list(sizes)):
+            raise ConfigError(f"{name}.kernel_sizes must be odd, got {self.kernel_sizes}")  # type: ignore[attr-defined]
+
+    def networks(self) -> list[nn.Module]:
+        """One network per view of the waveform, not yet weight-normalised."""
+        raise NotImplementedError
+
+    def build(self) -> list[nn.Module]:
+        """The group's discriminators, with weight normalisation on every convolution."""
+        networks = self.networks()
+        convs = [m for network in networks for m in network.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+        for conv in convs:
+            if self.preserve_variance:
+                nn.init.kaiming_normal_(conv.weight, _SLOPE)
+                nn.init.zeros_(conv.bias)
+            weight_norm(conv)
+        return networks
+
+
+_PER_LAYER = ("channels", "kernel_sizes", "strides", "groups")
+
+
+@dataclass
+class PeriodConfig(GroupConfig):
+    """Discriminators that look at every P-th sample, where voiced speech repeats."""
+
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    """P of each discriminator, samples; primes overlap least."""
+    channels: list[int] = field(default_factory=lambda: [32, 128, 512, 1024, 1024])
+    kernel_sizes: list[int] = field(default_factory=lambda: [5, 5, 5, 5, 5])
+    strides: list[int] = field(default_factory=lambda: [3, 3, 3, 3, 1])
+    pad_whole_period: bool = False
+    """Append a whole period where the length is already a multiple of it, as one published discriminator does."""
+
+    def networks(self) -> list[nn.Module]:
+        """One network per period."""
+        return [PeriodDiscriminator(period, self) for period in self.periods]
+
+
+@dataclass
+class ScaleConfig(GroupConfig):
+    """Discriminators that look at the waveform at several sample rates."""
+
+    factors: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Downsampling factor of each discriminator."""
+    channels: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024, 1024])
+    kernel_sizes: list[int] = field(default_factory=lambda: [15, 41, 41, 41, 41, 5])
+    strides: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4, 1])
+    groups: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 16, 1])
+    """Groups of each convolution; they keep long kernels affordable."""
+
+    def networks(self) -> list[nn.Module]:
+        """One network per factor."""
+        return [ScaleDiscriminator(factor, self) for factor in self.factors]
+
+
+@dataclass
+class SpectrumConfig(GroupConfig):
+    """Discriminators that look at STFTs of several resolutions. Kernels and strides are [frames, bins]."""
+
+    n_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512])
+    """Window and transform length of each discriminator, samples."""
+    overlap: list[int] = field(default_factory=lambda: [4, 4, 4])
+    """Window length / hop length of each discriminator."""
+    channels: list[int] = field(default_factory=lambda: [32, 32, 32, 32, 32])
+    kernel_sizes: list[list[int]] = field(default_factory=lambda: [[3, 9], [3, 9], [3, 9], [3, 9], [3, 3]])
+    strides: list[list[int]] = field(default_factory=lambda: [[1, 1], [1, 2], [1, 2], [1, 2], [1, 1]])
+    band_edges: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
+    """Each band between two neighbouring edges, as shares of the bins, has its own layers; [0, 1] is one band."""
+    is_complex: bool = True
+    """Real and imaginary part as two channels, or the magnitude as one."""
+    hann_window: bool = True
+    """Hann window and unitary scaling, or a rectangular window without scaling as in the published recipe."""
+    compression: float = 0.5
+    """Magnitudes are raised to this power, phases kept; in (0, 1]. Below 1 quiet bins count more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        edges = self.band_edges
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or sorted(set(edges)) != list(edges):
+            raise ConfigError(f"SpectrumConfig.band_edges must rise from 0 to 1, got {edges}")
+        if len(self.overlap) != len(self.n_ffts):
+            raise ConfigError(f"SpectrumConfig needs one overlap per n_fft, got {self.overlap} and {self.n_ffts}")
+        if not 0 < self.compression <= 1:
+            raise ConfigError(f"SpectrumConfig.compression must be in (0, 1], got {self.compression:g}")
+
+    def networks(self) -> list[nn.Module]:
+        """One network per resolution."""
+        return [SpectrumDiscriminator(n, n // r, self) for n, r in zip(self.n_ffts, self.overlap, strict=True)]
+
+
+@dataclass
+class DiscriminatorsConfig:
+    """A set of discriminators; null leaves a group out. The default is the full set, meant for a GPU."""
+
+    period: PeriodConfig | None = field(default_factory=PeriodConfig)
+    scale: ScaleConfig | None = field(default_factory=ScaleConfig)
+    spectrum: SpectrumConfig | None = field(default_factory=SpectrumConfig)
+    resolution: SpectrumConfig | None = None
+    """The published recipe's magnitude part."""
+    dac_period: PeriodConfig | None = None
+    """The published recipe's second period part."""
+    dac_spectrum: SpectrumConfig | None = None
+    """The published recipe's complex part."""
+
+    def __post_init__(self) -> None:
+        if not self.groups():
+            raise ConfigError("at least one group of discriminators must be set, all are null")
+
+    def groups(self) -> dict[str, GroupConfig]:
+        """The groups that are in use, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    @classmethod
+    def small(cls) -> "DiscriminatorsConfig":
+        """All three kinds with 1.4 M parameters in total, for training on one CPU core."""
+        return cls(
+            period=PeriodConfig(channels=[16, 32, 64, 128, 128]),
+            scale=ScaleConfig(
+                channels=[16, 64, 128, 128], kernel_sizes=[15, 21, 21, 5], strides=[4, 4, 2, 1], groups=[1, 2, 4, 1]
+            ),
+            spectrum=SpectrumConfig(
+                channels=[16, 32, 64, 64],
+                kernel_sizes=[[3, 9], [3, 9], [3, 9], [3, 3]],
+                strides=[[1, 4], [1, 4], [1, 2], [1, 1]],
+                band_edges=[0.0, 1.0],
+            ),
+        )
+
+    @classmethod
+    def paper(cls) -> "DiscriminatorsConfig":
+        """The published recipe's set: period, magnitude resolution, and the pair of the DAC-style part."""
+        as_hinge = {"preserve_variance": False, "match_logits": True}
+        as_dac = {"preserve_variance": False, "loss": "least-squares", "reduction": "sum", "level_input": True}
+        plain = {"hann_window": False, "compression": 1.0}
+        return cls(
+            period=PeriodConfig(skip_first_map=True, **as_hinge),  # type: ignore[arg-type]
+            scale=None,
+            spectrum=None,
+            resolution=SpectrumConfig(
+                n_ffts=[1024, 2048, 512],
+                channels=[64] * 5,
+                kernel_sizes=[[5, 7], [3, 5], [3, 5], [3, 3], [3, 3]],
+                strides=[[2, 2], [1, 2], [2, 2], [1, 2], [2, 2]],
+                band_edges=[0.0, 1.0],
+                is_complex=False,
+                **as_hinge,  # type: ignore[arg-type]
+                **plain,  # type: ignore[arg-type]
+            ),
+            dac_period=PeriodConfig(pad_whole_period=True, **as_dac),  # type: ignore[arg-type]
+            dac_spectrum=SpectrumConfig(**as_dac, **plain),  # type: ignore[arg-type]
+        )
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+def level(wav: Tensor) -> Tensor:
+    """(B, 1, T) without mean and scaled to a peak of 0.8; silence stays silence."""
+    wav = wav - wav.mean(dim=-1, keepdim=True)
+    return 0.8 * wav / (wav.abs().amax(dim=-1, keepdim=True) + 1e-9)
+
+
+def low_pass(factor: int) -> Tensor:
+    """Windowed-sinc filter that leaves what fits below the Nyquist frequency of a `factor` times lower sample rate.
+
+    Returns:
+        (1, 1, 16 * factor + 1) float32 of unit sum. The cut-off, at half height, is 0.85 of that frequency; the Hann
+        window's transition is about 0.15 of it to either side, so what is above it is gone.
+    """
+    reach = 8 * factor
+    time = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    window = 0.5 + 0.5 * torch.cos(pi * time / (reach + 1))
+    taps = window * torch.special.sinc(0.85 * time / factor)
+    return (taps / taps.sum()).float()[None, None]
+
+
+class PeriodDiscriminator(nn.Module):
+    """Convolutions along each of the P interleaved sub-sequences of the waveform, with shared weights.
+
+    The published form is two-dimensional with kernels one column wide. Columns never mix in it, so they can as well be
+    items of the batch of a one-dimensional convolution, which is faster.
+
+    Source: HiFi-GAN, arXiv:2010.05646.
+    """
+
+    def __init__(self, period: int, config: PeriodConfig) -> None:
+        super().__init__()
+        self.period, self.level_input, self.pad_whole_period = period, config.level_input, config.pad_whole_period
+        self.convs = nn.ModuleList(
+            nn.Conv1d(below, above, size, stride, size // 2)
+            for (below, above), size, stride in zip(
+                pairwise([1, *config.channels]), config.kernel_sizes, config.strides, strict=True
+            )
+        )
+        self.post = nn.Conv1d(config.channels[-1], 1, 3, padding=1)
+
+    def forward(self, wav: Tensor) -> DiscriminatorOutput:
+        """(B, 1, T) -> logits (B, P * L), L = ceil(ceil(T / P) / product of the strides)."""
+        wav = level(wav) if self.level_input else wav
+        missing = -wav.shape[-1] % self.period
+        if missing or self.pad_whole_period:
+            wav = F.pad(wav, (0, missing or self.period), mode="reflect")
+        x = wav.unflatten(-1, (-1, self.period)).transpose(1, 3).flatten(0, 1).transpose(1, 2)  # (B * P, 1, T / P)
+        feature_maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), _SLOPE)
+            feature_maps.append(x)
+        return DiscriminatorOutput(self.post(x).reshape(len(wav), -1), feature_maps)
+
+
+class ScaleDiscriminator(nn.Module):
+    """Long grouped convolutions over the waveform after low-pass filtering and downsampling.
+
+    Source: MelGAN, arXiv:1910.06711, with a low-pass filter in place of average pooling, whose stop band leaks.
+    """
+
+    taps: Tensor
+
+    def __init__(self, factor: int, config: ScaleConfig) -> None:
+        super().__init__()
+        self.factor, self.level_input = factor, config.level_input
+        self.register_buffer("taps", low_pass(factor), persistent=False)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(below, above, size, stride, size // 2, groups=groups)
+            for (below, above), size, stride, groups in zip(
+                pairwise([1, *config.channels]), config.kernel_sizes, config.strides, config.groups, strict=True
+            )
+        )
+        self.post = nn.Conv1d(config.channels[-1], 1, 3, padding=1)
+
+    def downsample(self, wav: Tensor) -> Tensor:
+        """(B, 1, T) -> (B, 1, ceil(T / factor))."""
+        if self.factor == 1:
+            return wav
+        with torch.autocast(wav.device.type, enabled=False):
+            wav = wav.to(self.taps.dtype)
+            return F.conv1d(wav, self.taps, stride=self.factor, padding=self.taps.shape[-1] // 2)
+
+    def forward(self, wav: Tensor) -> DiscriminatorOutput:
+        """(B, 1, T) -> logits (B, L), L = ceil(ceil(T / factor) / product of the strides)."""
+        x = self.downsample(level(wav) if self.level_input else wav)
+        feature_maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), _SLOPE)
+            feature_maps.append(x)
+        return DiscriminatorOutput(self.post(x).flatten(1), feature_maps)
+
+
+class SpectrumDiscriminator(nn.Module):
+    """Two-dimensional convolutions over an STFT, each band of frequencies with its own layers up to the last.
+
+    Source: DAC, arXiv:2306.06546 (complex, banded); UnivNet, arXiv:2106.07889 (magnitude).
+    """
+
+    window: Tensor | None
+
+    def __init__(self, n_fft: int, hop_length: int, config: SpectrumConfig) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length, self.level_input = n_fft, hop_length, config.level_input
+        self.is_complex, self.compression, self.is_unitary = config.is_complex, config.compression, config.hann_window
+        self.register_buffer("window", torch.hann_window(n_fft) if config.hann_window else None, persistent=False)
+        num_bins = n_fft // 2 + 1
+        edges = [int(edge * num_bins) for edge in config.band_edges]
+        self.bands = list(pairwise(edges))
+        first = 2 if config.is_complex else 1
+        self.band_convs = nn.ModuleList(
+            nn.ModuleList(
+                nn.Conv2d(below, above, (size[0], size[1]), (stride[0], stride[1]), (size[0] // 2, size[1] // 2))
+                for (below, above), size, stride in zip(
+                    pairwise([first, *config.channels]), config.kernel_sizes, config.strides, strict=True
+                )
+            )
+            for _ in self.bands
+        )
+        self.post = nn.Conv2d(config.channels[-1], 1, 3, padding=1)
+
+    def spectrum(self, wav: Tensor) -> Tensor:
+        """(B, 1, T) -> (B, 2 or 1, N, F) float32 whatever autocast says."""
+        with torch.autocast(wav.device.type, enabled=False):
+            wav = wav.to(torch.promote_types(wav.dtype, torch.float32)).squeeze(1)
+            bins = torch.stft(
+                wav,
+                self.n_fft,
+                self.hop_length,
+                window=self.window,
+                center=True,
+                normalized=self.is_unitary,
+                return_complex=True,
+            )  # (B, F, N)
+            bins = bins.transpose(1, 2)  # (B, N, F)
+            if not self.is_complex:
+                magnitude = bins.abs().unsqueeze(1)
+                return magnitude if self.compression == 1 else (magnitude + 1e-3).pow(self.compression)
+            x = torch.view_as_real(bins).movedim(-1, 1)  # (B, 2, N, F)
+            if self.compression == 1:
+                return x
+            # |S|^(c - 1) grows without bound towards silence; the 1e-5 caps it, at 18 for c = 1/2.
+            power = x.square().sum(dim=1, keepdim=True) + 1e-5
+            return x * power.pow((self.compression - 1) / 2)
+
+    def forward(self, wav: Tensor) -> DiscriminatorOutput:
+        """(B, 1, T) -> logits (B, any)."""
+        spectrum = self.spectrum(level(wav) if self.level_input else wav)  # (B, 2 or 1, N, F)
+        feature_maps, ends = [], []
+        for (low, high), convs in zip(self.bands, self.band_convs, strict=True):
+            x = spectrum[..., low:high]
+            for conv in convs:  # type: ignore[attr-defined]
+                x = F.leaky_relu(conv(x), _SLOPE)
+                feature_maps.append(x)
+            ends.append(x)
+        return DiscriminatorOutput(self.post(torch.cat(ends, dim=-1)).flatten(1), feature_maps)
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a configuration, in named groups.
+
+    Args:
+        config: which groups, and how wide.
+    """
+
+    def __init__(self, config: DiscriminatorsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.groups = nn.ModuleDict({name: nn.ModuleList(group.build()) for name, group in config.groups().items()})
+
+    def members(self) -> Iterator[tuple[str, GroupConfig, nn.Module]]:
+        """(group name, its settings, one discriminator) for each discriminator."""
+        for name, group in self.config.groups().items():
+            for member in self.groups[name]:  # type: ignore[attr-defined]
+                yield name, group, member
+
+    def forward(self, wav: Tensor) -> dict[str, list[DiscriminatorOutput]]:
+        """(B, 1, T) -> by group, the outputs of its discriminators."""
+        outputs: dict[str, list[DiscriminatorOutput]] = {name: [] for name in self.groups}
+        for name, _, member in self.members():
+            outputs[name].append(member(wav))
+        return outputs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published weights
+
+
+def reference_keys(discriminators: Discriminators) -> dict[str, str]:
+    """Where each of our parameters lies in a published checkpoint, below its discriminators' common prefix.
+
+    Only for `DiscriminatorsConfig.paper()`. Our two DAC-style groups are one list there, periods first.
+    """
+    homes = {"period": "multiperioddisc", "resolution": "multiresddisc", "dac_period": "dac", "dac_spectrum": "dac"}
+    endings = {"original0": "weight_g", "original1": "weight_v", "bias": "bias"}
+    num_periods = len(discriminators.groups["dac_period"])  # type: ignore[arg-type]
+    keys = {}
+    for key, _ in discriminators.named_parameters():
+        _, group, number, *path, last = key.split(".")
+        path = [part for part in path if part not in ("parametrizations", "weight")]
+        if path[0] == "post":
+            path = ["conv_post"]
+        elif group == "resolution":
+            path = ["convs", path[2]]  # one band, whose number is left out there
+        elif group.startswith("dac"):
+            path.append("0")  # convolution and rectifier are a pair there
+        place = int(number) + (num_periods if group == "dac_spectrum" else 0)
+        keys[key] = ".".join([homes[group], "discriminators", str(place), *path, endings[last]])
+    return keys
+
+
+def load_reference(discriminators: Discriminators, state: Mapping[str, Tensor], prefix: str = "loss.") -> None:
+    """Fill `DiscriminatorsConfig.paper()` discriminators from a published checkpoint's state dict.
+
+    Args:
+        discriminators: filled in place.
+        state: holds `prefix` + each name of `reference_keys`; other entries are ignored.
+        prefix: "loss." in SimVQ checkpoints, "" in WavTokenizer ones (whose "dac." part was never trained).
+
+    Raises:
+        ModelError: a tensor is missing or of another shape.
+    """
+    ours = dict(discriminators.named_parameters())
+    for key, name in reference_keys(discriminators).items():
+        if prefix + name not in state:
+            raise ModelError(f"{prefix + name}: missing from the checkpoint, its discriminators cannot be loaded")
+        theirs = state[prefix + name]
+        if ours[key].dim() == 3:
+            theirs = theirs.squeeze(-1)  # kernels one column wide
+        elif name.startswith("multiresddisc") and theirs.dim() == 4:
+            theirs = theirs.transpose(2, 3)  # [bins, frames] there
+        if theirs.shape != ours[key].shape:
+            raise ModelError(f"{prefix + name}: shape {tuple(theirs.shape)}, expected {tuple(ours[key].shape)}")
+        with torch.no_grad():
+            ours[key].copy_(theirs)
