@@ -326,13 +326,14 @@ class SpectrumDiscriminator(nn.Module):
     Source: DAC, arXiv:2306.06546 (complex, banded); UnivNet, arXiv:2106.07889 (magnitude).
     """
 
-    window: Tensor | None
+    window: Tensor
 
     def __init__(self, n_fft: int, hop_length: int, config: SpectrumConfig) -> None:
         super().__init__()
         self.n_fft, self.hop_length, self.level_input = n_fft, hop_length, config.level_input
         self.is_complex, self.compression, self.is_unitary = config.is_complex, config.compression, config.hann_window
-        self.register_buffer("window", torch.hann_window(n_fft) if config.hann_window else None, persistent=False)
+        window = torch.hann_window(n_fft) if config.hann_window else torch.ones(n_fft)
+        self.register_buffer("window", window, persistent=False)
         num_bins = n_fft // 2 + 1
         edges = [int(edge * num_bins) for edge in config.band_edges]
         self.bands = list(pairwise(edges))

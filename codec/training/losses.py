@@ -104,14 +104,14 @@ def mel_filterbank(
 # Spectra
 
 
-def magnitudes(wav: Tensor, n_fft: int, hop_length: int, window: Tensor | None) -> Tensor:
+def magnitudes(wav: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
     """Magnitude STFT, centred with reflection, in float32 whatever autocast says.
 
     Args:
         wav: (B, T) or (B, 1, T), T > n_fft // 2.
         n_fft: length of window and transform.
         hop_length: samples between frames.
-        window: (n_fft,), or None for a rectangular one.
+        window: (n_fft,).
 
     Returns:
         (B, F, N), F = n_fft // 2 + 1, N = T // hop_length + 1. The gradient of a zero bin is zero.

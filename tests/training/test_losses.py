@@ -128,7 +128,8 @@ def test_mel_loss_is_float32_under_autocast_and_leaves_its_inputs_alone():
         inside = loss(reference, estimate)
     assert inside.dtype == torch.float32
     assert inside.equal(loss(reference, estimate))
-    assert reference.equal(kept[0]) and estimate.equal(kept[1])
+    assert reference.equal(kept[0])
+    assert estimate.equal(kept[1])
 
 
 def test_spectral_losses_send_no_gradient_to_the_reference():
@@ -164,7 +165,8 @@ def test_adversarial_losses_pull_in_opposite_directions(kind):
     undecided = torch.linspace(0.1, 0.9, 9)
     real, fake = undecided.clone().requires_grad_(), undecided.clone().requires_grad_()
     losses.discriminator_loss(real, fake, kind).backward()
-    assert (real.grad < 0).all() and (fake.grad > 0).all()
+    assert (real.grad < 0).all()
+    assert (fake.grad > 0).all()
     fake.grad = None
     losses.generator_loss(fake, kind).backward()
     assert (fake.grad < 0).all()

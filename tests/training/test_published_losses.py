@@ -1,0 +1,130 @@
+"""The published recipe's adversarial losses and gradients, with weights from an arithmetic fill rule.
+
+Expected numbers: `../shared/parity/losses.npz`, computed by the published code in float32; its README gives the rule,
+the definitions and how far float32 and float64 lie apart, which is what the tolerances follow.
+"""
+
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codec.training.adversary import Adversary, AdversaryConfig
+from codec.training.discriminators import Discriminators, DiscriminatorsConfig, load_reference, reference_keys
+from codec.training.losses import MelLoss, MelLossConfig, discriminator_loss
+
+PARITY = Path(__file__).parents[3] / "shared" / "parity"
+GROUPS = {"mp": ["period"], "mr": ["resolution"], "dac": ["dac_period", "dac_spectrum"]}
+NAMES = {"mp": "multiperioddisc", "mr": "multiresddisc", "dac": "dac"}
+
+
+def filled(key, shape):
+    """A tensor by the fixtures' fill rule: a function of key and shape alone."""
+    seed = np.uint64(zlib.crc32(key.encode())) << np.uint64(32)
+    z = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) + seed
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    x = (2 * ((z >> np.uint64(11)).astype(np.float64) * 2.0**-53) - 1) * math.sqrt(3)
+    offset, scale = {"weight_g": (1, 0.1), "weight_v": (0, 1), "bias": (0, 0.05)}[key.rsplit(".", 1)[1]]
+    return torch.from_numpy((offset + scale * x).astype(np.float32).reshape(shape))
+
+
+@pytest.fixture(scope="module")
+def parity():
+    if not (PARITY / "losses.npz").exists():
+        pytest.skip("needs ../shared/parity/losses.npz")
+    return np.load(PARITY / "losses.npz")
+
+
+@pytest.fixture(scope="module")
+def paper(parity):
+    """The published set, filled: every key of the fixtures is used, and every tensor has the stored checksum."""
+    keys = json.loads((PARITY / "losses_keys.json").read_text())["keys"]
+    keys = {key: entry for key, entry in keys.items() if "melspec" not in key}
+    state = {key: filled(key, entry["shape"]) for key, entry in keys.items()}
+    assert all(zlib.crc32(state[key].numpy().tobytes()) == entry["crc32"] for key, entry in keys.items())
+    discriminators = Discriminators(DiscriminatorsConfig.paper())
+    load_reference(discriminators, state)
+    assert {"loss." + name for name in reference_keys(discriminators).values()} == set(keys)
+    return discriminators
+
+
+@pytest.fixture(scope="module")
+def outputs(paper, parity):
+    with torch.no_grad():
+        return paper(torch.from_numpy(parity["y"])), paper(torch.from_numpy(parity["y_hat"]))
+
+
+def adversary_of(paper, groups):
+    """An adversary that consists of some groups of the filled set."""
+    config = DiscriminatorsConfig.paper()
+    for name in config.groups():
+        if name not in groups:
+            setattr(config, name, None)
+    with torch.device("meta"):
+        adversary = Adversary(AdversaryConfig(discriminators=config), device="meta")
+    for name in groups:
+        adversary.discriminators.groups[name] = paper.groups[name]
+    return adversary
+
+
+@pytest.mark.parametrize("part", GROUPS)
+def test_published_logits_and_map_counts(part, parity, outputs):
+    for output_by_group, side in zip(outputs, ("real", "fake"), strict=True):
+        members = [output for group in GROUPS[part] for output in output_by_group[group]]
+        means = [output.logits.mean().item() for output in members]
+        assert means == pytest.approx(parity[f"{part}_{side}_mean"].tolist(), abs=2e-6)
+        assert [output.logits.shape[1] for output in members] == parity[f"{part}_score_len"].tolist()
+        # The fixtures count the logits as a map, and leave the first map of the period part out.
+        counts = [len(output.feature_maps) + (part != "mp") for output in members]
+        assert counts == parity[f"{part}_fmap_count"].tolist()
+
+
+@pytest.mark.parametrize("part", GROUPS)
+def test_published_discriminator_loss(part, parity, paper, outputs):
+    real, fake = outputs
+    total = 0.0
+    for group in GROUPS[part]:
+        settings = paper.config.groups()[group]
+        values = [
+            discriminator_loss(r.logits, f.logits, settings.loss) for r, f in zip(real[group], fake[group], strict=True)
+        ]
+        total += sum(values).item() / (len(values) if settings.reduction == "mean" else 1)
+    assert total == pytest.approx(parity[f"disc_{part}"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("part", GROUPS)
+def test_published_generator_losses_and_their_gradients(part, parity, paper):
+    y, y_hat = torch.from_numpy(parity["y"]), torch.from_numpy(parity["y_hat"]).requires_grad_()
+    result = adversary_of(paper, GROUPS[part]).generator_loss(y, y_hat)
+    for value, name in zip(result, ("adv", "fm"), strict=True):
+        (gradient,) = torch.autograd.grad(value, y_hat, retain_graph=True)
+        assert value.item() == pytest.approx(parity[f"gen_{part}_{name}"].item(), rel=1e-6)
+        # The resolution part divides by magnitudes near zero where they are differentiated.
+        assert gradient.norm().item() == pytest.approx(parity[f"gradnorm_{part}_{name}"].item(), rel=1e-5)
+    assert all(p.grad is None for p in paper.parameters())
+
+
+def test_published_total_and_all_gradients_from_one_run(parity, paper):
+    y, y_hat = torch.from_numpy(parity["y"]), torch.from_numpy(parity["y_hat"]).requires_grad_()
+    result = adversary_of(paper, list(paper.groups)).joint_losses(y, y_hat)
+    mel = MelLoss(MelLossConfig.reference(), 24000)(y, y_hat)
+    total = result.generator + 45 * mel
+    total.backward()
+    assert total.item() + 1000 * parity["commit"].item() == pytest.approx(parity["gen_total"].item(), rel=1e-6)
+    assert result.discriminator.item() == pytest.approx(parity["disc_total"].item(), rel=1e-6)
+    expected = torch.from_numpy(parity["grad_total"])
+    assert ((y_hat.grad - expected).norm() / expected.norm()).item() < 1e-4
+    assert y_hat.grad.norm().item() == pytest.approx(parity["gradnorm_total"].item(), rel=1e-5)
+    for part, name in NAMES.items():
+        gradients = [p.grad for group in GROUPS[part] for p in paper.groups[group].parameters()]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+        assert norm == pytest.approx(parity[f"paramgrad_{name}"].item(), rel=5e-5)
+    for parameter in paper.parameters():
+        parameter.grad = None
