@@ -366,7 +366,7 @@ class SpectrumDiscriminator(nn.Module):
             if not self.is_complex:
                 magnitude = bins.abs().unsqueeze(1)
                 return magnitude if self.compression == 1 else (magnitude + 1e-3).pow(self.compression)
-            x = torch.view_as_real(bins).movedim(-1, 1)  # (B, 2, N, F)
+            x = torch.stack([bins.real, bins.imag], dim=1)  # (B, 2, N, F)
             if self.compression == 1:
                 return x
             # |S|^(c - 1) grows without bound towards silence; the 1e-5 caps it, at 18 for c = 1/2.
