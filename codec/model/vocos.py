@@ -15,7 +15,9 @@ from codec.model.timeconv import FrameLinear, TimeConv1d, conv1d
 
 MAX_LOG_MAGNITUDE = math.log(100)
 BLOCK_FRAMES = 512
-"""Frames whose widest features exist at once when no gradient is needed."""
+"""Frames that pass through a ConvNeXt block or the spectral head at once when no gradient is needed."""
+TILE_FRAMES = 2048
+"""Queries, and keys, that attention compares at once when no gradient is needed."""
 
 
 @dataclass
@@ -33,8 +35,8 @@ class VocosDecoderConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.latent_dim, self.width, self.inner_width, self.num_groups, self.hop_length)
-        if min(sizes) < 1 or self.num_blocks < 0:
-            raise ConfigError("decoder: every size must be at least 1, num_blocks at least 0")
+        if min(*sizes, self.num_blocks) < 1:
+            raise ConfigError("decoder: every size must be at least 1")
         if self.width % self.num_groups:
             raise ConfigError(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
         if self.n_fft % (2 * self.hop_length) or self.n_fft % 2:
@@ -113,8 +115,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = TimeConv1d(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.pad(F.silu(self.norm1(x)), (0, 0, 1, 1)))
-        y = self.conv2(F.pad(F.silu(self.norm2(y)), (0, 0, 1, 1)))
+        y = self.conv1(F.pad(F.silu(self.norm1(x), inplace=True), (0, 0, 1, 1)))
+        y = self.conv2(F.pad(F.silu(self.norm2(y), inplace=True), (0, 0, 1, 1)))
         return y.add_(x)
 
 
@@ -137,25 +139,35 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query key^T / sqrt(H)) value: three (B, N, H) -> (B, N, H), never holding an N x N matrix.
 
-    On a CPU without gradients, blocks of queries against all keys. Keys and values then play the part of a layer's
-    weights, for the sake of `conv1d`'s speed.
+    On a CPU without gradients in square tiles. The softmax is summed up tile by tile, relative to the largest score so
+    far; keys and values play the part of a layer's weights, for the sake of `conv1d`'s speed.
     """
     if torch.is_grad_enabled() or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None]).squeeze(1)
+    query = query * query.shape[-1] ** -0.5
     result = torch.empty_like(query)
-    scaled = query * query.shape[-1] ** -0.5
     for item in range(len(query)):
-        keys = key[item].unsqueeze(2)  # (N, H, 1)
-        values = value[item].T.unsqueeze(2)  # (H, N, 1)
-        for start in range(0, query.shape[1], BLOCK_FRAMES):
-            block = slice(start, start + BLOCK_FRAMES)
-            weights = conv1d(scaled[item : item + 1, block], keys).softmax(dim=-1)  # (1, block, N)
-            result[item, block] = conv1d(weights, values)[0]
+        tiles = list(zip(key[item].split(TILE_FRAMES), value[item].split(TILE_FRAMES)))
+        for start in range(0, query.shape[1], TILE_FRAMES):
+            block = query[item : item + 1, start : start + TILE_FRAMES]  # (1, M, H)
+            # The sums are float32 under autocast too.
+            largest = torch.full_like(block[..., :1], -torch.inf, dtype=torch.float32)  # (1, M, 1)
+            total, attended = torch.zeros_like(largest), torch.zeros_like(block, dtype=torch.float32)
+            for keys, values in tiles:
+                weights = conv1d(block, keys.unsqueeze(2)).float()  # (1, M, tile)
+                before, largest = largest, torch.maximum(largest, weights.amax(dim=-1, keepdim=True))
+                weights = weights.sub_(largest).exp_()
+                shrink = torch.exp(before - largest)
+                total = total * shrink + weights.sum(dim=-1, keepdim=True)
+                attended = attended.mul_(shrink).add_(conv1d(weights, values.T.unsqueeze(2)))
+            result[item, start : start + TILE_FRAMES] = (attended / total)[0]
     return result
 
 
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, then a two-layer perceptron per frame, added to the input: (B, N, H) -> (B, N, H).
+
+    Overwrites its input when no gradient is needed.
 
     Source: ConvNeXt (arXiv:2201.03545) in the 1-D form of Vocos (arXiv:2306.00814).
     """
@@ -169,16 +181,16 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(F.pad(x, (0, 0, 3, 3)))
+        padded = F.pad(x, (0, 0, 3, 3))
         if torch.is_grad_enabled():
-            return x + self._perceptron(y)
+            return x + self._branch(padded)
         for start in range(0, x.shape[1], BLOCK_FRAMES):
-            block = slice(start, start + BLOCK_FRAMES)
-            y[:, block] = self._perceptron(y[:, block])
-        return y.add_(x)
+            x[:, start : start + BLOCK_FRAMES] += self._branch(padded[:, start : start + BLOCK_FRAMES + 6])
+        return x
 
-    def _perceptron(self, y: Tensor) -> Tensor:
-        return self.scale * self.contract(F.gelu(self.expand(self.norm(y))))
+    def _branch(self, padded: Tensor) -> Tensor:
+        """(B, 3 + N + 3, H) -> (B, N, H)."""
+        return self.scale * self.contract(F.gelu(self.expand(self.norm(self.depthwise(padded)))))
 
 
 class InverseSTFTHead(nn.Module):
@@ -212,7 +224,8 @@ class InverseSTFTHead(nn.Module):
 
     def _frames(self, x: Tensor) -> Tensor:
         """(B, N, H) -> (B, N, n_fft), windowed."""
-        log_magnitude, phase = self.output(x).float().chunk(2, dim=-1)  # (B, N, n_fft // 2 + 1) each
+        with torch.autocast(x.device.type, enabled=False):  # phases need more than the 8 bits of bfloat16
+            log_magnitude, phase = self.output(x.float()).chunk(2, dim=-1)  # (B, N, n_fft // 2 + 1) each
         # Clamped before the exponential: afterwards the gradient of an overflow would be inf * 0 = NaN.
         magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
         spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))

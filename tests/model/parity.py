@@ -1,0 +1,120 @@
+"""Weights by arithmetic: the fill rule of ../shared/parity, and where its expected tensors lie.
+
+Every tensor of a published checkpoint is made from its key and shape alone, so tests can load "the published network"
+without a download. The rule is the one of ../shared/parity/README.md; this is an independent reading of it.
+"""
+
+import json
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
+MODELS = ("wavtokenizer-75", "wavtokenizer-40", "simvq-4k", "simvq-8k")
+needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity, the reference tensors, is not here")
+
+
+def unit_variance(seed: str, num_values: int) -> np.ndarray:
+    """`num_values` float64 of zero mean and unit variance, the same for the same seed everywhere."""
+    z = np.arange(1, num_values + 1, dtype=np.uint64)
+    z += np.uint64(zlib.crc32(seed.encode()) << 32)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    x = (z >> np.uint64(11)).astype(np.float64)
+    x *= 2.0**-53
+    x *= 2
+    x -= 1
+    x *= np.sqrt(3.0)
+    return x
+
+
+def offset_and_scale(key: str, shape: list[int]) -> tuple[float, float]:
+    """Of the values of the tensor `key`; the first rule that fits counts."""
+    last = key.rsplit(".", 1)[-1]
+    if last == "inited":
+        return 1, 0
+    if last == "cluster_size":
+        return 1, 0.1
+    if key.endswith("encoder.model.0.conv.conv.weight_g"):
+        return 40, 4
+    if last == "weight_g":
+        return 1, 0.1
+    if last == "weight_v":
+        return 0, 1
+    if last.startswith("bias"):
+        return 0, 0.05
+    if last == "gamma":
+        return 0.5, 0.1
+    if last in ("embed", "embed_avg") or key.endswith("quantize.embedding.weight"):
+        return 0, 1
+    if ".lstm." in key:
+        return 0, 2 / np.sqrt(shape[1])
+    if key.endswith("norm.scale.weight"):
+        return 1, 0.1
+    if key.endswith("norm.shift.weight"):
+        return 0, 0.1
+    if len(shape) == 1:
+        return 1, 0.1
+    return 0, 1 / np.sqrt(np.prod(shape[1:]))
+
+
+def fill(key: str, shape: list[int], averaged: bool = False) -> np.ndarray:
+    """The float32 tensor `key`; `averaged`: the weight-average copy that SimVQ keeps of it."""
+    offset, scale = offset_and_scale(key, shape)
+    x = unit_variance("model_ema." + key if averaged else key, int(np.prod(shape)))
+    x *= scale
+    x += offset
+    return x.astype(np.float32).reshape(shape)
+
+
+def kept(key: str) -> np.ndarray:
+    """The tensors that are not filled: windows, the mel filter bank and the state of the weight average."""
+    if key.endswith("window"):
+        length = 1024 if "melspec" in key else None
+        assert length, f"{key}: its length is that of the model's n_fft"
+        return hann(length)
+    if key.endswith("fb"):
+        return mel_filters()
+    return {"model_ema.decay": np.float32(0.999), "model_ema.num_updates": np.int32(-1)}[key]  # type: ignore[return-value]
+
+
+def hann(length: int) -> np.ndarray:
+    """Periodic Hann window."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+def mel_filters() -> np.ndarray:
+    """HTK mel triangles, 513 bins of 0 .. 12000 Hz x 100 bands."""
+    bins = np.linspace(0, 12000, 513)
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 12000 / 700), 102) / 2595) - 1)
+    rise = (bins[:, None] - edges[:-2]) / np.diff(edges)[:-1]
+    fall = (edges[2:] - bins[:, None]) / np.diff(edges)[1:]
+    return np.maximum(0, np.minimum(rise, fall)).astype(np.float32)
+
+
+@cache
+def keys(model: str) -> dict[str, dict[str, Any]]:
+    """What is known of every key of a published checkpoint, in stored order."""
+    return json.loads((PARITY / model / "keys.json").read_text())["keys"]
+
+
+@cache
+def expected(model: str) -> dict[str, np.ndarray]:
+    """The reference outputs of a model."""
+    with np.load(PARITY / model / "expected.npz") as arrays:
+        return dict(arrays)
+
+
+@cache
+def speech(name: str) -> np.ndarray:
+    """A clip of real speech, (T,) float32 at 24 kHz; `name` is long or short."""
+    with np.load(PARITY / "inputs.npz") as arrays:
+        return arrays[name]
