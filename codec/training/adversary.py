@@ -132,22 +132,40 @@ class Adversary:
             it on to the generator.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        weights = (adversarial_weight, feature_matching_weight)
         leaf = fake.detach().requires_grad_()
         gradient = torch.zeros_like(leaf)
-        parts: list[Tensor] = []  # adversarial, feature matching, discriminator of each member
+        parts = []
         for group, share, member in self._members():
-            with parametrize.cached():
-                output_real, output_fake = member(real.detach()), member(leaf)
-            adversarial = share * losses.generator_loss(output_fake.logits, group.loss)
-            matching = share * self._feature_matching(group, output_real, output_fake)
-            wanted = adversarial_weight * adversarial + feature_matching_weight * matching
-            gradient += torch.autograd.grad(wanted, leaf, retain_graph=True)[0]
-            discriminator = share * losses.discriminator_loss(output_real.logits, output_fake.logits, group.loss)
-            discriminator.backward(inputs=list(member.parameters()))
-            parts += [adversarial.detach(), matching.detach(), discriminator.detach()]
-        adversarial, matching, discriminator = torch.stack(parts).view(-1, 3).sum(dim=0)
+            part, part_gradient = self._joint_losses_of(group, share, member, real.detach(), leaf, weights)
+            parts.append(part)
+            gradient += part_gradient
+        adversarial, matching, discriminator = torch.stack(parts).sum(dim=0)
         value = adversarial_weight * adversarial + feature_matching_weight * matching
         return JointLosses(_KnownGradient.apply(fake, value, gradient), adversarial, matching, discriminator)
+
+    def _joint_losses_of(
+        self,
+        group: GroupConfig,
+        share: float,
+        member: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        weights: tuple[float, float],
+    ) -> tuple[Tensor, Tensor]:
+        """One discriminator's adversarial, feature matching and own loss, (3,), and the gradient for `fake`.
+
+        A method of its own so that everything else it holds is freed on return.
+        """
+        with parametrize.cached():
+            output_real, output_fake = member(real), member(fake)
+        adversarial = share * losses.generator_loss(output_fake.logits, group.loss)
+        matching = share * self._feature_matching(group, output_real, output_fake)
+        discriminator = share * losses.discriminator_loss(output_real.logits, output_fake.logits, group.loss)
+        wanted = weights[0] * adversarial + weights[1] * matching
+        (gradient,) = torch.autograd.grad(wanted, fake, retain_graph=True)
+        discriminator.backward(inputs=list(member.parameters()))
+        return torch.stack([adversarial, matching, discriminator]).detach(), gradient
 
     def backward(self, loss: Tensor) -> None:
         """Replace the discriminators' gradients by those of `loss`."""
@@ -155,7 +173,7 @@ class Adversary:
         loss.backward()
 
     def step(self) -> Tensor:
-        """Clip the gradients and update the discriminators.
+        """Clip the gradients, update the discriminators and free the gradients.
 
         Returns:
             The gradient's norm before clipping, a scalar on the device. If it is not finite nothing was updated; this
@@ -164,6 +182,7 @@ class Adversary:
         norm = clip_grad_norm_(self.discriminators.parameters(), self.config.max_gradient_norm, foreach=True)
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read by fused updates
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
