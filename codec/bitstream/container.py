@@ -1,0 +1,91 @@
+"""Whole `.codes` files in memory, as FORMAT.md specifies them; knows neither models nor audio."""
+
+import os
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+
+from codec.bitstream.header import Header
+from codec.bitstream.reader import CodesReader
+from codec.bitstream.recovery import Damage
+from codec.bitstream.window import stream_error
+from codec.bitstream.writer import CodesWriter
+from codec.output import open_output
+
+HOLE = -1  # stands for a lost code where an array must have a value
+
+
+@dataclass(frozen=True)
+class CodesFile:
+    """A whole `.codes` file in memory.
+
+    Attributes:
+        header: sample rate, hop length, codebook size, model.
+        codes: (N,) int64 in [0, K); HOLE (-1) where a recovering reader found damage.
+        num_samples: exact length of the recording at `header.sample_rate`.
+        damage: what is lost; false if nothing is.
+        num_bytes: size of the file.
+    """
+
+    header: Header
+    codes: np.ndarray
+    num_samples: int
+    damage: Damage = field(default_factory=Damage)
+    num_bytes: int = 0
+
+
+def write_codes(
+    target: str | os.PathLike[str] | BinaryIO, codes: np.ndarray, *, header: Header, num_samples: int | None = None
+) -> None:
+    """Write a whole `.codes` file.
+
+    Args:
+        target: a path, replaced when the file is complete and not before, or a stream open for writing bytes.
+        codes: (N,) of any integer dtype in [0, K), N >= 0.
+        header: see `Header`.
+        num_samples: exact length of the recording, ceil(num_samples / hop_length) = N; by default N * hop_length.
+
+    Raises:
+        FormatError: codes or number of samples do not fit the header.
+        CodecError: the file cannot be written; nothing is left of it.
+    """
+    if isinstance(target, (str, os.PathLike)):
+        try:
+            with open_output(target, overwrite=True) as stream:
+                _write_all(CodesWriter(stream, header, os.fspath(target)), codes, num_samples)
+        except OSError as error:
+            raise stream_error("written", error.filename or os.fspath(target), error) from error
+    else:
+        _write_all(CodesWriter(target, header), codes, num_samples)
+
+
+def read_codes(source: str | os.PathLike[str] | BinaryIO, recover: bool = False) -> CodesFile:
+    """Read a whole `.codes` file.
+
+    Args:
+        source: a path, or a stream open for reading bytes.
+        recover: keep what is intact of a damaged file instead of raising.
+
+    Raises:
+        FormatError: not a `.codes` file, a newer version, damaged (with `recover`: damaged in the header).
+        CodecError: the file cannot be read.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _read_all(CodesReader(source, recover))
+    try:
+        with open(source, "rb") as stream:
+            return _read_all(CodesReader(stream, recover, os.fspath(source)))
+    except OSError as error:
+        raise stream_error("read", os.fspath(source), error) from error
+
+
+def _write_all(writer: CodesWriter, codes: np.ndarray, num_samples: int | None) -> None:
+    writer.write(codes)
+    writer.close(num_samples)
+
+
+def _read_all(reader: CodesReader) -> CodesFile:
+    parts = [np.full(block.num_frames, HOLE) if block.codes is None else block.codes for block in reader]
+    codes = np.concatenate([np.zeros(0, np.int64), *parts])
+    return CodesFile(reader.header, codes, reader.num_samples, reader.damage, reader.num_bytes)

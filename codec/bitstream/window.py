@@ -1,0 +1,58 @@
+"""Streams of bytes that cannot seek, such as pipes: look ahead in them, and say which one is in trouble."""
+
+from typing import BinaryIO
+
+from codec.errors import CodecError
+
+
+class Window:
+    """The next bytes of a stream, to be looked at before they are taken.
+
+    Args:
+        stream: open for reading bytes.
+        name: of the stream, for error messages.
+
+    Attributes:
+        position: bytes taken so far.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self.position = 0
+        self._stream = stream
+        self._name = name
+        self._held = bytearray()
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, or fewer if the stream ends before; blocks until they are there.
+
+        Raises:
+            CodecError: the stream cannot be read.
+        """
+        while len(self._held) < size:
+            try:
+                chunk = self._stream.read(size - len(self._held))
+            except OSError as error:
+                raise stream_error("read", self._name, error) from error
+            if chunk is None:
+                raise CodecError(f"{self._name}: cannot be read: no data yet; open it in blocking mode")
+            if not chunk:
+                break
+            self._held += chunk
+        return bytes(self._held[:size])
+
+    def skip(self, size: int) -> None:
+        """Take `size` bytes, all of which have been looked at."""
+        assert size <= len(self._held)
+        del self._held[:size]
+        self.position += size
+
+
+def name_of(stream: BinaryIO) -> str:
+    """How error messages call a stream: by its path if it has one."""
+    name = getattr(stream, "name", None)
+    return name if isinstance(name, str) else "stream"
+
+
+def stream_error(what: str, name: str, error: OSError) -> CodecError:
+    """The error for a stream or path that the system refuses to have `what` (read, written)."""
+    return CodecError(f"{name}: cannot be {what}: {error.strerror or error}")

@@ -1,0 +1,98 @@
+"""Codes -> the bytes of a `.codes` file, as they come; the stream needs no seek."""
+
+from typing import BinaryIO
+
+import numpy as np
+
+from codec.bitstream.header import Header
+from codec.bitstream.packing import check_codes
+from codec.bitstream.records import MAX_FRAMES, EndRecord, build_block, build_end
+from codec.bitstream.window import name_of, stream_error
+from codec.errors import FormatError
+
+
+class CodesWriter:
+    """Writes codes as they come; the stream needs no seek, and the length is not needed before the end.
+
+    Args:
+        stream: open for writing bytes; it is flushed after each block and never closed.
+        header: written at once.
+        name: of the stream, for error messages.
+
+    Raises:
+        CodecError: the stream cannot be written (also from `write` and `close`). A pipe whose reader has gone raises
+            BrokenPipeError as usual.
+    """
+
+    def __init__(self, stream: BinaryIO, header: Header, name: str | None = None) -> None:
+        self.header = header
+        self.num_frames = 0
+        self.is_closed = False
+        self._stream = stream
+        self._name = name or name_of(stream)
+        self._pending = np.zeros(0, np.int64)
+        self._number = 0
+        self._put(header.to_bytes())
+
+    def write(self, codes: np.ndarray) -> None:
+        """Append codes.
+
+        Args:
+            codes: (n,) of any integer dtype in [0, K), n >= 0.
+
+        Raises:
+            FormatError: not one-dimensional, not integers or out of range; nothing of `codes` is written.
+        """
+        self._refuse_if_closed()
+        codes = np.asarray(codes)
+        check_codes(codes, self.header.codebook_size, self.num_frames)
+        if self.num_frames + len(codes) > MAX_FRAMES:
+            raise FormatError(f"{self._name}: a .codes file holds at most {MAX_FRAMES} frames; begin a new one")
+        self.num_frames += len(codes)
+        pending = np.concatenate([self._pending, codes.astype(np.int64)])
+        size = self.header.block_frames
+        num_full = len(pending) // size
+        self._pending = pending[num_full * size :]
+        for start in range(0, num_full * size, size):
+            self._put(build_block(self.header, self._number, pending[start : start + size]))
+            self._number += 1
+
+    def close(self, num_samples: int | None = None) -> None:
+        """Write what makes the file complete; the stream stays open.
+
+        Args:
+            num_samples: exact length of the recording, ceil(num_samples / hop_length) = N; by default the last
+                frame is full.
+
+        Raises:
+            FormatError: N frames cannot hold `num_samples` samples; nothing is written.
+        """
+        self._refuse_if_closed()
+        hop_length, most = self.header.hop_length, self.num_frames * self.header.hop_length
+        num_samples = most if num_samples is None else num_samples
+        if not (most - hop_length < num_samples <= most and num_samples >= 0):
+            raise FormatError(
+                f"{self._name}: {self.num_frames} frames of {hop_length} samples hold "
+                f"{max(0, most - hop_length + 1)} to {most} samples, got {num_samples}"
+            )
+        last_frame_samples = num_samples - (most - hop_length) if self.num_frames else 0
+        data = build_end(self.header, EndRecord(self.num_frames, last_frame_samples))
+        if len(self._pending):
+            data += build_block(self.header, self._number, self._pending)
+        self.is_closed = True
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        try:
+            while data:
+                written = self._stream.write(data)
+                data = b"" if written is None else data[written:]  # unbuffered streams may take a part
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise stream_error("written", self._name, error) from error
+
+    def _refuse_if_closed(self) -> None:
+        if self.is_closed:
+            raise ValueError("this CodesWriter is closed")
