@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,54 @@ from codec.errors import ModelError
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model directory says of itself, without its weights being understood."""
+
+    name: str
+    directory: Path
+    fingerprint: str
+    num_bytes: int  # of the weights
+    sample_rate: int  # Hz
+    hop_length: int  # samples per frame
+    codebook_size: int  # K
+    config: dict[str, Any]
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def bits_per_code(self) -> int:
+        """12 for a codebook of 4096."""
+        return (self.codebook_size - 1).bit_length()
+
+    @property
+    def bitrate(self) -> float:
+        """kbit/s."""
+        return self.bits_per_code * self.frame_rate / 1000
+
+
+def describe(model: str | Path) -> ModelInfo:
+    """Name, rates and size of a model given as for `resolve`.
+
+    Raises:
+        ModelError: there is no such model, or its configuration is not one.
+    """
+    directory = resolve(model)
+    name = directory.resolve().name if Path(model).is_dir() else Path(model).name
+    hexadecimal = fingerprint(directory)
+    config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    try:
+        rates = config["sample_rate"], config["decoder"]["hop_length"], config["quantizer"]["codebook_size"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"{directory / CONFIG_NAME}: is not a model's configuration, it lacks {error}") from error
+    if any(type(rate) is not int or rate < 1 for rate in rates):
+        raise ModelError(f"{directory / CONFIG_NAME}: sample rate, hop length and codebook size must be integers")
+    return ModelInfo(name, directory, hexadecimal, (directory / WEIGHTS_NAME).stat().st_size, *rates, config)
 
 
 def boxed_models() -> dict[str, Path]:
@@ -65,7 +114,9 @@ def _download(hub_id: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ModelError(f"{hub_id}: no such directory; to load it from the Hub, pip install huggingface_hub") from error
+        raise ModelError(
+            f"{hub_id}: no such directory; to load it from the Hub, pip install huggingface_hub"
+        ) from error
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
     except Exception as error:  # the Hub client raises a dozen unrelated types

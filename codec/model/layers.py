@@ -104,6 +104,8 @@ class WindowedAttention(nn.Module):
         bias = self.distance_bias[:, distance.clamp(0, self.window - 1)]  # (A, M, M + window - 1)
         bias = bias.masked_fill(outside, -torch.inf)
         bias = bias[None].masked_fill((present == 0).transpose(1, 2)[:, None], -torch.inf)
-        heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=bias.to(query.dtype))
-        return attended.transpose(1, 2).flatten(2)
+        query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        # Written out because the fused kernels round differently with and without gradients, and decoding codes must
+        # be bit-equal to the round trip either way.
+        score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias  # (B, A, M, M + window - 1)
+        return (score.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)

@@ -39,9 +39,9 @@ class Monitor:
         self.first_step, self.last_step = first_step, last_step
         self.started = time.monotonic()
 
-    def log(self, step: int, scalars: dict[str, Tensor], skipped_steps: int) -> None:
+    def log(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Record scalars of a step by their full names."""
-        values = {name: float(value) for name, value in scalars.items()} | {"skipped_steps": float(skipped_steps)}
+        values = {name: float(value) for name, value in scalars.items()}
         elapsed = time.monotonic() - self.started
         values["steps_per_second"] = (step - self.first_step) / elapsed
         self._write(step, values)

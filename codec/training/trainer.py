@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codec.errors import ConfigError
@@ -38,6 +36,7 @@ from codec.training.validation import validate
 
 STATE_NAME = "state.safetensors"
 CONFIG_NAME = "config.json"
+DISCRIMINATORS_NAME = "discriminators.safetensors"
 
 
 @dataclass
@@ -112,8 +111,8 @@ class Trainer:
         self.held_out = self._open_cache("validation") if config.data.validation else None
         self.mel_loss = MelLoss(config.mel, sample_rate).to(self.device)
         self.adversary = Adversary(config.adversary, self.device)
-        if self.settings.init:
-            self.adversary.load_if_present(Path(self.settings.init))
+        if (Path(self.settings.init) / DISCRIMINATORS_NAME).is_file():
+            self.adversary.load_weights(Path(self.settings.init) / DISCRIMINATORS_NAME)
         self.optimizer = torch.optim.AdamW(
             self.codec.parameters(),
             lr=self.settings.learning_rate,
@@ -124,7 +123,7 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.codec, self.settings.ema_decay)
         self.usage = CodeUsage(self.codec.codebook_size, self.device)
         self.step = 0
-        self.skipped_steps = 0
+        self.skipped_steps = torch.zeros((), device=self.device)
         self.best_score = -math.inf
         self._resume()
         self._save_config()
@@ -141,7 +140,7 @@ class Trainer:
                 scalars = self.train_step(wav.to(self.device, non_blocking=True))
                 self.step += 1
                 if self.step % self.settings.log_every == 0:
-                    monitor.log(self.step, scalars | self.usage.summary(), skipped_steps=self.skipped_steps)
+                    monitor.log(self.step, scalars | self.usage.summary())
                 if self.step % self.settings.validate_every == 0 and self.held_out is not None:
                     self._validate(monitor)
                 if self.step % self.settings.save_every == 0:
@@ -164,20 +163,19 @@ class Trainer:
         loss = settings.mel_weight * mel + settings.commitment_weight * quantizer_loss
         scalars = {"loss/mel": mel, "loss/quantizer": quantizer_loss}
         if is_adversarial:
-            real_crop, fake_crop = self._crop(wav, fake)
             with self._autocast():
-                adversarial, feature_matching = self.adversary.generator_loss(real_crop, fake_crop)
-            loss = loss + settings.adversarial_weight * adversarial
-            loss = loss + settings.feature_matching_weight * feature_matching
-            scalars |= {"loss/adversarial": adversarial, "loss/feature_matching": feature_matching}
-        gradient_norm = self._update(loss)
-        scalars |= {"loss/total": loss, "gradient_norm/codec": gradient_norm}
-        if is_adversarial:
-            with self._autocast():
-                discriminator_loss = self.adversary.discriminator_loss(real_crop, fake_crop.detach())
-            scalars["gradient_norm/discriminators"] = self.adversary.update(discriminator_loss, rate)
-            scalars["loss/discriminator"] = discriminator_loss
-        scalars["learning_rate"] = torch.tensor(rate * settings.learning_rate)
+                joint = self.adversary.joint_losses(
+                    *self._crop(wav, fake), settings.adversarial_weight, settings.feature_matching_weight
+                )
+            loss = loss + joint.generator
+            scalars |= {
+                "loss/adversarial": joint.adversarial,
+                "loss/feature_matching": joint.feature_matching,
+                "loss/discriminator": joint.discriminator,
+                "gradient_norm/discriminators": self.adversary.step(),
+            }
+        scalars |= {"loss/total": loss, "gradient_norm/codec": self._update(loss)}
+        scalars |= {"learning_rate": torch.tensor(rate * settings.learning_rate), "skipped_steps": self.skipped_steps}
         return {name: value.detach() for name, value in scalars.items()}
 
     def save(self) -> None:
@@ -193,7 +191,7 @@ class Trainer:
         counters = {
             "step": self.step,
             "ema_updates": self.ema.num_updates,
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": int(self.skipped_steps),
             "best_score": self.best_score,
         }
         save_state(self.run / STATE_NAME, parts, counters)
@@ -202,7 +200,7 @@ class Trainer:
         """Write the averaged weights as a model directory below the run, discriminators beside them."""
         directory = self.run / name
         weights.save(self.averaged_codec(), directory, dtype=torch.float16)
-        self.adversary.save(directory)
+        self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
         return directory
 
     def averaged_codec(self) -> Codec:
@@ -222,15 +220,19 @@ class Trainer:
         return quantized, loss
 
     def _update(self, loss: Tensor) -> Tensor:
-        """Step the codec and its average, unless the gradient is not finite: then the step is skipped and counted."""
+        """Step the codec and its average; returns the gradient's norm before clipping.
+
+        If the norm is not finite, nothing is updated and the step is counted as skipped. That is decided on the
+        device, so that no step waits for it.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), self.settings.clip_norm, foreach=True)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            self.ema.update(self.codec)
-        else:
-            self.skipped_steps += 1
+        is_broken = (~norm.isfinite()).float()
+        self.optimizer.found_inf = is_broken  # type: ignore[attr-defined]  # read by fused updates
+        self.optimizer.step()
+        self.skipped_steps += is_broken
+        self.ema.update(self.codec)
         return norm
 
     def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,9 +248,17 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / max(settings.warmup_steps, 1))
         left = (settings.steps - self.step) / max(min(settings.decay_steps, settings.steps), 1)
         rate = rise * max(min(left, 1.0), settings.final_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * settings.learning_rate
+        for optimizer, peak in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * peak
         return rate
+
+    def _optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
+        """Each optimizer and the peak of its learning rate."""
+        return [
+            (self.optimizer, self.settings.learning_rate),
+            (self.adversary.optimizer, self.config.adversary.learning_rate),
+        ]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
@@ -286,7 +296,7 @@ class Trainer:
         self.usage.counts.copy_(parts["usage"]["counts"])
         self.step = counters["step"]
         self.ema.num_updates = counters["ema_updates"]
-        self.skipped_steps = counters["skipped_steps"]
+        self.skipped_steps.fill_(counters["skipped_steps"])
         self.best_score = counters["best_score"]
 
     def _save_config(self) -> None:

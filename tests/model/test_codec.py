@@ -1,0 +1,131 @@
+"""The codec as users call it: exact lengths, decode equals the round trip, batches equal single files."""
+
+import copy
+
+import pytest
+import torch
+
+from codec.errors import AudioError, ConfigError, ModelError
+from codec.model.codec import Codec, CodecConfig
+from codec.model.weights import load
+
+
+@pytest.fixture(scope="module")
+def codec(model_directory) -> Codec:
+    return load(model_directory)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_rates_of_the_default_model():
+    codec = Codec(CodecConfig())
+    assert (codec.sample_rate, codec.hop_length, codec.frame_rate) == (24000, 320, 75)
+    assert (codec.codebook_size, codec.bits_per_code, codec.bitrate) == (4096, 12, 0.9)
+    assert codec.is_streamable
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 319, 320, 321, 639, 640, 24000, 24001])
+def test_every_length_gives_ceil_frames_and_comes_back_exactly(codec: Codec, num_samples: int):
+    wav = noise(1, 1, num_samples)
+    codes = codec.encode(wav)
+    assert codes.shape == (1, -(-num_samples // 320))
+    assert codec.decode(codes, torch.tensor([num_samples])).shape == wav.shape
+    assert codec(wav).wav.shape == wav.shape
+
+
+def test_decode_of_codes_is_the_round_trip_bit_for_bit(codec: Codec):
+    wav = noise(2, 1, 20000)
+    output = codec(wav)
+    assert torch.equal(codec.encode(wav), output.codes)
+    assert torch.equal(codec.decode(output.codes)[..., :20000], output.wav)
+
+
+def test_items_of_a_padded_batch_equal_single_files_whatever_the_padding(codec: Codec):
+    lengths = torch.tensor([20000, 1, 6401, 12800])
+    wav = noise(4, 1, 20000)
+    single = [codec.encode(wav[item : item + 1, :, :length])[0] for item, length in enumerate(lengths)]
+    for padding in (0.0, 1.0, -0.5):
+        padded = wav.clone()
+        for item, length in enumerate(lengths):
+            padded[item, :, length:] = padding
+        codes = codec.encode(padded, lengths)
+        for item, expected in enumerate(single):
+            assert torch.equal(codes[item, : len(expected)], expected)
+            assert (codes[item, len(expected) :] == -1).all()
+    decoded = codec.decode(codes, lengths)
+    for item, length in enumerate(lengths):
+        alone = codec.decode(single[item][None])[0, :, :length]
+        torch.testing.assert_close(decoded[item, :, :length], alone, atol=1e-6, rtol=1e-5)
+        assert (decoded[item, :, length:] == 0).all()
+
+
+def test_codes_do_not_depend_on_the_batch_order(codec: Codec):
+    wav = noise(3, 1, 5000)
+    assert torch.equal(codec.encode(wav).flip(0), codec.encode(wav.flip(0)))
+
+
+@pytest.mark.parametrize(
+    ("wav", "message"),
+    [
+        (torch.zeros(1, 1, 0), "at least one sample"),
+        (torch.zeros(24000), r"shape \(B, 1, T\)"),
+        (torch.zeros(1, 2, 24000), r"shape \(B, 1, T\)"),
+        (torch.full((1, 1, 100), float("nan")), "NaN"),
+    ],
+    ids=["empty", "rank", "stereo", "NaN"],
+)
+def test_unusable_audio_is_refused(codec: Codec, wav: torch.Tensor, message: str):
+    with pytest.raises(AudioError, match=message):
+        codec.encode(wav)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(1, 0, dtype=torch.int64), "at least one code"),
+        (torch.zeros(5, dtype=torch.int64), r"shape \(B, N\)"),
+        (torch.zeros(1, 5), "int64"),
+        (torch.tensor([[0, 4096]]), "got 4096"),
+        (torch.tensor([[0, -1]]), "got -1"),
+    ],
+    ids=["empty", "rank", "floats", "too large", "negative"],
+)
+def test_unusable_codes_are_refused(codec: Codec, codes: torch.Tensor, message: str):
+    with pytest.raises(ModelError, match=message):
+        codec.decode(codes)
+
+
+def test_a_config_survives_json(codec: Codec):
+    assert CodecConfig.from_dict(codec.config.to_dict()) == codec.config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("encoder", "kind"), "magic", "encoder.kind must be one of"),
+        (("encoder", "width"), "wide", "encoder.width must be of type int"),
+        (("decoder", "colour"), 3, "decoder.colour is not a setting"),
+        (("quantizer", "codebook_size"), 1, "codebook_size must be at least 2"),
+        (("decoder", "n_fft"), 1000, "multiple"),
+        (("encoder", "short_n_fft"), 100, "short_n_fft"),
+        (("sample_rate",), "24 kHz", "sample_rate"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(codec: Codec, path: tuple[str, ...], value: object, message: str):
+    values = copy.deepcopy(codec.config.to_dict())
+    node = values
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        CodecConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(("part", "name"), [("decoder", "latent_dim"), ("decoder", "hop_length")])
+def test_parts_that_do_not_fit_together_are_refused(codec: Codec, part: str, name: str):
+    values = copy.deepcopy(codec.config.to_dict())
+    values[part][name] //= 2
+    with pytest.raises(ConfigError, match="must"):
+        Codec(CodecConfig.from_dict(values))

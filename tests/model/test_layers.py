@@ -1,0 +1,67 @@
+"""Causality, bounded reach and streaming equality of every layer of the stream family."""
+
+import pytest
+import torch
+
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, WindowedAttention
+
+WIDTH = 12
+
+
+def build(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = {
+        "conv": lambda: CausalConv1d(WIDTH, WIDTH, 5),
+        "depthwise conv": lambda: CausalConv1d(WIDTH, WIDTH, 7, groups=WIDTH),
+        "pointwise conv": lambda: CausalConv1d(WIDTH, WIDTH, 1),
+        "ConvNeXt block": lambda: ConvNeXtBlock(WIDTH, 3, 7, 0.5),
+        "attention": lambda: WindowedAttention(WIDTH, 3, 8, 0.5),
+    }
+    layer = layers[name]()
+    for parameter in layer.parameters():  # zero-initialised biases would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer.eval()
+
+
+REACH = {"conv": 4, "depthwise conv": 6, "pointwise conv": 0, "ConvNeXt block": 6, "attention": 7}
+every_layer = pytest.mark.parametrize("name", REACH)
+
+
+@every_layer
+@torch.no_grad()
+def test_output_depends_on_the_last_frames_only(name: str):
+    layer, n = build(name).double(), 20
+    x = torch.randn(1, 40, WIDTH, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, n] += 1
+    moved = (layer(x) != layer(changed)).any(dim=-1)[0].nonzero().flatten().tolist()
+    # The frame itself and the `REACH` ones after it see frame n; none before, none later.
+    assert moved[0] == n
+    assert moved[-1] == n + REACH[name]
+
+
+@every_layer
+@torch.no_grad()
+def test_any_chunking_equals_the_whole(name: str):
+    layer = build(name)
+    x = torch.randn(2, 45, WIDTH)
+    state: dict = {}
+    pieces = [layer(part, state) for part in x.split([1, 1, 2, 20, 3, 18], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_equals_the_masked_formula():
+    """softmax(q k / sqrt(d) + bias of the distance) v over the window, written out with the whole score matrix."""
+    layer, num_frames = build("attention"), 21
+    x = torch.randn(1, num_frames, WIDTH)
+    query, key, value = layer.query_key_value(layer.norm(x))[0].chunk(3, dim=-1)
+    distance = torch.arange(num_frames)[:, None] - torch.arange(num_frames)[None, :]
+    heads = []
+    for head, columns in enumerate(torch.arange(WIDTH).chunk(3)):
+        score = query[:, columns] @ key[:, columns].T / len(columns) ** 0.5
+        score = score + layer.distance_bias[head][distance.clamp(0, 7)]
+        score[(distance < 0) | (distance > 7)] = -torch.inf
+        heads.append(score.softmax(dim=-1) @ value[:, columns])
+    expected = x[0] + layer.scale * layer.output(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(layer(x)[0], expected, atol=1e-5, rtol=1e-5)

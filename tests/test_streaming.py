@@ -1,0 +1,98 @@
+"""Any chunking gives the codes and samples of the whole signal, with the latency and memory that are promised."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from codec.errors import AudioError, ModelError
+from codec.model.codec import Codec
+from codec.model.weights import load
+from codec.streaming import MAX_FRAMES, StreamDecoder, StreamEncoder
+
+
+@pytest.fixture(scope="module")
+def codec(model_directory) -> Codec:
+    return load(model_directory)
+
+
+@pytest.fixture(scope="module")
+def wav(speech) -> torch.Tensor:
+    samples, _ = soundfile.read(speech, dtype="float32")
+    return torch.from_numpy(samples)
+
+
+def chunks(total: int, sizes: list[int]) -> list[int]:
+    """`sizes` repeated until they add up to `total`."""
+    result: list[int] = []
+    while sum(result) < total:
+        result.append(min(sizes[len(result) % len(sizes)], total - sum(result)))
+    return result
+
+
+CHUNKINGS = {
+    "whole": [10**9],
+    "one hop": [320],
+    "odd": [1, 7, 1000, 0, 5000, 319],
+    "larger than handled at once": [(MAX_FRAMES + 3) * 320],
+}
+
+
+@pytest.mark.parametrize("sizes", CHUNKINGS.values(), ids=CHUNKINGS.keys())
+def test_stream_encoding_equals_the_whole_file(codec: Codec, wav: torch.Tensor, sizes: list[int]):
+    encoder = StreamEncoder(codec)
+    wav = wav.repeat(4)
+    codes = [encoder.push(piece) for piece in wav.split(chunks(len(wav), sizes))] + [encoder.flush()]
+    assert torch.equal(torch.cat(codes), codec.encode(wav[None, None])[0])
+
+
+@pytest.mark.parametrize("sizes", [[1], [1, 0, 2, 30], [10**9]], ids=["one", "odd", "whole"])
+def test_stream_decoding_equals_the_whole_file(codec: Codec, sizes: list[int]):
+    codes = torch.randint(codec.codebook_size, (400,), generator=torch.Generator().manual_seed(0))
+    decoder = StreamDecoder(codec)
+    wav = torch.cat([decoder.push(piece) for piece in codes.split(chunks(len(codes), sizes))] + [decoder.flush()])
+    torch.testing.assert_close(wav, codec.decode(codes[None])[0, 0], atol=1e-6, rtol=1e-4)
+
+
+def test_every_code_gives_its_samples_at_once(codec: Codec):
+    decoder = StreamDecoder(codec)
+    assert all(len(decoder.push(torch.tensor([code]))) == codec.hop_length for code in (5, 0, 4095))
+
+
+def test_a_code_waits_for_its_lookahead_and_no_longer(codec: Codec):
+    encoder = StreamEncoder(codec)
+    needed = codec.hop_length + codec.encoder.lookahead
+    assert len(encoder.push(torch.zeros(needed - 1))) == 0
+    assert len(encoder.push(torch.zeros(1))) == 1
+
+
+def test_flushing_makes_ready_for_the_next_signal(codec: Codec, wav: torch.Tensor):
+    encoder, decoder = StreamEncoder(codec), StreamDecoder(codec)
+    first = torch.cat([encoder.push(wav), encoder.flush()])
+    assert torch.equal(torch.cat([encoder.push(wav), encoder.flush()]), first)
+    sound = decoder.push(first)
+    decoder.flush()
+    assert torch.equal(decoder.push(first), sound)
+
+
+def test_an_empty_signal_has_no_codes(codec: Codec):
+    assert len(StreamEncoder(codec).flush()) == 0
+
+
+def test_what_the_stream_remembers_does_not_grow(codec: Codec):
+    encoder, decoder = StreamEncoder(codec), StreamDecoder(codec)
+    sizes = []
+    for _ in range(4):
+        decoder.push(encoder.push(torch.from_numpy(np.zeros(320 * 300, dtype=np.float32))))
+        kept = [encoder._waiting, *encoder._state.values(), *decoder._state.values()]
+        sizes.append(sum(tensor.numel() for tensor in kept))
+    assert len(set(sizes[1:])) == 1
+
+
+def test_unusable_input_is_refused(codec: Codec):
+    with pytest.raises(AudioError, match="NaN"):
+        StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
+    with pytest.raises(AudioError, match="shape"):
+        StreamEncoder(codec).push(torch.zeros(2, 100))
+    with pytest.raises(ModelError, match="got 9999"):
+        StreamDecoder(codec).push(torch.tensor([9999]))
