@@ -134,15 +134,10 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         weights = (adversarial_weight, feature_matching_weight)
         leaf = fake.detach().requires_grad_()
-        gradient = torch.zeros_like(leaf)
-        parts = []
-        for group, share, member in self._members():
-            part, part_gradient = self._joint_losses_of(group, share, member, real.detach(), leaf, weights)
-            parts.append(part)
-            gradient += part_gradient
+        parts = [self._joint_losses_of(*member, real.detach(), leaf, weights) for member in self._members()]
         adversarial, matching, discriminator = torch.stack(parts).sum(dim=0)
         value = adversarial_weight * adversarial + feature_matching_weight * matching
-        return JointLosses(_KnownGradient.apply(fake, value, gradient), adversarial, matching, discriminator)
+        return JointLosses(_KnownGradient.apply(fake, value, leaf.grad), adversarial, matching, discriminator)
 
     def _joint_losses_of(
         self,
@@ -152,10 +147,11 @@ class Adversary:
         real: Tensor,
         fake: Tensor,
         weights: tuple[float, float],
-    ) -> tuple[Tensor, Tensor]:
-        """One discriminator's adversarial, feature matching and own loss, (3,), and the gradient for `fake`.
+    ) -> Tensor:
+        """One discriminator's adversarial, feature matching and own loss: (3,), without a graph.
 
-        A method of its own so that everything else it holds is freed on return.
+        The first two add to the gradient of `fake`, a leaf, and the third to those of the discriminator. A method of
+        its own so that all activations are freed on return.
         """
         with parametrize.cached():
             output_real, output_fake = member(real), member(fake)
@@ -163,9 +159,9 @@ class Adversary:
         matching = share * self._feature_matching(group, output_real, output_fake)
         discriminator = share * losses.discriminator_loss(output_real.logits, output_fake.logits, group.loss)
         wanted = weights[0] * adversarial + weights[1] * matching
-        (gradient,) = torch.autograd.grad(wanted, fake, retain_graph=True)
+        wanted.backward(inputs=[fake], retain_graph=True)
         discriminator.backward(inputs=list(member.parameters()))
-        return torch.stack([adversarial, matching, discriminator]).detach(), gradient
+        return torch.stack([adversarial, matching, discriminator]).detach()
 
     def backward(self, loss: Tensor) -> None:
         """Replace the discriminators' gradients by those of `loss`."""

@@ -1,0 +1,207 @@
+"""Time and memory of one training step of the published 4096-code recipe: our schedule beside the published one.
+
+Both run the same networks (codec, and the recipe's own three discriminator parts) on the same clips, each in a process
+of its own, one after the other, so that the ratio comes from one run on one machine:
+
+    python recipes/libritts/benchmark_step.py                      # batch 2 x 1 s, float32, all cores
+    python recipes/libritts/benchmark_step.py --device cuda --precision bf16 --batch 16 --seconds 3 --peak-tflops 989
+
+The published schedule, step by step: the generator's update runs every discriminator on real and fake clips with all
+gradients on (only the DAC-style part detaches its real features), and throws the discriminators' gradients away; the
+discriminators' update runs them all on both again; the weight average covers codec and discriminators.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from codec.model.quantizer import SimVQ
+from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
+from codec.model.vocos import VocosDecoder, VocosDecoderConfig
+from codec.training.adversary import Adversary, AdversaryConfig
+from codec.training.discriminators import Discriminators, DiscriminatorsConfig
+from codec.training.losses import MelLoss, MelLossConfig, discriminator_loss, generator_loss
+
+SAMPLE_RATE = 24000
+MEL_WEIGHT, COMMITMENT_WEIGHT = 45.0, 1000.0
+LEARNING_RATE, BETAS = 1e-4, (0.5, 0.9)
+EMA_DECAY = 0.999
+SCHEDULES = ("published", "ours")
+
+
+class ReferenceCodec(nn.Module):
+    """The published network, untrained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = SEANetEncoder(SEANetEncoderConfig())
+        self.quantizer = SimVQ(4096, 512)
+        self.decoder = VocosDecoder(VocosDecoderConfig())
+
+    def forward(self, wav: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, T) -> decoded (B, 1, T) and the quantizer's loss."""
+        result = self.quantizer(self.encoder(wav))
+        return self.decoder(result.quantized)[..., : wav.shape[-1]], result.loss
+
+
+def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callable[[], None]:
+    """The published schedule, written out plainly."""
+    codec = ReferenceCodec().to(device)
+    discriminators = Discriminators(DiscriminatorsConfig.paper()).to(device)
+    mel_loss = MelLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
+    generator_optimizer = torch.optim.Adam(codec.parameters(), LEARNING_RATE, BETAS)
+    discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), LEARNING_RATE, BETAS)
+    trained = [*codec.parameters(), *discriminators.parameters()]
+    averages = [parameter.detach().clone() for parameter in trained]
+
+    def generator_part(fake: Tensor) -> Tensor:
+        on_real, on_fake = discriminators(batch), discriminators(fake)
+        total = torch.zeros((), device=device)
+        for name, settings in discriminators.config.groups().items():
+            share = 1.0 if settings.reduction == "sum" else 1.0 / len(on_fake[name])
+            for real, estimate in zip(on_real[name], on_fake[name], strict=True):
+                total = total + share * generator_loss(estimate.logits, settings.loss)
+                real_maps, fake_maps = ([*output.feature_maps, output.logits] for output in (real, estimate))
+                if name.startswith("dac"):
+                    real_maps = [m.detach() for m in real_maps]
+                chosen = slice(int(settings.skip_first_map), None if settings.match_logits else -1)
+                for real_map, fake_map in zip(real_maps[chosen], fake_maps[chosen], strict=True):
+                    total = total + share * (real_map - fake_map).abs().mean()
+        return total
+
+    def discriminator_part(fake: Tensor) -> Tensor:
+        on_real, on_fake = discriminators(batch), discriminators(fake)
+        total = torch.zeros((), device=device)
+        for name, settings in discriminators.config.groups().items():
+            share = 1.0 if settings.reduction == "sum" else 1.0 / len(on_fake[name])
+            for real, estimate in zip(on_real[name], on_fake[name], strict=True):
+                total = total + share * discriminator_loss(real.logits, estimate.logits, settings.loss)
+        return total
+
+    def step() -> None:
+        with autocast():
+            fake, commitment = codec(batch)
+            loss = generator_part(fake) + MEL_WEIGHT * mel_loss(batch, fake) + COMMITMENT_WEIGHT * commitment
+        generator_optimizer.zero_grad()
+        loss.backward()
+        generator_optimizer.step()
+        with autocast():
+            loss = discriminator_part(fake.detach())
+        discriminator_optimizer.zero_grad()
+        loss.backward()
+        discriminator_optimizer.step()
+        with torch.no_grad():
+            for average, parameter in zip(averages, trained, strict=True):
+                average.lerp_(parameter, 1 - EMA_DECAY)
+
+    return step
+
+
+def our_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callable[[], None]:
+    """Our schedule: the same updates from one run of each discriminator, as in `codec.training.trainer`."""
+    codec = ReferenceCodec().to(device)
+    settings = AdversaryConfig(DiscriminatorsConfig.paper(), LEARNING_RATE, list(BETAS), max_gradient_norm=1e9)
+    adversary = Adversary(settings, device)
+    mel_loss = MelLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
+    optimizer = torch.optim.AdamW(codec.parameters(), LEARNING_RATE, BETAS, weight_decay=0, fused=True)
+    trained = list(codec.parameters())
+    averages = [parameter.detach().clone() for parameter in trained]
+
+    def step() -> None:
+        with autocast():
+            fake, commitment = codec(batch)
+            joint = adversary.joint_losses(batch, fake)
+        adversary.step()
+        loss = joint.generator + MEL_WEIGHT * mel_loss(batch, fake) + COMMITMENT_WEIGHT * commitment
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, trained, 1 - EMA_DECAY)
+
+    return step
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Build one schedule, warm it up, time it; seconds per step and peak memory in GiB."""
+    torch.manual_seed(0)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    batch = 0.1 * torch.randn(options.batch, 1, int(options.seconds * SAMPLE_RATE)).to(device)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+
+    build = published_step if options.schedule == "published" else our_step
+    step = build(batch, device, autocast)
+    with FlopCounterMode(display=False) as counter:  # also the warm-up
+        step()
+    times = []
+    for _ in range(options.steps):
+        start = time.monotonic()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.monotonic() - start)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+    times.sort()
+    return {
+        "fastest": times[0],
+        "median": times[len(times) // 2],
+        "peak": peak / 2**30,
+        "tflop": counter.get_total_flops() / 1e12,
+    }
+
+
+def main() -> None:
+    """Measure both schedules, each in a fresh process, and print them with their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a clip (default 1)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps after one warm-up (default 3)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--peak-tflops", type=float, help="the device's peak, to print the share of it that is reached")
+    parser.add_argument("--schedule", choices=SCHEDULES, help="measure only this one, in this process, and print JSON")
+    options = parser.parse_args()
+    if options.schedule:
+        print(json.dumps(measure(options)))
+        return
+    results = {}
+    print(f"{'schedule':<10} {'fastest s':>10} {'median s':>10} {'peak GiB':>9} {'steps/s':>8} {'audio s/s':>10}")
+    for schedule in SCHEDULES:
+        command = [sys.executable, __file__, *sys.argv[1:], "--schedule", schedule]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        result = results[schedule] = json.loads(output.splitlines()[-1])
+        rate = 1 / result["median"]
+        print(
+            f"{schedule:<10} {result['fastest']:>10.3f} {result['median']:>10.3f} {result['peak']:>9.2f} "
+            f"{rate:>8.2f} {rate * options.batch * options.seconds:>10.2f}"
+        )
+    ours, published = results["ours"], results["published"]
+    print(
+        f"ours is {published['fastest'] / ours['fastest']:.2f} x as fast"
+        f" (medians: {published['median'] / ours['median']:.2f} x)"
+        f" with {ours['peak'] / published['peak']:.2f} x the peak memory"
+        f" and {ours['tflop'] / published['tflop']:.2f} x the arithmetic ({ours['tflop']:.3f} TFLOP)"
+    )
+    if options.peak_tflops:
+        share = ours["tflop"] / ours["median"] / options.peak_tflops
+        print(f"ours reaches {ours['tflop'] / ours['median']:.2f} TFLOP/s, {100 * share:.1f} % of the stated peak")
+
+
+if __name__ == "__main__":
+    main()
