@@ -62,8 +62,13 @@ class SoundReader:
     Args:
         path: a file, a named pipe, or "-" for standard input. A wav file is followed live through a pipe; any other
             format is first copied to a temporary file.
-        sample_rate: of the samples handed out, Hz; None keeps the file's own.
+        sample_rate: of the samples handed out, Hz; None keeps the file's own. The attribute of this name may be set
+            until iterating begins.
         block_seconds: audio handed out at a time, at most; of a live pipe, half a second.
+
+    Attributes:
+        info: what the header says.
+        is_live: whether samples are handed out while they are made: a wav file in a pipe.
 
     Raises:
         AudioError: cannot be opened, is no audio, ends before its header says, has no samples, or has samples that are
@@ -87,7 +92,7 @@ class SoundReader:
             self.close()
             raise AudioError(f"{self.name}: sample rate must be 1 to {MAX_SAMPLE_RATE} Hz, is {self.info.sample_rate}")
         self.sample_rate = sample_rate or self.info.sample_rate
-        seconds = min(block_seconds, 0.5) if self._is_live else block_seconds
+        seconds = min(block_seconds, 0.5) if self.is_live else block_seconds
         self._block = max(1, min(int(seconds * self.info.sample_rate), _VALUES_PER_READ // self.info.channels))
 
     @property
@@ -154,11 +159,11 @@ class SoundReader:
                 raise AudioError(f"{self.name}: cannot be opened ({error.strerror})") from error
         if Path(self.name).suffix.lower() == ".raw":
             raise AudioError(f"{self.name}: samples without a header cannot be understood; convert the file to wav")
-        self._is_live = False
+        self.is_live = False
         try:
             return self._resources.enter_context(soundfile.SoundFile(self._seekable(source)))
         except soundfile.LibsndfileError as error:
-            empty = not self._is_live and source.seekable() and not source.seek(0, os.SEEK_END)
+            empty = not self.is_live and source.seekable() and not source.seek(0, os.SEEK_END)
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
             what = "is empty" if empty else f"is not a sound file that can be read ({reason})"
             raise AudioError(f"{self.name}: {what}; wav, flac, ogg, opus, mp3 and more can be") from error
@@ -169,7 +174,7 @@ class SoundReader:
             return self.name if source is not sys.stdin.buffer else source
         start = source.read(4)
         if start in (b"RIFF", b"RIFX"):
-            self._is_live = True
+            self.is_live = True
             reading, writing = os.pipe()
             threading.Thread(target=_pump, args=(start, source, writing), daemon=True).start()
             return reading
@@ -186,7 +191,7 @@ class SoundReader:
         frame_bytes = self._sound.channels * {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(
             self._sound.subtype, 4
         )
-        if self._is_live:
+        if self.is_live:
             promised = self._sound.frames
             return promised if promised * frame_bytes < _UNKNOWN_WAV_SIZE - frame_bytes else None
         # libsndfile quietly shortens a cut file, and says so only in its log.

@@ -86,8 +86,9 @@ def test_reading_costs_no_memory_by_length(tmp_path):
     """A sparse wav of 20 minutes in 16 kHz stereo comes in blocks of at most ten seconds."""
     frames = 1200 * 16000
     path = tmp_path / "long.wav"
-    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + frames * 4, b"WAVE", b"fmt ", 16, 1, 2, 16000, 64000, 4, 16,
-                         b"data", frames * 4)  # fmt: skip
+    layout = struct.pack("<HHIIHH", 1, 2, 16000, 64000, 4, 16)
+    header = b"RIFF" + struct.pack("<I", 36 + frames * 4) + b"WAVEfmt " + struct.pack("<I", 16) + layout
+    header += b"data" + struct.pack("<I", frames * 4)
     with open(path, "wb") as file:
         file.write(header)
         file.truncate(len(header) + frames * 4)

@@ -1,0 +1,446 @@
+"""The command line: one function per sub-command that parses, calls and reports.
+
+Every error a user can cause becomes one sentence on standard error and exit code 2; nothing is left half written.
+Nothing heavy is imported before a command needs it.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from codec import __version__
+from codec.errors import CodecError
+
+BAD_INPUT = 2  # exit code
+INTERRUPTED = 130  # exit code
+PIPE_CLOSED = 141  # exit code
+STANDARD_STREAM = "-"
+UNITS = {
+    "seconds": " s",
+    "sample_rate": " Hz",
+    "hop_length": " samples",
+    "frame_rate": " frames/s",
+    "bitrate": " kbit/s",
+    "payload_bitrate": " kbit/s",
+}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Failed(Exception):
+    """Some files of a folder could not be used; each was reported where it happened."""
+
+
+class PipeClosed(Exception):
+    """Whoever read our output has gone."""
+
+
+class Commands(click.Group):
+    """The group of all commands; click would end the process itself when a pipe is closed."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (CodecError, OSError) as error:
+            if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
+                raise PipeClosed from error
+            raise
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line, and end the process with its exit code."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, _stop)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        commands.main(arguments, prog_name="codec", standalone_mode=False)
+        sys.stdout.flush()
+        return 0
+    except Failed as error:
+        return _complain(str(error))
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "codec"
+        return _complain(f"{error.format_message().rstrip('.')}; see {command} --help")
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted; what was not complete is not there")
+        return INTERRUPTED
+    except (PipeClosed, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return PIPE_CLOSED
+    except (CodecError, OSError) as error:
+        return _complain(_sentence(error))
+    except MemoryError:
+        return _complain("not enough memory")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="codec", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Speech to 0.9 kbit/s codes and back.
+
+    \b
+    codec encode talk.wav talk.codes
+    codec decode talk.codes again.wav
+    """
+
+
+def option_model(default: str | None, text: str) -> Callable[[Function], Function]:
+    """--model"""
+    return click.option("--model", metavar="NAME|DIR", default=default, show_default=bool(default), help=text)
+
+
+option_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where to run.",
+)
+option_overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+option_json = click.option(
+    "--json", "as_json", is_flag=True, help="Report as JSON on standard output, a line per file."
+)
+option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")
+argument_input = click.argument("source", metavar="INPUT")
+argument_output = click.argument("target", metavar="OUTPUT")
+
+
+@commands.command()
+@argument_input
+@argument_output
+@option_model("stream", "Boxed model, model directory or Hub id.")
+@option_device
+@click.option(
+    "--format",
+    type=click.Choice(["codes", "npy", "json", "txt"]),
+    help="Where the suffix of OUTPUT does not say it; the last three are plain integers.",
+)
+@option_overwrite
+@option_json
+@option_quiet
+def encode(
+    source: str, target: str, model: str, device: str, format: str | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    """Turn speech into codes.
+
+    INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a file ending in
+    .codes, .npy, .json or .txt, a folder, or - for standard output.
+    """
+    from codec.audio import INPUT_SUFFIXES
+    from codec.code_files import CODE_FORMATS
+    from codec.files import encode_file
+
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        report = encode_file(
+            file, output, model=model, device=device, format=format, overwrite=overwrite, progress=progress
+        )
+        rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
+        return _told(report, f"{report.num_frames} codes{rate}")
+
+    _each(source, target, INPUT_SUFFIXES, CODE_FORMATS[format or "codes"], one, as_json, quiet)
+
+
+@commands.command()
+@argument_input
+@argument_output
+@option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
+@option_device
+@click.option(
+    "--format",
+    type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
+    help="Where the suffix of OUTPUT does not say it.",
+)
+@click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
+@click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
+@option_overwrite
+@option_json
+@option_quiet
+def decode(
+    source: str,
+    target: str,
+    model: str | None,
+    device: str,
+    format: str | None,
+    recover: bool,
+    force: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn codes back into speech.
+
+    INPUT is a file ending in .codes, .npy, .json or .txt, a folder, or - for standard input. OUTPUT is a sound file
+    (wav, flac, ogg), a folder, or - for standard output.
+    """
+    from codec.audio import OUTPUT_FORMATS
+    from codec.code_files import CODE_FORMATS
+    from codec.files import decode_file
+
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        report = decode_file(
+            file,
+            output,
+            model=model,
+            device=device,
+            format=format,
+            overwrite=overwrite,
+            recover=recover,
+            force=force,
+            progress=progress,
+        )
+        damage = f"; damaged: {report.damage}" if report.damage else ""
+        return _told(report, f"{report.num_frames} codes{_saturated(report.num_saturated)}{damage}", bool(damage))
+
+    _each(source, target, set(CODE_FORMATS.values()), OUTPUT_FORMATS[format or "wav"], one, as_json, quiet)
+
+
+@commands.command()
+@argument_input
+@argument_output
+@option_model("stream", "Boxed model, model directory or Hub id.")
+@option_device
+@click.option(
+    "--format",
+    type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
+    help="Where the suffix of OUTPUT does not say it.",
+)
+@option_overwrite
+@option_json
+@option_quiet
+def roundtrip(
+    source: str, target: str, model: str, device: str, format: str | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    """Turn speech into codes and back, to hear what is left of it.
+
+    INPUT and OUTPUT are sound files, folders, or - for standard input and output.
+    """
+    from codec.audio import INPUT_SUFFIXES, OUTPUT_FORMATS
+    from codec.files import roundtrip_file
+
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        encoded, decoded = roundtrip_file(
+            file, output, model=model, device=device, format=format, overwrite=overwrite, progress=progress
+        )
+        report = dataclasses.replace(
+            encoded, target=decoded.target, elapsed_seconds=encoded.elapsed_seconds + decoded.elapsed_seconds
+        )
+        text = f"{report.num_frames} codes, {report.bitrate:.3f} kbit/s{_saturated(decoded.num_saturated)}"
+        return _told(report, text) | {"num_saturated": decoded.num_saturated}
+
+    _each(source, target, INPUT_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, as_json, quiet)
+
+
+@commands.command()
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True)
+@option_json
+def info(paths: tuple[str, ...], as_json: bool) -> None:
+    """Tell what a file of codes, a sound file or a model is.
+
+    FILE is a .codes, .npy, .json or .txt file (also - for standard input), a sound file, a model directory or the name
+    of a boxed model. A damaged .codes file is described as far as it can be, with exit code 2.
+    """
+    from codec.inspection import inspect
+
+    num_bad = 0
+    for path in paths:
+        try:
+            facts = inspect(path)
+        except (CodecError, OSError) as error:
+            if len(paths) == 1:
+                raise
+            num_bad += 1
+            _complain(_sentence(error))
+            continue
+        num_bad += bool(facts.get("damage"))
+        click.echo(json.dumps(facts, allow_nan=False) if as_json else _table(facts) + "\n" * (len(paths) > 1))
+    if num_bad:
+        raise Failed(f"{num_bad} of {_count(len(paths), 'file')} damaged or unreadable")
+
+
+@commands.command()
+@option_json
+def models(as_json: bool) -> None:
+    """List the models in the box."""
+    from codec.inspection import inspect_model
+    from codec.model.catalogue import boxed_models, describe
+
+    rows = [inspect_model(describe(name)) for name in boxed_models()]
+    for row in rows:
+        if as_json:
+            click.echo(json.dumps(row))
+        else:
+            click.echo(
+                f"{row['model']:16} {row['megabytes']:6.1f} MB  {row['bitrate']:.3g} kbit/s  {row['sample_rate']} Hz  "
+                f"{row['frame_rate']:g} codes/s of {row['bits_per_code']} bits  {row['fingerprint']}"
+            )
+    if not rows and not as_json:
+        click.echo("none; train one, or name a model directory with --model")
+
+
+# ------------------------------------------------------------------------------------------------- files and folders
+
+
+def _each(
+    source: str,
+    target: str,
+    suffixes: Iterable[str],
+    target_suffix: str,
+    one: Callable[[str, str, Any], dict[str, Any]],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Do `one` for a file, or for each file of a folder; there a bad file is reported and the rest goes on."""
+    if as_json and target == STANDARD_STREAM:
+        raise click.UsageError("--json and OUTPUT - cannot both have standard output")
+    if not os.path.isdir(source):
+        if os.path.isdir(target):
+            target = os.path.join(target, Path(source).stem + target_suffix)
+        _report(_watched(one, source, target, source, quiet), as_json, quiet)
+        return
+    if target == STANDARD_STREAM:
+        raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
+    pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
+    if not pairs:
+        raise CodecError(f"{source}: has no files ending in {', '.join(sorted(suffixes))}")
+    num_bad = 0
+    taken: dict[Path, Path] = {}
+    for number, (file, output) in enumerate(pairs, 1):
+        try:
+            first = taken.setdefault(output, file)
+            if first != file:
+                raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            label = f"[{number}/{len(pairs)}] {file}"
+            _report(_watched(one, str(file), str(output), label, quiet), as_json, quiet)
+        except (CodecError, OSError) as error:
+            num_bad += 1
+            _complain(_sentence(error))
+            if as_json:
+                click.echo(json.dumps({"source": str(file), "error": _sentence(error)}))
+    if num_bad:
+        raise Failed(f"{num_bad} of {_count(len(pairs), 'file')} could not be used")
+
+
+def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -> Iterator[tuple[Path, Path]]:
+    """Each file with one of the suffixes, and its place in the mirrored tree; hidden files are left out."""
+    for folder, subfolders, names in os.walk(source):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
+                file = Path(folder) / name
+                yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
+
+
+def _watched(
+    one: Callable[[str, str, Any], dict[str, Any]], source: str, target: str, label: str, quiet: bool
+) -> dict[str, Any]:
+    with _ProgressLine(label, is_shown=not quiet and sys.stderr.isatty()) as progress:
+        return one(source, target, progress)
+
+
+class _ProgressLine:
+    """One line on standard error: share done, speed, time left. It is gone when the work is."""
+
+    def __init__(self, label: str, is_shown: bool):
+        self._label, self._is_shown = label, is_shown
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> "_ProgressLine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._print("")
+
+    def __call__(self, done: float, total: float | None) -> None:
+        now = time.monotonic()
+        if now - self._last < 0.2:
+            return
+        self._last = now
+        speed = done / (now - self._start)
+        if total:
+            share = min(done / total, 1.0)
+            left = max(total - done, 0.0) / speed if speed else 0.0
+            bar = "#" * int(share * 20)
+            self._print(f"{self._label} [{bar:20}] {share:4.0%}  {speed:.1f} x real time, {left:.0f} s left")
+        else:
+            self._print(f"{self._label}  {done:.0f} s done, {speed:.1f} x real time")
+
+    def _print(self, text: str) -> None:
+        if self._is_shown:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
+# --------------------------------------------------------------------------------------------------------- reporting
+
+
+def _told(report: Any, text: str, is_warning: bool = False) -> dict[str, Any]:
+    """A report's values, with a line for people under "text"."""
+    speed = report.seconds / report.elapsed_seconds
+    line = f"{report.source} -> {report.target}: {report.seconds:.2f} s, {text} ({speed:.1f} x real time)"
+    return dataclasses.asdict(report) | {"text": line, "is_warning": is_warning}
+
+
+def _report(values: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    text, is_warning = values.pop("text"), values.pop("is_warning")
+    if as_json:
+        click.echo(json.dumps(values, allow_nan=False))
+    if is_warning or not (quiet or as_json):
+        click.echo(text, err=True)
+
+
+def _table(facts: dict[str, Any]) -> str:
+    """Facts as aligned lines; empty ones are left out."""
+    width = max(map(len, facts))
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, float):
+            value = f"{value:.3f}".rstrip("0").rstrip(".")
+        elif isinstance(value, dict):
+            value = json.dumps(value)
+        if value is not None:
+            lines.append(f"{name.replace('_', ' '):{width}}  {value}{UNITS.get(name, '')}")
+    return "\n".join(lines)
+
+
+def _saturated(number: int) -> str:
+    return f", {_count(number, 'sample')} beyond full scale" if number else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _complain(sentence: str) -> int:
+    click.echo(f"codec: {sentence}", err=True)
+    return BAD_INPUT
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order on a signal: what is open is closed, and what is half written is removed."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

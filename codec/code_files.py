@@ -1,0 +1,238 @@
+"""Files of codes of any kind behind one reader and one writer: `.codes`, and plain integers as .npy, .json or .txt.
+
+Plain integers are for other programs. Only `.codes` is checked for damage; only `.codes` and .json know their model and
+the exact length of the recording.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
+from codec.errors import FormatError
+from codec.output import STANDARD_STREAM, open_output
+
+CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
+"""Name of each format -> its suffix."""
+
+_PLAIN_BLOCK_FRAMES = 256
+
+
+class CodeWriter(Protocol):
+    """What `open_code_writer` gives."""
+
+    def write(self, codes: np.ndarray) -> None:
+        """Append (n,) integers."""
+
+    def close(self, num_samples: int | None = None) -> None:
+        """Complete the file; the length of the recording is known now."""
+
+
+class CodeReader(Protocol):
+    """What `open_code_reader` gives. Iterate once; `num_samples` and `damage` are known then."""
+
+    damage: Damage
+
+    @property
+    def header(self) -> Header | None:
+        """Model and rates, where the format knows them."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """Exact length of the recording, where the format knows it."""
+
+    def __iter__(self) -> Iterator[Block]: ...
+
+
+def code_format(path: str | os.PathLike[str], format: str | None = None) -> str:
+    """The key of `CODE_FORMATS` that `format`, or else the suffix of `path`, names; codes where there is neither.
+
+    Raises:
+        FormatError: nothing of that name can be written, or name and suffix disagree.
+    """
+    known = ", ".join(CODE_FORMATS)
+    if format is not None and format not in CODE_FORMATS:
+        raise FormatError(f"{format}: unknown format of codes; known: {known}")
+    suffix = Path(path).suffix.lower()
+    named = {its_suffix: name for name, its_suffix in CODE_FORMATS.items()}.get(suffix)
+    if suffix and named is None:
+        raise FormatError(f"{os.fspath(path)}: codes cannot be written as {suffix}; can be written: {known}")
+    if format and named and format != named:
+        raise FormatError(f"{os.fspath(path)}: the suffix does not fit the format {format}")
+    return format or named or "codes"
+
+
+@contextlib.contextmanager
+def open_code_writer(
+    path: str | os.PathLike[str], header: Header, format: str | None = None, overwrite: bool = False
+) -> Iterator[CodeWriter]:
+    """Write codes as they come; the file appears when the block ends without an exception.
+
+    Args:
+        path: a file, a device, or "-" for standard output.
+        header: model and rates.
+        format: a key of `CODE_FORMATS`; None takes it from the suffix.
+        overwrite: allow replacing a file.
+
+    Raises:
+        FormatError: see `code_format`; codes outside [0, K).
+        OSError: see `codec.output.open_output`.
+    """
+    format = code_format(path, format)
+    with open_output(path, overwrite=overwrite) as stream:
+        name = "standard output" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+        yield CodesWriter(stream, header, name) if format == "codes" else _PlainWriter(stream, header, format)
+
+
+@contextlib.contextmanager
+def open_code_reader(path: str | os.PathLike[str], recover: bool = False) -> Iterator[CodeReader]:
+    """Read codes block by block.
+
+    Args:
+        path: a file, a named pipe, or "-" for standard input. The suffix names the format; where there is none that is
+            known, the first bytes do.
+        recover: of a damaged `.codes` file, give what is intact, and holes.
+
+    Raises:
+        FormatError: damaged, cut off, of a newer version, or no codes at all.
+        OSError: cannot be opened.
+    """
+    if os.fspath(path) == STANDARD_STREAM:
+        yield _reader(sys.stdin.buffer, "standard input", "", recover)
+    else:
+        with open(path, "rb") as stream:
+            yield _reader(stream, os.fspath(path), Path(path).suffix.lower(), recover)
+
+
+def _reader(stream: BinaryIO, name: str, suffix: str, recover: bool) -> CodeReader:
+    format = {its_suffix: format for format, its_suffix in CODE_FORMATS.items()}.get(suffix)
+    if format is None:
+        start = stream.peek(8)[:8].lstrip()  # type: ignore[attr-defined]
+        if start.startswith(b"\x93NUMPY"):
+            format = "npy"
+        elif start[:1] in (b"{", b"["):
+            format = "json"
+        else:
+            format = "txt" if start[:1].isdigit() else "codes"
+    if format == "codes":
+        return CodesReader(stream, recover, name)
+    return _PlainReader(stream.read(), format, name)
+
+
+class _PlainWriter:
+    """Gathers codes and writes them at the end: an hour is a megabyte."""
+
+    def __init__(self, stream: BinaryIO, header: Header, format: str):
+        self._stream, self._header, self._format = stream, header, format
+        self._parts = [np.zeros(0, np.int64)]
+
+    def write(self, codes: np.ndarray) -> None:
+        self._parts.append(np.asarray(codes, np.int64))
+
+    def close(self, num_samples: int | None = None) -> None:
+        codes = np.concatenate(self._parts)
+        if self._format == "npy":
+            array = io.BytesIO()
+            np.save(array, codes.astype(np.int64 if self._header.codebook_size > 1 << 31 else np.int32))
+            self._stream.write(array.getvalue())
+        elif self._format == "txt":
+            self._stream.write((" ".join(map(str, codes)) + "\n").encode())
+        else:
+            values: dict[str, Any] = {name: getattr(self._header, name) for name in _HEADER_TYPES}
+            values |= {"num_samples": num_samples, "codes": codes.tolist()}
+            self._stream.write((json.dumps(values) + "\n").encode())
+
+
+class _PlainReader:
+    """Plain integers as blocks without damage."""
+
+    def __init__(self, data: bytes, format: str, name: str):
+        self.damage = Damage()
+        self.header: Header | None = None
+        self.num_samples: int | None = None
+        self._name = name
+        self._codes = {"npy": self._from_npy, "json": self._from_json, "txt": self._from_txt}[format](data)
+        if not len(self._codes):
+            raise FormatError(f"{name}: has no codes")
+
+    def __iter__(self) -> Iterator[Block]:
+        for start in range(0, len(self._codes), _PLAIN_BLOCK_FRAMES):
+            codes = self._codes[start : start + _PLAIN_BLOCK_FRAMES]
+            yield Block(start // _PLAIN_BLOCK_FRAMES, start, len(codes), codes)
+
+    def _from_npy(self, data: bytes) -> np.ndarray:
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise FormatError(f"{self._name}: is no whole .npy file of integers; make it again") from error
+        return self._checked(array)
+
+    def _from_txt(self, data: bytes) -> np.ndarray:
+        words = data.replace(b",", b" ").split()
+        for word in words:
+            if not word.isdigit() or len(word) > 10:
+                shown = word[:20].decode("utf-8", "backslashreplace")
+                raise FormatError(f"{self._name}: {shown!r} is no code; codes are integers separated by spaces")
+        return np.array([int(word) for word in words], np.int64)
+
+    def _from_json(self, data: bytes) -> np.ndarray:
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{self._name}: is not JSON ({error})") from error
+        if not isinstance(values, dict):
+            return self._checked(_array(values))
+        if "codes" not in values:
+            raise FormatError(f"{self._name}: has no entry 'codes'")
+        codes = self._checked(_array(values["codes"]))
+        if _HEADER_TYPES.keys() <= values.keys():
+            self.header = self._header(values)
+            self.num_samples = values.get("num_samples")
+            if self.num_samples is not None:
+                self._check_length(self.num_samples, len(codes), self.header.hop_length)
+        return codes
+
+    def _header(self, values: dict[str, Any]) -> Header:
+        for key, kind in _HEADER_TYPES.items():
+            if type(values[key]) is not kind:
+                raise FormatError(f"{self._name}: {key} must be of type {kind.__name__}, got {values[key]!r}")
+        try:
+            return Header(**{key: values[key] for key in _HEADER_TYPES})
+        except FormatError as error:
+            raise FormatError(f"{self._name}: {error}") from error
+
+    def _check_length(self, num_samples: Any, num_frames: int, hop_length: int) -> None:
+        if type(num_samples) is not int or -(-num_samples // hop_length) != num_frames:
+            raise FormatError(
+                f"{self._name}: num_samples {num_samples!r} does not fit {num_frames} codes of {hop_length} samples"
+            )
+
+    def _checked(self, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 2 and len(array) == 1:
+            array = array[0]  # (1, N), a batch of one
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            found = f"shape {array.shape} of type {array.dtype}"
+            raise FormatError(f"{self._name}: codes must be one sequence of integers, got {found}")
+        if len(array) and (array.min() < 0 or array.max() > 0xFFFF_FFFF):
+            raise FormatError(f"{self._name}: codes must not be negative or beyond 32 bits")
+        return array.astype(np.int64)
+
+
+_HEADER_TYPES = {"model": str, "fingerprint": str, "sample_rate": int, "hop_length": int, "codebook_size": int}
+
+
+def _array(values: Any) -> np.ndarray:
+    """A list as an array; whatever is no list of integers gets a type that is refused later."""
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        return np.array(None, dtype=object)
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        return np.array([-1])

@@ -1,0 +1,386 @@
+"""Sound files <-> files of codes, in blocks: the memory needed does not depend on the length of a recording.
+
+Here sound files, models and code files meet. What the command line does, these functions do.
+"""
+
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from codec.audio import SoundReader, SoundWriter, output_format
+from codec.bitstream import Block, Header, fit_name, packed_size
+from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
+from codec.errors import FormatError, ModelError
+from codec.model import catalogue, weights
+from codec.model.codec import Codec
+from codec.output import check_output, is_stream
+from codec.streaming import StreamDecoder, StreamEncoder
+
+Progress = Callable[[float, float | None], None]
+"""Called with the seconds done and the seconds in all, or None where that is not known."""
+
+DEFAULT_MODEL = "stream"
+MAX_WHOLE_SECONDS = 300.0
+"""Longest recording for models that look at whole clips: their memory grows with the square of the length."""
+
+_LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s
+_FILE_BLOCK_FRAMES = 256
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What `encode_file` did."""
+
+    source: str
+    target: str
+    model: str
+    fingerprint: str
+    seconds: float  # of audio
+    num_samples: int  # at the model's sample rate
+    num_frames: int
+    num_bytes: int | None  # of the target; None where it is a pipe
+    payload_bitrate: float  # of the codes alone, kbit/s
+    bitrate: float | None  # of the whole file, kbit/s
+    elapsed_seconds: float
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """What `decode_file` did."""
+
+    source: str
+    target: str
+    model: str
+    fingerprint: str
+    seconds: float  # of audio
+    num_samples: int
+    num_frames: int
+    num_saturated: int  # samples beyond +-1
+    num_lost_frames: int  # silent in the target
+    damage: str | None  # in words, None where there is none
+    elapsed_seconds: float
+
+
+def encode_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
+    device: str = "cpu",
+    format: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> EncodeReport:
+    """Turn a sound file into a file of codes.
+
+    Args:
+        source: any sample rate and number of channels; "-" for standard input.
+        target: .codes, .npy, .json or .txt; "-" for standard output. It appears when it is complete.
+        model: name of a boxed model, directory, Hub id, or a loaded model. The last one loaded by name is kept.
+        device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
+        format: "codes", "npy", "json" or "txt", where the suffix of `target` does not say it.
+        overwrite: allow replacing `target`.
+        progress: see `Progress`.
+
+    Raises:
+        CodecError: the sound, the model or the target cannot be used; nothing is written.
+        OSError: the target exists or cannot be written.
+    """
+    start = time.perf_counter()
+    format = code_format(target, format)
+    check_output(target, overwrite=overwrite)
+    with SoundReader(source) as sound:
+        codec, name = _load(model, device)
+        sound.sample_rate = codec.sample_rate
+        is_live = sound.is_live and is_stream(target)
+        header = Header(
+            sample_rate=codec.sample_rate,
+            hop_length=codec.hop_length,
+            codebook_size=codec.codebook_size,
+            fingerprint=codec.fingerprint,
+            model=name,
+            block_frames=_LIVE_BLOCK_FRAMES if is_live else _FILE_BLOCK_FRAMES,
+        )
+        total = None if sound.num_samples is None else sound.num_samples / codec.sample_rate
+        counted = _Counted(sound, codec.sample_rate, total, progress)
+        num_frames = 0
+        with open_code_writer(target, header, format, overwrite) as writer:
+            for codes in _encode_blocks(codec, counted):
+                num_frames += len(codes)
+                writer.write(codes)
+            writer.close(counted.num_samples)
+    seconds = counted.num_samples / codec.sample_rate
+    num_bytes = None if is_stream(target) else os.path.getsize(target)
+    return EncodeReport(
+        source=os.fspath(source),
+        target=os.fspath(target),
+        model=name,
+        fingerprint=codec.fingerprint,
+        seconds=seconds,
+        num_samples=counted.num_samples,
+        num_frames=num_frames,
+        num_bytes=num_bytes,
+        payload_bitrate=packed_size(num_frames, header.bits_per_code) * 8 / seconds / 1000,
+        bitrate=None if num_bytes is None else num_bytes * 8 / seconds / 1000,
+        elapsed_seconds=time.perf_counter() - start,
+    )
+
+
+def decode_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Codec | None = None,
+    device: str = "cpu",
+    format: str | None = None,
+    overwrite: bool = False,
+    recover: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> DecodeReport:
+    """Turn a file of codes into a sound file of exactly the length of the recording.
+
+    Args:
+        source: .codes, .npy, .json or .txt; "-" for standard input.
+        target: .wav, .flac or .ogg; "-" for standard output. It appears when it is complete.
+        model: name of a boxed model, directory, Hub id, or a loaded model; None takes the boxed one that made the
+            codes, for plain integers the default. The last one loaded by name is kept.
+        device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
+        format: "wav", "flac", "ogg" or "wav-float", where the suffix of `target` does not say it.
+        overwrite: allow replacing `target`.
+        recover: keep what is intact of a damaged file, with silence in the holes.
+        force: decode with a model that did not make the codes.
+        progress: see `Progress`.
+
+    Raises:
+        CodecError: the codes, the model or the target cannot be used, or do not fit each other; nothing is written.
+        OSError: the source cannot be opened, the target exists or cannot be written.
+    """
+    start = time.perf_counter()
+    format = output_format(target, format)
+    check_output(target, overwrite=overwrite)
+    with open_code_reader(source, recover) as reader:
+        codec, name = _load_for(reader.header, model, device, force, _shown(source))
+        with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound:
+            num_frames = num_lost = 0
+            held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
+            after_hole = False
+            for wav, is_hole in _decode_blocks(codec, _checked(reader, codec.codebook_size, _shown(source))):
+                _fade(held, wav, after_hole, is_hole)
+                num_frames += len(wav) // codec.hop_length
+                num_lost += len(wav) // codec.hop_length if is_hole else 0
+                sound.write(np.concatenate([held, wav[: -codec.hop_length]]))
+                held, after_hole = wav[-codec.hop_length :], is_hole
+                if progress is not None:
+                    progress(num_frames / codec.frame_rate, _estimate_seconds(source, reader.header))
+            if num_frames == 0:
+                raise FormatError(f"{_shown(source)}: holds no codes, so there is nothing to hear")
+            num_samples = reader.num_samples
+            if num_samples is None:
+                num_samples = num_frames * codec.hop_length
+            sound.write(held[: num_samples - sound.num_samples])
+    damage = reader.damage.describe(codec.frame_rate) if reader.damage else None
+    return DecodeReport(
+        source=os.fspath(source),
+        target=os.fspath(target),
+        model=name,
+        fingerprint=codec.fingerprint,
+        seconds=sound.num_samples / codec.sample_rate,
+        num_samples=sound.num_samples,
+        num_frames=num_frames,
+        num_saturated=sound.num_saturated,
+        num_lost_frames=num_lost,
+        damage=damage,
+        elapsed_seconds=time.perf_counter() - start,
+    )
+
+
+def roundtrip_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
+    device: str = "cpu",
+    format: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[EncodeReport, DecodeReport]:
+    """Sound file -> codes -> sound file, through a temporary `.codes` file; arguments as for the two steps."""
+    output_format(target, format)
+    check_output(target, overwrite=overwrite)
+
+    def half(share: float) -> Progress | None:
+        return progress and (lambda done, total: progress(done / 2 + share * (total or 0.0), total))
+
+    with tempfile.TemporaryDirectory(prefix="codec-") as folder:
+        codes = Path(folder) / "roundtrip.codes"
+        encoded = encode_file(source, codes, model=model, device=device, progress=half(0.0))
+        decoded = decode_file(
+            codes, target, model=model, device=device, format=format, overwrite=overwrite, progress=half(0.5)
+        )
+    return encoded, decoded
+
+
+def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Samples (T,) as they come -> codes (n,) as they are certain."""
+    if codec.is_streamable:
+        encoder = StreamEncoder(codec)
+        for block in blocks:
+            yield encoder.push(torch.from_numpy(block)).numpy()
+        yield encoder.flush().numpy()
+        return
+    parts, num_samples = [], 0
+    for block in blocks:
+        parts.append(block)
+        num_samples += len(block)
+        _check_whole(num_samples / codec.sample_rate)
+    wav = torch.from_numpy(np.concatenate(parts)).to(_device_of(codec))
+    yield codec.encode(wav[None, None])[0].cpu().numpy()
+
+
+def _decode_blocks(codec: Codec, blocks: Iterable[Block]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Blocks of codes -> their samples (num_frames * hop_length,), and whether they are a hole, which is silent."""
+    last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
+    if codec.is_streamable:
+        decoder = StreamDecoder(codec)
+        for block in blocks:
+            codes = np.full(block.num_frames, last) if block.codes is None else block.codes
+            last = int(codes[-1])
+            wav = decoder.push(torch.from_numpy(codes)).numpy()
+            yield (np.zeros_like(wav) if block.is_hole else wav), block.is_hole
+        return
+    parts, holes = [], []
+    for block in blocks:
+        parts.append(np.full(block.num_frames, last) if block.codes is None else block.codes)
+        last = int(parts[-1][-1])
+        holes.append(block.is_hole)
+        _check_whole((block.start + block.num_frames) / codec.frame_rate)
+    if not parts:
+        return
+    wav = codec.decode(torch.from_numpy(np.concatenate(parts)).to(_device_of(codec))[None])[0, 0].cpu().numpy()
+    ends = np.cumsum([len(part) * codec.hop_length for part in parts])[:-1]
+    for piece, is_hole in zip(np.split(wav, ends), holes, strict=True):
+        yield (np.zeros_like(piece) if is_hole else piece), is_hole
+
+
+def _fade(before: np.ndarray, after: np.ndarray, before_is_hole: bool, after_is_hole: bool) -> None:
+    """Let sound end before a hole, and begin behind it, within a frame and not with a click."""
+    if before_is_hole != after_is_hole:
+        if after_is_hole:
+            before *= np.linspace(1.0, 0.0, len(before), dtype=np.float32)
+        elif len(before):
+            after[: len(before)] *= np.linspace(0.0, 1.0, len(before), dtype=np.float32)
+
+
+def _checked(reader: CodeReader, codebook_size: int, name: str) -> Iterator[Block]:
+    """The blocks, refusing codes that the model does not have (plain integers were not checked before)."""
+    for block in reader:
+        if block.codes is not None and block.codes.max(initial=0) >= codebook_size:
+            wrong = int(np.argmax(block.codes >= codebook_size))
+            raise FormatError(
+                f"{name}: code {block.codes[wrong]} at frame {block.start + wrong} is not one of the model's "
+                f"{codebook_size}; decode with the model that made it"
+            )
+        yield block
+
+
+def _check_whole(seconds: float) -> None:
+    if seconds > MAX_WHOLE_SECONDS:
+        raise ModelError(
+            f"this model looks at whole clips and takes at most {MAX_WHOLE_SECONDS:.0f} s at once; cut the recording, "
+            f"or use a model that streams"
+        )
+
+
+class _Counted:
+    """Blocks of samples as they are, counted and reported."""
+
+    def __init__(self, blocks: Iterable[np.ndarray], sample_rate: int, total: float | None, progress: Progress | None):
+        self.num_samples = 0
+        self._blocks, self._sample_rate, self._total, self._progress = blocks, sample_rate, total, progress
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._blocks:
+            yield block
+            self.num_samples += len(block)
+            if self._progress is not None:
+                self._progress(self.num_samples / self._sample_rate, self._total)
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+def _load(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:
+    """A model ready for use, and the name that code files carry for people."""
+    if isinstance(model, Codec):
+        model.fingerprint = model.fingerprint or weights.fingerprint(model)
+        return model, ""
+    directory = catalogue.resolve(model if isinstance(model, str) else Path(model)).resolve()
+    name = directory.name if Path(model).is_dir() else Path(model).name
+    changed = (directory / catalogue.WEIGHTS_NAME).stat().st_mtime_ns
+    return _load_directory(directory, device, changed), fit_name(name)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_directory(directory: Path, device: str, changed: int) -> Codec:
+    return weights.load(directory, device)
+
+
+def _load_for(
+    header: Header | None, model: str | os.PathLike[str] | Codec | None, device: str, force: bool, source: str
+) -> tuple[Codec, str]:
+    """The model asked for, or else the one that made the codes, held against what the header says.
+
+    Raises:
+        ModelError: the model does not fit the codes, or no boxed one does.
+    """
+    if header is None:
+        return _load(DEFAULT_MODEL if model is None else model, device)
+    if model is None:
+        model = _made_by(header, force, source)
+    codec, name = _load(model, device)
+    made = f"{source}: made by model {header.model!r} ({header.fingerprint})"
+    if header.fingerprint != codec.fingerprint and not force:
+        raise ModelError(
+            f"{made}, not by {name!r} ({codec.fingerprint}); name its directory with --model, or decode all the same "
+            f"with --force"
+        )
+    its, ours = [(m.sample_rate, m.hop_length, m.codebook_size) for m in (header, codec)]
+    if its != ours:
+        raise ModelError(f"{made}; sample rate, hop length and codebook size {its} do not fit {ours} of {name!r}")
+    return codec, name
+
+
+def _made_by(header: Header, force: bool, source: str) -> str:
+    boxed = catalogue.boxed_models()
+    for name, directory in boxed.items():
+        if catalogue.fingerprint(directory) == header.fingerprint:
+            return name
+    if force:
+        return header.model if header.model in boxed else DEFAULT_MODEL
+    raise ModelError(
+        f"{source}: made by model {header.model!r} ({header.fingerprint}), which is not in the box "
+        f"({', '.join(boxed) or 'empty'}); name its directory with --model, or decode all the same with --force"
+    )
+
+
+def _estimate_seconds(source: str | os.PathLike[str], header: Header | None) -> float | None:
+    """Length of a code file by its size; good to a few percent."""
+    if header is None or is_stream(source):
+        return None
+    return os.path.getsize(source) * 8 / (header.bitrate * 1000)
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    return "standard input" if os.fspath(path) == "-" else os.fspath(path)
+
+
+def _device_of(codec: Codec) -> torch.device:
+    return next(codec.parameters()).device

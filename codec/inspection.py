@@ -1,0 +1,109 @@
+"""What a file of codes, a sound file or a model is, as plain values; needs neither torch nor the model's weights."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from codec.bitstream import Header, packed_size
+from codec.code_files import CODE_FORMATS, CodeReader, open_code_reader
+from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
+from codec.output import STANDARD_STREAM
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """Facts about a file of codes, a sound file, a model directory or a boxed model, by the name `codec info` shows.
+
+    Raises:
+        CodecError: it is none of these, or too damaged to tell anything.
+        OSError: it cannot be opened.
+    """
+    if os.path.isdir(path) or (not os.path.exists(path) and path in boxed_models()):
+        model = describe(path)
+        return inspect_model(model) | {"config": model.config}
+    if path == STANDARD_STREAM or Path(path).suffix.lower() in CODE_FORMATS.values() or _has_magic(path):
+        return inspect_codes(path)
+    return inspect_sound(path)
+
+
+def inspect_codes(path: str) -> dict[str, Any]:
+    """Length, rates, model and damage of a file of codes; every block is read and checked."""
+    with open_code_reader(path, recover=True) as reader:
+        num_frames = num_lost = 0
+        for block in reader:
+            num_frames += block.num_frames
+            num_lost += block.num_frames if block.is_hole else 0
+        facts: dict[str, Any] = {"file": path, "num_frames": num_frames}
+        if reader.header is None:
+            return facts
+        return facts | _rates(reader.header, reader, num_frames) | _damage(reader.header, reader, num_lost)
+
+
+def inspect_sound(path: str) -> dict[str, Any]:
+    """What the header of a sound file says."""
+    from codec.audio import info
+
+    found = info(path)
+    seconds = None if found.num_samples is None else found.num_samples / found.sample_rate
+    return {
+        "file": path,
+        "format": found.format,
+        "seconds": seconds,
+        "num_samples": found.num_samples,
+        "sample_rate": found.sample_rate,
+        "channels": found.channels,
+    }
+
+
+def inspect_model(found: ModelInfo) -> dict[str, Any]:
+    """Rates and size of a model."""
+    return {
+        "model": found.name,
+        "directory": str(found.directory),
+        "fingerprint": found.fingerprint,
+        "megabytes": found.num_bytes / 1e6,
+        "sample_rate": found.sample_rate,
+        "hop_length": found.hop_length,
+        "frame_rate": found.frame_rate,
+        "codebook_size": found.codebook_size,
+        "bits_per_code": found.bits_per_code,
+        "bitrate": found.bitrate,
+    }
+
+
+def _rates(header: Header, reader: CodeReader, num_frames: int) -> dict[str, Any]:
+    num_samples = reader.num_samples
+    if num_samples is None:
+        num_samples = num_frames * header.hop_length
+    seconds = num_samples / header.sample_rate
+    facts: dict[str, Any] = {"seconds": seconds, "num_samples": num_samples}
+    num_bytes = getattr(reader, "num_bytes", None)
+    if num_bytes is not None:
+        num_payload_bytes = packed_size(num_frames, header.bits_per_code)
+        facts |= {
+            "num_bytes": num_bytes,
+            "bitrate": num_bytes * 8 / seconds / 1000 if seconds else None,
+            "payload_bitrate": num_payload_bytes * 8 / seconds / 1000 if seconds else None,
+        }
+    boxed = {fingerprint(directory): name for name, directory in boxed_models().items()}
+    return facts | {
+        "sample_rate": header.sample_rate,
+        "frame_rate": header.frame_rate,
+        "codebook_size": header.codebook_size,
+        "bits_per_code": header.bits_per_code,
+        "model": header.model,
+        "fingerprint": header.fingerprint,
+        "boxed_model": boxed.get(header.fingerprint),
+    }
+
+
+def _damage(header: Header, reader: CodeReader, num_lost: int) -> dict[str, Any]:
+    if not reader.damage:
+        return {"damage": None}
+    return {"damage": reader.damage.describe(header.frame_rate), "num_lost_frames": num_lost}
+
+
+def _has_magic(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"\xc0\xdeS\n"

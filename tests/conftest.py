@@ -1,0 +1,45 @@
+"""What several test files share: real speech, and a tiny model that has learned nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny models only lose by threads
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    """4.7 s of speech, 24 kHz, mono."""
+    return DATA / "speech.flac"
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory of the stream family, tiny and random, but with the rates of the real one."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def save_tiny_model(directory: Path, seed: int) -> Path:
+    """Write a random model of the stream family to `directory`."""
+    import torch
+
+    from codec.model import weights
+    from codec.model.codec import Codec, CodecConfig
+    from codec.model.decoder import SpectralDecoderConfig
+    from codec.model.encoder import SpectralEncoderConfig
+
+    torch.manual_seed(seed)
+    encoder = SpectralEncoderConfig(width=16, num_blocks=1)
+    decoder = SpectralDecoderConfig(width=24, num_blocks=2, num_attention=1, attention_heads=2)
+    codec = Codec(CodecConfig(encoder=encoder, decoder=decoder)).eval()
+    weights.save(codec, directory)
+    return directory

@@ -1,0 +1,560 @@
+"""Every command does what its help says; whatever is wrong with the input is said in one sentence, with exit code 2."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import codec
+from codec import cli
+from codec.bitstream import read_codes
+from codec.errors import ModelError
+
+
+class Command:
+    """Runs the command line in this process, in a folder of its own."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], model: Path):
+        self._capfd, self.model = capfd, str(model)
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: object) -> int:
+        self._capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        self.out, self.err = self._capfd.readouterr()
+        return code
+
+    def refuses(self, *arguments: object, left: set[str]) -> str:
+        """The sentence that the command ends with, after checking that it is one and that nothing else happened."""
+        code = self(*arguments)
+        assert code == 2, (code, self.out, self.err)
+        assert self.out == ""
+        assert self.err.startswith("codec: ")
+        assert self.err.count("\n") == 1
+        assert "Traceback" not in self.err
+        assert set(os.listdir()) == left
+        return self.err[7:].rstrip("\n")
+
+
+@pytest.fixture
+def run(capfd, tmp_path, monkeypatch, model_directory):
+    monkeypatch.chdir(tmp_path)
+    return Command(capfd, model_directory)
+
+
+@pytest.fixture
+def talk(run, speech) -> Path:
+    """talk.codes, made of speech by the tiny model."""
+    assert run("encode", speech, "talk.codes", "--model", run.model) == 0
+    return Path("talk.codes")
+
+
+def write_sound(path: str, samples: np.ndarray, sample_rate: int = 24000, **options: str) -> str:
+    soundfile.write(path, samples, sample_rate, **options)
+    return path
+
+
+def spawn(*arguments: object, **options) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "codec.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+# -- what works
+
+
+def test_encode_and_decode_keep_the_exact_length(run, talk, speech):
+    assert run("decode", talk, "again.wav", "--model", run.model) == 0
+    assert soundfile.info("again.wav").frames == soundfile.info(speech).frames
+    assert soundfile.info("again.wav").samplerate == 24000
+    assert sorted(os.listdir()) == ["again.wav", "talk.codes"]
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+def test_every_sound_format_is_written(run, talk, name, speech):
+    assert run("decode", talk, name, "--model", run.model) == 0
+    assert len(soundfile.read(name)[0]) == soundfile.info(speech).frames
+
+
+def test_roundtrip_equals_encode_then_decode(run, talk, speech):
+    assert run("decode", talk, "two.wav", "--model", run.model) == 0
+    assert run("roundtrip", speech, "one.wav", "--model", run.model) == 0
+    assert Path("one.wav").read_bytes() == Path("two.wav").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.json", "a.txt"])
+def test_plain_integers_are_the_codes_of_the_container(run, talk, name, speech):
+    assert run("encode", speech, name, "--model", run.model) == 0
+    codes = read_codes(talk).codes
+    if name == "a.npy":
+        np.testing.assert_array_equal(np.load(name), codes)
+    elif name == "a.txt":
+        assert Path(name).read_text() == " ".join(map(str, codes)) + "\n"
+    else:
+        values = json.loads(Path(name).read_text())
+        assert values["codes"] == codes.tolist()
+        assert values["num_samples"] == soundfile.info(speech).frames
+    assert run("decode", talk, "codes.wav", "--model", run.model) == 0
+    assert run("decode", name, "plain.wav", "--model", run.model) == 0
+    expected, plain = soundfile.read("codes.wav")[0], soundfile.read("plain.wav")[0]
+    np.testing.assert_array_equal(plain[: len(expected)], expected)
+    assert len(plain) == (len(expected) if name == "a.json" else len(codes) * 320)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100, 192000])
+@pytest.mark.parametrize("channels", [1, 8])
+def test_any_sample_rate_and_channels_keep_the_duration(run, sample_rate, channels):
+    num_samples = sample_rate // 3
+    write_sound("in.wav", np.random.default_rng(0).uniform(-0.1, 0.1, (num_samples, channels)), sample_rate)
+    assert run("roundtrip", "in.wav", "out.wav", "--model", run.model) == 0
+    assert soundfile.info("out.wav").frames == -(-num_samples * 24000 // sample_rate)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 24000, 192000])
+def test_one_sample_is_a_recording(run, sample_rate):
+    write_sound("in.wav", np.zeros(1), sample_rate)
+    assert run("encode", "in.wav", "out.codes", "--model", run.model) == 0
+    assert run("decode", "out.codes", "out.wav", "--model", run.model) == 0
+    assert soundfile.info("out.wav").frames == -(-24000 // sample_rate)
+
+
+def test_encoding_in_blocks_equals_encoding_at_once(run, speech):
+    """Four copies of the speech make two reads of ten seconds."""
+    import torch
+
+    samples = np.tile(soundfile.read(speech, dtype="float32")[0], 4)
+    write_sound("long.wav", samples, subtype="FLOAT")
+    assert run("encode", "long.wav", "long.codes", "--model", run.model) == 0
+    expected = codec.load(run.model).encode(torch.from_numpy(samples)[None, None])[0].numpy()
+    np.testing.assert_array_equal(read_codes("long.codes").codes, expected)
+
+
+def test_pipes_carry_the_same_codes_and_sound(run, talk, speech):
+    assert run("decode", talk, "file.wav", "--model", run.model) == 0
+    samples = soundfile.read(speech, dtype="int16")[0]
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, 24000, format="WAV", subtype="PCM_16")
+    encoder = spawn("encode", "-", "-", "--model", run.model, "--quiet", stdin=subprocess.PIPE)
+    codes, errors = encoder.communicate(stream.getvalue())
+    assert (encoder.returncode, errors) == (0, b"")
+    Path("piped.codes").write_bytes(codes)
+    np.testing.assert_array_equal(read_codes("piped.codes").codes, read_codes(talk).codes)
+    decoder = spawn("decode", "-", "-", "--model", run.model, "--quiet", stdin=subprocess.PIPE)
+    sound, errors = decoder.communicate(codes)
+    assert (decoder.returncode, errors) == (0, b"")
+    piped = soundfile.read(io.BytesIO(sound))[0]
+    # Other blocks, other rounding in float32: a sample may fall on the other side of a 16-bit step.
+    np.testing.assert_allclose(piped, soundfile.read("file.wav")[0], atol=1.01 / 32768)
+
+
+def test_codes_leave_a_pipe_before_the_sound_ends(run):
+    """A live source is encoded while it speaks: bytes come out although the input stays open."""
+    process = spawn("encode", "-", "-", "--model", run.model, "--quiet", stdin=subprocess.PIPE)
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(24000 * 3), 24000, format="WAV", subtype="PCM_16")
+    content = bytearray(stream.getvalue())
+    content[40:44] = b"\xff\xff\xff\xff"  # length unknown
+    process.stdin.write(content)
+    process.stdin.flush()
+    assert len(process.stdout.read(60)) == 60
+    rest, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert len(rest) > 200
+
+
+def test_reader_that_goes_away_is_no_error_message(run, speech):
+    process = spawn("encode", speech, "-", "--model", run.model, "--quiet")
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == cli.PIPE_CLOSED
+
+
+def test_folder_is_mirrored(run, speech):
+    for name in ("in/a.flac", "in/deep/er/b.flac"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(speech, name)
+    Path("in/notes.txt").write_text("no sound")
+    assert run("encode", "in", "codes", "--model", run.model) == 0
+    assert run("decode", "codes", "out", "--model", run.model, "--format", "flac") == 0
+    assert sorted(str(path) for path in Path("out").rglob("*.*")) == ["out/a.flac", "out/deep/er/b.flac"]
+
+
+def test_bad_file_of_a_folder_is_reported_and_the_rest_goes_on(run, speech):
+    Path("in").mkdir()
+    Path("in/a.wav").write_bytes(b"no sound")
+    shutil.copy(speech, "in/b.flac")
+    assert run("encode", "in", "codes", "--model", run.model, "--quiet") == 2
+    assert run.err.splitlines()[0].startswith("codec: in/a.wav: is not a sound file")
+    assert run.err.splitlines()[1:] == ["codec: 1 of 2 files could not be used"]
+    assert os.listdir("codes") == ["b.codes"]
+
+
+def test_two_files_for_one_output_are_refused(run, speech):
+    Path("in").mkdir()
+    shutil.copy(speech, "in/a.flac")
+    write_sound("in/a.wav", np.zeros(100))
+    assert run("encode", "in", "codes", "--model", run.model, "--quiet", "--overwrite") == 2
+    assert "in/a.wav: would be written to codes/a.codes, as in/a.flac was" in run.err
+
+
+def test_file_into_a_folder_keeps_its_name(run, speech):
+    Path("codes").mkdir()
+    assert run("encode", speech, "codes", "--model", run.model) == 0
+    assert os.listdir("codes") == ["speech.codes"]
+
+
+def test_overwrite_replaces(run, talk, speech):
+    before = talk.read_bytes()
+    talk.write_bytes(b"old")
+    assert run("encode", speech, talk, "--model", run.model, "--overwrite") == 0
+    assert talk.read_bytes() == before
+
+
+def test_json_reports_are_one_object_a_line(run, talk, speech):
+    assert run("encode", speech, "a.codes", "--model", run.model, "--json") == 0
+    report = json.loads(run.out)
+    assert report["num_frames"] == 356
+    assert report["bitrate"] == pytest.approx(Path("a.codes").stat().st_size * 8 / report["seconds"] / 1000)
+    assert run.err == ""
+    assert run("decode", talk, "a.wav", "--model", run.model, "--json") == 0
+    assert json.loads(run.out)["num_samples"] == soundfile.info(speech).frames
+
+
+def test_quiet_says_nothing(run, speech):
+    assert run("encode", speech, "a.codes", "--model", run.model, "--quiet") == 0
+    assert (run.out, run.err) == ("", "")
+
+
+def test_info_tells_what_a_file_of_codes_holds(run, talk, speech):
+    assert run("info", talk, "--json") == 0
+    facts = json.loads(run.out)
+    assert facts["seconds"] == pytest.approx(soundfile.info(speech).duration)
+    assert facts["num_frames"] == 356
+    assert facts["bitrate"] == pytest.approx(talk.stat().st_size * 8 / facts["seconds"] / 1000)
+    assert facts["payload_bitrate"] == pytest.approx(356 * 12 / facts["seconds"] / 1000)
+    assert (facts["model"], facts["damage"]) == ("tiny", None)
+    assert run("info", talk) == 0
+    assert "payload bitrate" in run.out
+
+
+def test_info_tells_damage(run, talk):
+    content = bytearray(talk.read_bytes())
+    content[200] ^= 1
+    talk.write_bytes(content)
+    assert run("info", talk, "--json") == 2
+    assert json.loads(run.out)["num_lost_frames"] == 256
+    assert "1 of 1 file" in run.err
+
+
+def test_info_tells_of_models_and_sounds(run, speech):
+    assert run("info", run.model, speech, "--json") == 0
+    model, sound = map(json.loads, run.out.splitlines())
+    assert (model["bitrate"], model["sample_rate"]) == (0.9, 24000)
+    assert model["fingerprint"] == codec.load(run.model).fingerprint
+    assert (sound["channels"], sound["num_samples"]) == (1, soundfile.info(speech).frames)
+
+
+def test_models_lists_what_is_in_the_box(run, monkeypatch, model_directory):
+    from codec.model import catalogue
+
+    monkeypatch.setattr(catalogue, "boxed_models", lambda: {"tiny": model_directory})
+    assert run("models") == 0
+    assert "tiny" in run.out
+    assert "0.9 kbit/s" in run.out
+
+
+def test_boxed_model_is_found_by_fingerprint(run, talk, monkeypatch, model_directory, other_model_directory):
+    from codec.model import catalogue
+
+    monkeypatch.setattr(catalogue, "boxed_models", lambda: {"a": other_model_directory, "b": model_directory})
+    assert run("decode", talk, "a.wav") == 0
+
+
+# -- Python
+
+
+def test_python_functions_do_what_the_commands_do(run, talk, speech):
+    report = codec.encode_file(speech, "python.codes", model=run.model)
+    assert Path("python.codes").read_bytes() == talk.read_bytes()
+    seconds: list[float] = []
+    decoded = codec.decode_file(
+        "python.codes", "a.wav", model=codec.load(run.model), progress=lambda done, total: seconds.append(done)
+    )
+    assert report.num_samples == decoded.num_samples == soundfile.info("a.wav").frames
+    assert seconds == sorted(seconds)
+    with pytest.raises(ModelError, match="unknown model"):
+        codec.encode_file(speech, "b.codes", model="nothing")
+    with pytest.raises(FileExistsError, match="already exists"):
+        codec.encode_file(speech, "python.codes", model=run.model)
+
+
+# -- bad sound
+
+
+BAD_SOUNDS = {
+    "no audio": (lambda path: Path(path).write_text("hello " * 100), "is not a sound file"),
+    "empty file": (lambda path: Path(path).write_bytes(b""), "is empty"),
+    "zero samples": (lambda path: write_sound(path, np.zeros(0)), "has no samples"),
+    "NaN": (lambda path: write_sound(path, np.array([0, np.nan, 0]), subtype="FLOAT"), "sample 1 .* is NaN"),
+    "infinity": (lambda path: write_sound(path, np.array([0, np.inf]), subtype="FLOAT"), "sample 1 .* is inf"),
+    "late NaN": (lambda path: write_sound(path, np.r_[np.zeros(600_000), np.nan], subtype="FLOAT"), "sample 600000"),
+    "cut": (lambda path: _write_cut(path), "cut off"),
+    "a directory": (lambda path: Path(path).mkdir(), "has no files ending in"),
+    "missing": (lambda path: None, "cannot be opened"),
+}
+
+
+def _write_cut(path: str) -> None:
+    write_sound(path, np.zeros(600_000))
+    Path(path).write_bytes(Path(path).read_bytes()[:700_000])
+
+
+@pytest.mark.parametrize("kind", BAD_SOUNDS)
+@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+def test_bad_sound_is_refused(run, kind, command):
+    make, message = BAD_SOUNDS[kind]
+    make("bad.wav")
+    output = "out.codes" if command == "encode" else "out.wav"
+    sentence = run.refuses(command, "bad.wav", output, "--model", run.model, left=set(os.listdir()))
+    assert sentence.startswith("bad.wav: ")
+    assert re.search(message, sentence)
+
+
+# -- bad outputs
+
+
+def test_existing_output_is_refused_and_kept(run, speech):
+    Path("out.codes").write_text("old")
+    sentence = run.refuses("encode", speech, "out.codes", "--model", run.model, left={"out.codes"})
+    assert "out.codes: already exists" in sentence
+    assert Path("out.codes").read_text() == "old"
+
+
+@pytest.mark.parametrize("output", ["/proc/out.codes", "/proc/self/out.codes"])
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody may write")
+def test_missing_write_permission_is_refused(run, speech, output):
+    assert output in run.refuses("encode", speech, output, "--model", run.model, left=set())
+
+
+def test_missing_output_folder_is_refused(run, speech):
+    assert "there is no such folder" in run.refuses("encode", speech, "no/out.codes", "--model", run.model, left=set())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_refused(run, talk, speech):
+    left = {"talk.codes"}
+    assert "No space left" in run.refuses("encode", speech, "/dev/full", "--model", run.model, left=left)
+    for format in ("wav", "flac", "ogg"):
+        arguments = ("decode", talk, "/dev/full", "--model", run.model, "--format", format)
+        assert "No space left" in run.refuses(*arguments, left=left)
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.codes"])
+def test_sound_that_cannot_be_written_is_refused(run, talk, name):
+    sentence = run.refuses("decode", talk, name, "--model", run.model, left={"talk.codes"})
+    assert "can be written: wav, flac, ogg" in sentence
+
+
+def test_codes_are_not_written_as_sound(run, speech):
+    assert "can be written: codes" in run.refuses("encode", speech, "a.wav", "--model", run.model, left=set())
+
+
+# -- bad codes
+
+
+def test_every_kind_of_cut_and_flip_is_refused_and_recovered(run, talk):
+    """Some twenty places of the real file; the format's own tests try them all."""
+    content = talk.read_bytes()
+    places = sorted({*range(0, len(content), 37), 1, 4, 29, len(content) - 1})
+    for place in places:
+        for damaged in (content[:place], content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]):
+            Path("bad.codes").write_bytes(damaged)
+            left = {"talk.codes", "bad.codes"}
+            sentence = run.refuses("decode", "bad.codes", "out.wav", "--model", run.model, left=left)
+            assert sentence.startswith("bad.codes: ")
+
+
+def test_recovery_keeps_the_rest_at_its_place_and_is_silent_in_the_hole(run, talk, speech):
+    content = bytearray(talk.read_bytes())
+    content[200] ^= 1  # in block 0 of two
+    Path("bad.codes").write_bytes(content)
+    assert run("decode", "bad.codes", "out.wav", "--model", run.model, "--recover", "--json") == 0
+    report = json.loads(run.out)
+    assert (report["num_lost_frames"], report["num_samples"]) == (256, soundfile.info(speech).frames)
+    assert "lost in block 0" in run.err
+    samples = soundfile.read("out.wav")[0]
+    assert len(samples) == soundfile.info(speech).frames
+    assert not samples[: 256 * 320].any()
+    assert samples[256 * 320 :].any()
+
+
+def test_recovered_speech_far_behind_a_hole_is_the_undamaged_speech(run, speech):
+    samples = np.tile(soundfile.read(speech)[0], 4)
+    write_sound("long.wav", samples)
+    assert run("encode", "long.wav", "long.codes", "--model", run.model) == 0
+    assert run("decode", "long.codes", "good.wav", "--model", run.model) == 0
+    content = bytearray(Path("long.codes").read_bytes())
+    content[600] ^= 1  # in block 1 of six
+    Path("long.codes").write_bytes(content)
+    assert run("decode", "long.codes", "bad.wav", "--model", run.model, "--recover") == 0
+    good, bad = soundfile.read("good.wav")[0], soundfile.read("bad.wav")[0]
+    hole = slice(256 * 320, 512 * 320)
+    assert not bad[hole].any()
+    np.testing.assert_array_equal(bad[: hole.start - 320], good[: hole.start - 320])
+    # The decoder's memory, some attention windows, is past.
+    np.testing.assert_allclose(bad[hole.stop + 600 * 320 :], good[hole.stop + 600 * 320 :], atol=1e-3)
+
+
+def test_codes_of_another_model_are_refused_unless_forced(run, talk, other_model_directory):
+    arguments = ("decode", talk, "out.wav", "--model", other_model_directory)
+    sentence = run.refuses(*arguments, left={"talk.codes"})
+    assert codec.load(run.model).fingerprint in sentence
+    assert codec.load(other_model_directory).fingerprint in sentence
+    assert run(*arguments, "--force") == 0
+
+
+def test_codes_of_a_model_that_is_not_in_the_box_are_refused(run, talk):
+    assert "made by model 'tiny'" in run.refuses("decode", talk, "out.wav", left={"talk.codes"})
+
+
+def test_newer_version_is_refused(run, talk):
+    content = bytearray(talk.read_bytes())
+    content[4] = 2
+    end = 26 + content[25]
+    content[end : end + 4] = struct.pack(">I", zlib.crc32(content[:end]))
+    Path("new.codes").write_bytes(content)
+    sentence = run.refuses("decode", "new.codes", "out.wav", "--model", run.model, left={"talk.codes", "new.codes"})
+    assert "version 2" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"1 2 4096", "code 4096 at frame 2 is not one of the model's 4096"),
+        ("a.txt", b"1 2 x", "'x' is no code"),
+        ("a.txt", b"1 -2", "'-2' is no code"),
+        ("a.txt", b" \n", "has no codes"),
+        ("a.json", b'{"codes": [1, 2.5]}', "one sequence of integers"),
+        ("a.json", b'{"code": [1]}', "no entry 'codes'"),
+        ("a.json", b"[1, 2", "is not JSON"),
+        ("a.json", b"[true]", "one sequence of integers"),
+        ("a.json", b"[-1]", "must not be negative"),
+        ("a.npy", b"\x93NUMPY", "no whole .npy file"),
+        ("a.codes", b"RIFF1234WAVE" * 9, "WAV"),
+    ],
+)
+def test_bad_codes_are_refused(run, name, content, message):
+    Path(name).write_bytes(content)
+    assert message in run.refuses("decode", name, "out.wav", "--model", run.model, left={name})
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3), int), np.zeros(3), np.zeros(0, int), np.array([None])])
+def test_bad_arrays_are_refused(run, array):
+    np.save("a.npy", array)
+    assert run.refuses("decode", "a.npy", "out.wav", "--model", run.model, left={"a.npy"}).startswith("a.npy: ")
+
+
+# -- bad models
+
+
+def test_unknown_model_lists_the_known(run, speech, monkeypatch, model_directory):
+    from codec.model import catalogue
+
+    monkeypatch.setattr(catalogue, "boxed_models", lambda: {"stream": model_directory, "stream-large": model_directory})
+    sentence = run.refuses("encode", speech, "a.codes", "--model", "straem", left=set())
+    assert "'straem'" in sentence
+    assert "stream, stream-large" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.safetensors", lambda data: data[: len(data) // 2], "model.safetensors"),
+        ("model.safetensors", lambda data: b"", "model.safetensors"),
+        ("model.safetensors", lambda data: b"\xff" * 8 + data[8:], "model.safetensors"),
+        ("model.safetensors", lambda data: b"<html>not found</html>", "model.safetensors"),
+        ("config.json", lambda data: data[:-10], "config.json"),
+        ("config.json", lambda data: data.replace(b'"width": 16', b'"width": 32'), "does not fit its config.json"),
+        ("config.json", lambda data: data.replace(b'"kind": "simvq"', b'"kind": "magic"'), "'magic'"),
+        ("config.json", lambda data: data.replace(b'"num_blocks"', b'"num_blokcs"'), "num_blokcs"),
+    ],
+)
+def test_broken_model_is_refused(run, speech, model_directory, name, change, message):
+    shutil.copytree(model_directory, "broken")
+    file = Path("broken") / name
+    file.write_bytes(change(file.read_bytes()))
+    assert message in run.refuses("encode", speech, "a.codes", "--model", "broken", left={"broken"})
+
+
+def test_what_is_no_model_directory_is_refused(run, speech):
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    left = {"folder", "file"}
+    assert "is not a model directory" in run.refuses("encode", speech, "a.codes", "--model", "folder", left=left)
+    assert "is a file" in run.refuses("encode", speech, "a.codes", "--model", "file", left=left)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_missing_device_is_refused(run, speech, device):
+    import torch
+
+    if {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
+        pytest.skip(f"{device} is there")
+    arguments = ("encode", speech, "a.codes", "--model", run.model, "--device", device)
+    assert "not available" in run.refuses(*arguments, left=set())
+
+
+# -- the command line itself
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode"], "Missing argument 'INPUT'; see codec encode --help"),
+        (["encode", "a", "b", "--modle", "x"], "No such option"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["decode", "a", "b", "--device", "abacus"], "abacus"),
+        (["encode", "-", "-", "--json"], "cannot both have standard output"),
+    ],
+)
+def test_misuse_is_one_sentence(run, arguments, message):
+    assert message in run.refuses(*arguments, left=set())
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "command", "output"),
+    [
+        (signal.SIGINT, 130, "encode", "out.codes"),
+        (signal.SIGTERM, 143, "roundtrip", "out.wav"),
+        (signal.SIGHUP, 129, "encode", "out.npy"),
+    ],
+)
+def test_interruption_leaves_nothing(run, tmp_path, number, code, command, output):
+    """The sound never ends, so the command is surely at work when the signal comes."""
+    (tmp_path / "temporary").mkdir()
+    process = spawn(
+        command, "-", output, "--model", run.model, stdin=subprocess.PIPE, env=os.environ | {"TMPDIR": "temporary"}
+    )
+    sound = io.BytesIO()
+    soundfile.write(sound, np.zeros(24000 * 5), 24000, format="WAV", subtype="PCM_16")
+    process.stdin.write(sound.getvalue()[:40] + b"\xff\xff\xff\xff" + sound.getvalue()[44:])
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not [path for path in tmp_path.rglob("*") if path.suffix == ".part"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
