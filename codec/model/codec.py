@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from codec.errors import AudioError, ConfigError, ModelError
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
-from codec.model.quantizer import SimVQ, SimVQConfig
+from codec.model.quantizer import VQ, SimVQ, SimVQConfig, VQConfig
 
 ENCODERS: dict[str, tuple[type, type]] = {"spectral": (SpectralEncoderConfig, SpectralEncoder)}
-QUANTIZERS: dict[str, tuple[type, type]] = {"simvq": (SimVQConfig, SimVQ)}
+QUANTIZERS: dict[str, tuple[type, type]] = {"simvq": (SimVQConfig, SimVQ), "vq": (VQConfig, VQ)}
 DECODERS: dict[str, tuple[type, type]] = {"spectral": (SpectralDecoderConfig, SpectralDecoder)}
 
 
@@ -84,6 +84,9 @@ class Codec(nn.Module):
     Source: WavTokenizer (arXiv:2408.16532) for the single-codebook design, SimVQ (arXiv:2411.02038) for the quantizer.
     """
 
+    encoder: Any
+    quantizer: Any
+    decoder: Any
     fingerprint: str = ""
     """Names configuration and weights; set by `weights.load`, empty for a model that was never saved."""
 

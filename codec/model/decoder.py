@@ -27,7 +27,7 @@ class SpectralDecoderConfig:
     attention_heads: int = 6
     attention_window: int = 128  # frames, the present one included
     kernel_size: int = 7
-    latent_dim: int = 8
+    latent_dim: int = 16
 
     def __post_init__(self) -> None:
         sizes = (self.hop_length, self.width, self.expansion, self.num_blocks, self.kernel_size, self.latent_dim)

@@ -29,7 +29,7 @@ class SpectralEncoderConfig:
     expansion: int = 3  # inner width of a block / width
     num_blocks: int = 6
     kernel_size: int = 7
-    latent_dim: int = 8
+    latent_dim: int = 16
 
     def __post_init__(self) -> None:
         if min(self.hop_length, self.short_n_fft, self.width, self.expansion, self.kernel_size, self.latent_dim) < 1:

@@ -23,11 +23,12 @@ class CodeUsage:
         """Count the codes of a batch; older batches fade by `memory` each time."""
         self.counts.mul_(self.memory).add_(torch.bincount(codes.flatten(), minlength=len(self.counts)))
 
-    def summary(self) -> dict[str, Tensor]:
-        """Share of the codebook in use, and exp of the entropy of its use."""
-        probability = self.counts / self.counts.sum().clamp(min=1)
+    @staticmethod
+    def summarise(counts: Tensor) -> dict[str, Tensor]:
+        """Share of the codebook in use, and exp of the entropy of its use, from counts (K,)."""
+        probability = counts / counts.sum().clamp(min=1)
         entropy = -torch.special.xlogy(probability, probability).sum()
-        return {"codes/utilisation": (self.counts > 1e-3).float().mean(), "codes/perplexity": entropy.exp()}
+        return {"codes/utilisation": (counts > 1e-3).float().mean(), "codes/perplexity": entropy.exp()}
 
 
 class Monitor:

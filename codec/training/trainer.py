@@ -22,6 +22,7 @@ from codec.errors import ConfigError
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.training.adversary import Adversary, AdversaryConfig
+from codec.training.distributed import Ranks
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
 from codec.training.losses import MelLoss, MelLossConfig
 from codec.training.monitor import CodeUsage, Monitor
@@ -37,6 +38,8 @@ from codec.training.validation import validate
 STATE_NAME = "state.safetensors"
 CONFIG_NAME = "config.json"
 DISCRIMINATORS_NAME = "discriminators.safetensors"
+STOP_EVERY = 10
+"""Steps between two looks at whether another process was asked to stop."""
 
 
 @dataclass
@@ -101,9 +104,13 @@ class Trainer:
     def __init__(self, config: Config):
         self.config = config
         self.settings = config.training
+        self.ranks = Ranks()
         self.run = Path(self.settings.run)
         self.run.mkdir(parents=True, exist_ok=True)
         self.device = weights.choose_device(self.settings.device)
+        if self.device.type == "cuda" and self.ranks.size > 1:
+            self.device = torch.device("cuda", self.ranks.local_rank)
+            torch.cuda.set_device(self.device)
         torch.manual_seed(self.settings.seed)
         self.codec = self._initial_codec().to(self.device).train()
         sample_rate = self.codec.sample_rate
@@ -126,28 +133,40 @@ class Trainer:
         self.skipped_steps = torch.zeros((), device=self.device)
         self.best_score = -math.inf
         self._resume()
-        self._save_config()
+        if self.ranks.is_first:
+            self._save_config()
         self._encode = torch.compile(self.codec.encoder) if self.settings.compile else self.codec.encoder
         self._decode = torch.compile(self.codec.decoder) if self.settings.compile else self.codec.decoder
 
     def fit(self) -> Path:
         """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first."""
-        monitor = Monitor(self.run, self.step, self.settings.steps)
+        settings = self.settings
+        monitor = Monitor(self.run, self.step, settings.steps) if self.ranks.is_first else None
+        batches = self.sampler.batches(self.step, self.ranks.rank, self.ranks.size)
         with _stop_signals() as stop:
-            for wav in self.sampler.batches(self.step):
-                if self.step >= self.settings.steps or stop.requested:
-                    break
-                scalars = self.train_step(wav.to(self.device, non_blocking=True))
+            while self.step < settings.steps and not self._should_stop(stop):
+                scalars = self.train_step(next(batches).to(self.device, non_blocking=True))
                 self.step += 1
-                if self.step % self.settings.log_every == 0:
-                    monitor.log(self.step, scalars | self.usage.summary())
-                if self.step % self.settings.validate_every == 0 and self.held_out is not None:
+                if self.step % settings.log_every == 0:
+                    scalars = self.ranks.mean(scalars) | CodeUsage.summarise(self.ranks.sum(self.usage.counts))
+                    if monitor:
+                        monitor.log(self.step, scalars)
+                if monitor and self.held_out is not None and self.step % settings.validate_every == 0:
                     self._validate(monitor)
-                if self.step % self.settings.save_every == 0:
+                if self.step % settings.save_every == 0:
                     self.save()
         self.save()
-        monitor.close()
-        return self.save_model("last")
+        directory = self.save_model("last")
+        if monitor:
+            monitor.close()
+        self.ranks.leave()
+        return directory
+
+    def _should_stop(self, stop: "_StopRequest") -> bool:
+        """All processes must stop at the same step; asking them takes a message, so it is done every few steps."""
+        if self.ranks.size == 1:
+            return stop.requested
+        return self.step % STOP_EVERY == 0 and self.ranks.any(stop.requested, self.device)
 
     def train_step(self, wav: Tensor) -> dict[str, Tensor]:
         """One update of the codec, and of the discriminators once they have joined: (B, 1, T) -> scalars to log."""
@@ -168,6 +187,7 @@ class Trainer:
                     *self._crop(wav, fake), settings.adversarial_weight, settings.feature_matching_weight
                 )
             loss = loss + joint.generator
+            self.ranks.average_gradients(self.adversary.discriminators.parameters())
             scalars |= {
                 "loss/adversarial": joint.adversarial,
                 "loss/feature_matching": joint.feature_matching,
@@ -180,6 +200,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state from which the run goes on exactly."""
+        if not self.ranks.is_first:
+            return
         parts = {
             "codec": self.codec.state_dict(),
             "ema": self.ema.shadow,
@@ -199,6 +221,8 @@ class Trainer:
     def save_model(self, name: str) -> Path:
         """Write the averaged weights as a model directory below the run, discriminators beside them."""
         directory = self.run / name
+        if not self.ranks.is_first:
+            return directory
         weights.save(self.averaged_codec(), directory, dtype=torch.float16)
         self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
         return directory
@@ -214,7 +238,7 @@ class Trainer:
         if self.step < self.settings.quantizer_start:
             return latent.float(), latent.new_zeros((), dtype=torch.float32)
         if self.step == self.settings.quantizer_start and not self.settings.init:
-            self.codec.quantizer.match(latent.detach())
+            self.codec.quantizer.match(self.ranks.gather(latent.detach()))
         codes, quantized, loss = self.codec.quantizer(latent)
         self.usage.add(codes)
         return quantized, loss
@@ -227,6 +251,7 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.average_gradients(self.codec.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), self.settings.clip_norm, foreach=True)
         is_broken = (~norm.isfinite()).float()
         self.optimizer.found_inf = is_broken  # type: ignore[attr-defined]  # read by fused updates
@@ -281,7 +306,8 @@ class Trainer:
 
     def _open_cache(self, split: str) -> AudioCache:
         data = self.config.data
-        return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
+        with self.ranks.first_alone():
+            return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
 
     def _resume(self) -> None:
         path = self.run / STATE_NAME
