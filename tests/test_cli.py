@@ -558,3 +558,13 @@ def test_interruption_leaves_nothing(run, tmp_path, number, code, command, outpu
     assert process.returncode == code
     assert b"Traceback" not in errors
     assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
+
+
+def test_fingerprint_does_not_change_with_settings_that_are_added_later(run, model_directory):
+    """A configuration that does not yet know a setting is read with its default, and keeps its own fingerprint."""
+    shutil.copytree(model_directory, "older")
+    config = json.loads(Path("older/config.json").read_text())
+    del config["decoder"]["attention_window"]
+    Path("older/config.json").write_text(json.dumps(config))
+    assert run("info", "older", "--json") == 0
+    assert json.loads(run.out)["fingerprint"] == codec.load("older").fingerprint

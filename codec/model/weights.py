@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from codec.errors import ConfigError, ModelError
+from codec.model import catalogue
 from codec.model.catalogue import CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
 from codec.output import open_output
@@ -38,7 +39,8 @@ def load(model: str | Path = "stream", device: str = "cpu") -> Codec:
     codec = Codec(config)
     _check_fit(codec.state_dict(), tensors, weights_path)
     codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    codec.fingerprint = fingerprint_of(config.to_dict(), weights_path.read_bytes())
+    # Of the file as it is: a setting added later, with its default, must not rename the models of today.
+    codec.fingerprint = catalogue.fingerprint(directory)
     return codec.to(choose_device(device)).eval()
 
 
