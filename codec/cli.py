@@ -84,8 +84,12 @@ def run(arguments: list[str]) -> int:
         return PIPE_CLOSED
     except (CodecError, OSError) as error:
         return _complain(_sentence(error))
-    except MemoryError:
-        return _complain("not enough memory")
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            return _complain("the GPU has not enough memory; use --device cpu")
+        if isinstance(error, MemoryError):
+            return _complain("there is not enough memory")
+        raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

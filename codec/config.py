@@ -4,7 +4,7 @@ The only user of hydra. Below it there are dataclasses that have checked themsel
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -56,9 +56,10 @@ def compose(overrides: list[str]) -> Config:
     try:
         with initialize_config_module("codec.configs", version_base="1.3"):
             composed = hydra_compose("config", overrides=overrides)
-        parts = {
-            name: OmegaConf.to_object(composed[name]) for name in ("data", "mel", "adversary", "training")
-        }
+        unknown = sorted(set(composed) - {setting.name for setting in fields(Config)})
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: is not a setting")
+        parts = {name: OmegaConf.to_object(composed[name]) for name in ("data", "mel", "adversary", "training")}
         model = CodecConfig.from_dict(OmegaConf.to_container(composed.model, resolve=True))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, ConfigError):
@@ -68,7 +69,7 @@ def compose(overrides: list[str]) -> Config:
 
 
 def _one_sentence(error: Exception) -> str:
-    """Hydra explains itself over many lines, and wraps what OmegaConf says; the first line of the cause is the point."""
+    """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")

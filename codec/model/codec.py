@@ -11,10 +11,18 @@ from codec.errors import AudioError, ConfigError, ModelError
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
 from codec.model.quantizer import VQ, SimVQ, SimVQConfig, VQConfig
+from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
+from codec.model.vocos import VocosDecoder, VocosDecoderConfig
 
-ENCODERS: dict[str, tuple[type, type]] = {"spectral": (SpectralEncoderConfig, SpectralEncoder)}
+ENCODERS: dict[str, tuple[type, type]] = {
+    "spectral": (SpectralEncoderConfig, SpectralEncoder),
+    "seanet": (SEANetEncoderConfig, SEANetEncoder),
+}
 QUANTIZERS: dict[str, tuple[type, type]] = {"simvq": (SimVQConfig, SimVQ), "vq": (VQConfig, VQ)}
-DECODERS: dict[str, tuple[type, type]] = {"spectral": (SpectralDecoderConfig, SpectralDecoder)}
+DECODERS: dict[str, tuple[type, type]] = {
+    "spectral": (SpectralDecoderConfig, SpectralDecoder),
+    "vocos": (VocosDecoderConfig, VocosDecoder),
+}
 
 
 @dataclass
@@ -139,7 +147,7 @@ class Codec(nn.Module):
 
     @property
     def is_streamable(self) -> bool:
-        """Whether memory is bounded and every code and sample depends on a bounded future, so that streaming is exact."""
+        """Whether every code and sample depends on a bounded future, so that streaming is exact and memory bounded."""
         return isinstance(self.encoder, SpectralEncoder) and isinstance(self.decoder, SpectralDecoder)
 
     def num_frames(self, num_samples: int) -> int:

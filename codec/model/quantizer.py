@@ -184,10 +184,10 @@ class VQ(nn.Module):
 class SimVQ(VQ):
     """Nearest-neighbour quantization in a codebook of which only a linear map is learned.
 
-    C (K, D) is drawn once from a Gaussian of standard deviation D^-1/2 and frozen. The latent is replaced by the nearest
-    row of the effective codebook C W^T + b; loss and straight-through gradient are those of `VQ`. Since every effective
-    code is a function of the same W and b, each update moves all of them and none can die. In the paper's notation,
-    with d the one-hot selection and eta the learning rate,
+    C (K, D) is drawn once from a Gaussian of standard deviation D^-1/2 and frozen. The latent is replaced by the
+    nearest row of the effective codebook C W^T + b; loss and straight-through gradient are those of `VQ`. Since every
+    effective code is a function of the same W and b, each update moves all of them and none can die. In the paper's
+    notation, with d the one-hot selection and eta the learning rate,
 
         W <- (I - eta E[C^T d^T d C]) W + eta E[C^T d^T z].
 

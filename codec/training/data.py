@@ -102,7 +102,8 @@ def _build_cache(audio_folder: Path, cache_folder: Path, sample_rate: int, num_w
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
         with ProcessPoolExecutor(num_workers) as pool:
-            for path, samples in zip(paths, pool.map(_decode, paths, [sample_rate] * len(paths), chunksize=16)):
+            decoded = pool.map(_decode, paths, [sample_rate] * len(paths), chunksize=16)
+            for path, samples in zip(paths, decoded, strict=True):
                 relative = path.relative_to(audio_folder)
                 speaker = relative.parts[0] if len(relative.parts) > 1 else UNKNOWN_SPEAKER
                 clips.append({"path": str(relative), "speaker": speaker, "offset": offset, "samples": len(samples)})

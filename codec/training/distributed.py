@@ -1,8 +1,8 @@
 """Several processes that train one model: each takes its share of every batch, and gradients are averaged.
 
-Started by `torchrun`. Equal to one process with the joint batch, because each step's loss is a mean over windows and every
-process takes the same number of them. Nothing here can wait for a process that does not come: all make the same calls at
-the same steps, whatever data they hold.
+Started by `torchrun`. Equal to one process with the joint batch, because each step's loss is a mean over windows and
+every process takes the same number of them. Nothing here can wait for a process that does not come: all make the same
+calls at the same steps, whatever data they hold.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What one sees of a run: a terminal line with the time left, and TensorBoard scalars, audio and spectrogram pictures."""
+"""What one sees of a run: a terminal line with the time left; TensorBoard scalars, audio and spectrogram pictures."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
 """The training loop: one readable step, logging, validation, exact resume, and a model directory at the end.
 
-Phases, by step: up to `quantizer_start` the latent passes unquantized, so that it takes shape before codes are laid over
-it; then the quantizer is matched to it and spectral losses train the codec; from `adversarial_start` on the
+Phases, by step: up to `quantizer_start` the latent passes unquantized, so that it takes shape before codes are laid
+over it; then the quantizer is matched to it and spectral losses train the codec; from `adversarial_start` on the
 discriminators join.
 """
 
@@ -22,8 +22,8 @@ from codec.errors import ConfigError
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.training.adversary import Adversary, AdversaryConfig
-from codec.training.distributed import Ranks
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
+from codec.training.distributed import Ranks
 from codec.training.losses import MelLoss, MelLossConfig
 from codec.training.monitor import CodeUsage, Monitor
 from codec.training.state import (
