@@ -172,15 +172,19 @@ class SoundReader:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
         if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():
             return self.name if source is not sys.stdin.buffer else source
-        start = source.read(4)
+        # Read around Python's buffer: a thread that waits inside it would keep the process from ending.
+        descriptor = source.fileno()
+        start = b""
+        while len(start) < 4 and (more := os.read(descriptor, 4 - len(start))):
+            start += more
         if start in (b"RIFF", b"RIFX"):
             self.is_live = True
             reading, writing = os.pipe()
-            threading.Thread(target=_pump, args=(start, source, writing), daemon=True).start()
+            threading.Thread(target=_pump, args=(start, os.dup(descriptor), writing), daemon=True).start()
             return reading
         copy = self._resources.enter_context(tempfile.TemporaryFile())
         copy.write(start)
-        while chunk := source.read(1 << 16):
+        while chunk := os.read(descriptor, 1 << 16):
             copy.write(chunk)
         if not copy.tell():
             raise AudioError(f"{self.name}: is empty; a sound file is meant")
@@ -230,11 +234,11 @@ def info(path: str | os.PathLike[str]) -> SoundInfo:
         return sound.info
 
 
-def _pump(start: bytes, source: BinaryIO, descriptor: int) -> None:
-    """Pass on a pipe whose first bytes were looked at."""
-    with contextlib.suppress(OSError), os.fdopen(descriptor, "wb", buffering=0) as sink:
+def _pump(start: bytes, source: int, target: int) -> None:
+    """Pass on a pipe whose first bytes were looked at; both descriptors are closed at the end."""
+    with contextlib.suppress(OSError), open(source, "rb", buffering=0) as pipe, open(target, "wb", buffering=0) as sink:
         sink.write(start)
-        while chunk := source.read1(1 << 16):  # type: ignore[attr-defined]
+        while chunk := pipe.read(1 << 16):
             sink.write(chunk)
 
 

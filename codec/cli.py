@@ -390,6 +390,27 @@ class _ProgressLine:
             sys.stderr.flush()
 
 
+@commands.command()
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+def train(settings: tuple[str, ...]) -> None:
+    """Train a model, or go on with a run.
+
+    \b
+    codec train recipe=stream-cpu data.train=FOLDER training.run=runs/mine
+
+    Settings are those of configs/, composed by hydra. The model is written to RUN/last, the best one so far to RUN/best.
+    Started again on the same run, training goes on exactly where its state was last saved. On several GPUs:
+    torchrun --nproc-per-node 4 -m codec train ...
+    """
+    try:
+        from codec.config import compose
+    except ImportError as error:
+        raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
+    from codec.training.trainer import Trainer
+
+    click.echo(str(Trainer(compose(list(settings))).fit()))
+
+
 # --------------------------------------------------------------------------------------------------------- reporting
 
 
