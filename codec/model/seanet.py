@@ -5,6 +5,8 @@ Inside, features are (B, N, C), N counting steps at whatever rate the layer has.
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +77,8 @@ class SEANetEncoder(nn.Module):
     def forward(self, wav: Tensor) -> Tensor:
         """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length).
 
-        Without gradients the convolutions see a stretch of the signal at a time, with exactly the neighbourhood that its
-        frames depend on. The result is that of one pass over the whole, and memory grows with the frames only.
+        Without gradients the convolutions see a stretch of the signal at a time, with exactly the neighbourhood that
+        its frames depend on. The result is that of one pass over the whole, and memory grows with the frames only.
         """
         num_frames = -(-wav.shape[-1] // self.hop_length)
         num_chunks = 1
@@ -85,7 +87,7 @@ class SEANetEncoder(nn.Module):
             num_chunks = min(-(-wav.shape[0] * wav.shape[-1] // CHUNK_SAMPLES), max(num_frames // 4, 1))
         edges = [num_frames * i // num_chunks for i in range(num_chunks + 1)]
         frames, state = [], None
-        for start, stop in zip(edges, edges[1:]):
+        for start, stop in pairwise(edges):
             x = self._convolve(wav, start, stop)
             if self.lstm is not None:
                 y, state = self.lstm(x, state)
@@ -96,16 +98,18 @@ class SEANetEncoder(nn.Module):
 
     def _convolve(self, wav: Tensor, start: int, stop: int) -> Tensor:
         """Frames start .. stop - 1 of the convolutions up to the LSTM: (B, 1, T) -> (B, stop - start, C)."""
-        layers = [self.first, *(layer for stage in self.stages for layer in (stage.residual, stage.downsample))]
+        layers: list[Any] = [self.first]
+        for stage in self.stages:
+            layers += [stage.residual, stage.downsample]
         lengths = [wav.shape[-1]]  # of the whole signal, at the input of each layer
         for layer in layers:
             lengths.append(-(-lengths[-1] // layer.step))
         paddings = []
-        for layer, length in zip(reversed(layers), reversed(lengths[:-1])):
+        for layer, length in zip(reversed(layers), reversed(lengths[:-1]), strict=True):
             paddings.append(layer.padding_around(start, stop, length))
             start, stop = layer.inputs_of(start, stop, length)
         x = wav[:, :, start:stop].transpose(1, 2)  # (B, N, 1)
-        for layer, padding in zip(layers, reversed(paddings)):
+        for layer, padding in zip(layers, reversed(paddings), strict=True):
             x = layer(x, *padding)
         return x
 
@@ -181,8 +185,8 @@ class Downsample(PaddedConv1d):
 def reflect(x: Tensor, before: int, after: int) -> Tensor:
     """Continue features (B, N, C) by their mirror image on both sides: (B, before + N + after, C).
 
-    A signal too short to be mirrored is first continued by zeros, which are taken off again behind the mirror image. That
-    is what the published networks do.
+    A signal too short to be mirrored is first continued by zeros, which are taken off again behind the mirror image.
+    That is what the published networks do.
     """
     if not before and not after:
         return x

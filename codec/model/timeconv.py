@@ -18,8 +18,8 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 
     `torch.nn.functional.conv1d` copies its input to channel-major order and, like `linear`, leaves kernels of width 1
     to the BLAS library, which on many CPUs reaches half the rate of oneDNN's own kernels. So this is a two-dimensional
-    convolution of height 1. On a CPU it has a stride of 2 along that single row: that changes no number, but makes torch
-    choose oneDNN for every kernel width.
+    convolution of height 1. On a CPU it has a stride of 2 along that single row: that changes no number, but makes
+    torch choose oneDNN for every kernel width.
 
     Args:
         x: (B, N, C) float.

@@ -147,7 +147,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query = query * query.shape[-1] ** -0.5
     result = torch.empty_like(query)
     for item in range(len(query)):
-        tiles = list(zip(key[item].split(TILE_FRAMES), value[item].split(TILE_FRAMES)))
+        tiles = list(zip(key[item].split(TILE_FRAMES), value[item].split(TILE_FRAMES), strict=True))
         for start in range(0, query.shape[1], TILE_FRAMES):
             block = query[item : item + 1, start : start + TILE_FRAMES]  # (1, M, H)
             # The sums are float32 under autocast too.
