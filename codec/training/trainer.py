@@ -24,7 +24,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
 from codec.training.distributed import Ranks
-from codec.training.losses import MelLoss, MelLossConfig
+from codec.training.losses import MelLoss, MelLossConfig, stft_loss
 from codec.training.monitor import CodeUsage, Monitor
 from codec.training.state import (
     ExponentialMovingAverage,
@@ -68,7 +68,8 @@ class TrainingConfig:
     adversarial_seconds: float = 1.0  # of each window that the discriminators see
 
     mel_weight: float = 15.0
-    commitment_weight: float = 1.0
+    convergence_weight: float = 7.5  # of the STFT spectral convergence
+    commitment_weight: float = 10.0
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 2.0
 
@@ -181,6 +182,10 @@ class Trainer:
         mel = self.mel_loss(wav, fake)
         loss = settings.mel_weight * mel + settings.commitment_weight * quantizer_loss
         scalars = {"loss/mel": mel, "loss/quantizer": quantizer_loss}
+        if settings.convergence_weight:
+            convergence = stft_loss(wav, fake).convergence
+            loss = loss + settings.convergence_weight * convergence
+            scalars["loss/spectral_convergence"] = convergence
         if is_adversarial:
             with self._autocast():
                 joint = self.adversary.joint_losses(
