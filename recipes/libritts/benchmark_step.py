@@ -145,13 +145,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     step = build(batch, device, autocast)
     with FlopCounterMode(display=False) as counter:  # also the warm-up
         step()
-    times = []
+    times, processor_times = [], []
     for _ in range(options.steps):
-        start = time.monotonic()
+        start, processor_start = time.monotonic(), time.process_time()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.monotonic() - start)
+        processor_times.append(time.process_time() - processor_start)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
@@ -160,6 +161,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     return {
         "fastest": times[0],
         "median": times[len(times) // 2],
+        "processor": min(processor_times),
         "peak": peak / 2**30,
         "tflop": counter.get_total_flops() / 1e12,
     }
@@ -181,20 +183,23 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     results = {}
-    print(f"{'schedule':<10} {'fastest s':>10} {'median s':>10} {'peak GiB':>9} {'steps/s':>8} {'audio s/s':>10}")
+    print(
+        f"{'schedule':<10} {'fastest s':>10} {'median s':>10} {'CPU s':>8} {'peak GiB':>9} {'steps/s':>8} {'audio s/s':>10}"
+    )
     for schedule in SCHEDULES:
         command = [sys.executable, __file__, *sys.argv[1:], "--schedule", schedule]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         result = results[schedule] = json.loads(output.splitlines()[-1])
         rate = 1 / result["median"]
         print(
-            f"{schedule:<10} {result['fastest']:>10.3f} {result['median']:>10.3f} {result['peak']:>9.2f} "
+            f"{schedule:<10} {result['fastest']:>10.3f} {result['median']:>10.3f} {result['processor']:>8.3f} {result['peak']:>9.2f} "
             f"{rate:>8.2f} {rate * options.batch * options.seconds:>10.2f}"
         )
     ours, published = results["ours"], results["published"]
+    processor = published["processor"] / ours["processor"]  # what counts on a machine that others use too
     print(
         f"ours is {published['fastest'] / ours['fastest']:.2f} x as fast"
-        f" (medians: {published['median'] / ours['median']:.2f} x)"
+        f" (medians {published['median'] / ours['median']:.2f} x, processor {processor:.2f} x)"
         f" with {ours['peak'] / published['peak']:.2f} x the peak memory"
         f" and {ours['tflop'] / published['tflop']:.2f} x the arithmetic ({ours['tflop']:.3f} TFLOP)"
     )
