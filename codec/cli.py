@@ -296,6 +296,51 @@ def models(as_json: bool) -> None:
         click.echo("none; train one, or name a model directory with --model")
 
 
+@commands.command("import")
+@click.argument("path", metavar="CHECKPOINT")
+@click.argument("directory", metavar="OUT_DIR")
+@click.option("--from", "kind", type=click.Choice(["wavtokenizer", "simvq"]), required=True, help="Whose it is.")
+@click.option("--config", metavar="YAML", help="What it was trained with; else the shapes of the weights tell.")
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "raw"]),
+    default="ema",
+    show_default=True,
+    help="SimVQ's averaged weights, or those of the last step.",
+)
+@click.option("--keep-discriminators", is_flag=True, help="Keep them too, for fine-tuning.")
+@option_quiet
+def import_(
+    path: str, directory: str, kind: str, config: str | None, weights: str, keep_discriminators: bool, quiet: bool
+) -> None:
+    """Turn a published checkpoint into a model directory.
+
+    Every key of CHECKPOINT is accounted for in the report; a key that is unknown or of another shape is an error.
+    """
+    from codec.model.importer import import_checkpoint
+
+    report = import_checkpoint(
+        path, kind, directory, config=config, weights=weights, keep_discriminators=keep_discriminators
+    )
+    if not quiet:
+        click.echo(report, err=True)
+
+
+@commands.command("export")
+@click.argument("model", metavar="MODEL")
+@click.argument("path", metavar="OUTPUT")
+@option_overwrite
+def export(model: str, path: str, overwrite: bool) -> None:
+    """Write a model's weights under the published key names, for other tools.
+
+    MODEL is a model directory of the reference family. OUTPUT ends in .ckpt for the published loaders, in .safetensors
+    for the state dict alone, or else is a PyTorch file of the state dict.
+    """
+    from codec.model.importer import export_checkpoint
+
+    export_checkpoint(model, path, overwrite=overwrite)
+
+
 # ------------------------------------------------------------------------------------------------- files and folders
 
 

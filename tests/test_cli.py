@@ -515,6 +515,19 @@ def test_missing_device_is_refused(run, speech, device):
     assert "not available" in run.refuses(*arguments, left=set())
 
 
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><html></html>", b"", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_what_is_no_checkpoint_is_not_imported(run, content):
+    Path("model.ckpt").write_bytes(content)
+    sentence = run.refuses("import", "model.ckpt", "model", "--from", "simvq", left={"model.ckpt"})
+    assert sentence.startswith("model.ckpt: ")
+
+
+def test_model_without_a_published_counterpart_is_not_exported(run):
+    run.refuses("export", run.model, "out.ckpt", left=set())
+
+
 # -- the command line itself
 
 
