@@ -22,3 +22,7 @@ class ConfigError(CodecError, ValueError):
 
 class ModelError(CodecError, ValueError):
     """A model cannot be found or loaded, or does not fit its configuration or the codes."""
+
+
+class CorpusError(CodecError, ValueError):
+    """A corpus, its archives or a list of its utterances is missing, incomplete or damaged."""

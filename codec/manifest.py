@@ -1,0 +1,181 @@
+"""A manifest is the list of utterances of a corpus: where each lies, how long it is, who speaks.
+
+It is a table with tab-separated columns, because every value is one word: so a spreadsheet, `cut` and `awk` read it as
+well as a program does, at half the size of JSON lines. UTF-8, one header line, lines end in "\\n", sorted by id:
+
+    id  path  seconds  samples  sample_rate  speaker  part
+
+`path` is relative to the folder of the manifest, or absolute; `samples` counts one channel; `seconds` is there for
+people and equals samples / sample_rate. Further columns are allowed and passed over. Nothing here knows of models.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from codec import audio
+from codec.errors import AudioError, CorpusError
+from codec.output import open_output
+
+COLUMNS = ("id", "path", "seconds", "samples", "sample_rate", "speaker", "part")
+SUFFIX = ".tsv"
+UNKNOWN_SPEAKER = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One sound file of a corpus."""
+
+    id: str  # unique within a manifest
+    path: Path
+    num_samples: int  # of one channel, at its own sample rate
+    sample_rate: int  # Hz
+    speaker: str  # `has_unknown_speaker` tells whether it names anybody
+    part: str  # of the corpus, "test-clean"
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.num_samples / self.sample_rate
+
+    @property
+    def has_unknown_speaker(self) -> bool:
+        """Whether the speaker is "unknown" or something that ends so, and hence may be any number of people."""
+        return self.speaker.endswith(UNKNOWN_SPEAKER)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
+    """The utterances of a manifest, in its order. The sound files are not looked at; see `check_manifest`.
+
+    Raises:
+        CorpusError: missing, not a manifest, without utterances, or with a line that cannot be right; names the line.
+    """
+    utterances = list(_parse(Path(path)))
+    if not utterances:
+        raise CorpusError(f"{path}: has no utterances, only a header")
+    lines_of: dict[str, int] = {}
+    for number, utterance in enumerate(utterances, 2):
+        first = lines_of.setdefault(utterance.id, number)
+        if first != number:
+            raise CorpusError(f"{path}:{number}: id {utterance.id!r} is also that of line {first}; ids must be unique")
+    return utterances
+
+
+def write_manifest(
+    path: str | os.PathLike[str], utterances: Iterable[Utterance], root: str | os.PathLike[str] | None = None
+) -> None:
+    """Write a manifest, sorted by id, so that it is there as a whole or not at all.
+
+    Args:
+        path: of the manifest; replaced where it exists. Its folder is made.
+        utterances: in any order.
+        root: paths below this folder are written relative to the manifest, so that all of it can be moved together;
+            other paths are written absolute. The default is the manifest's own folder.
+
+    Raises:
+        CorpusError: an id occurs twice, or a value has a tab or a line break in it.
+        OSError: the system refuses.
+    """
+    path = Path(path)
+    root = Path(os.path.abspath(path.parent if root is None else root))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(utterances, key=lambda utterance: utterance.id)
+    for before, after in pairwise(ordered):
+        if before.id == after.id:
+            raise CorpusError(f"{path}: {before.path} and {after.path} would both have the id {after.id!r}; rename one")
+    with open_output(path, overwrite=True) as stream:
+        stream.write(("\t".join(COLUMNS) + "\n").encode())
+        for utterance in ordered:
+            stream.write(_line(utterance, path, root).encode())
+
+
+def check_manifest(path: str | os.PathLike[str]) -> list[str]:
+    """What is wrong between a manifest and its sound files, a sentence each; empty when all is well.
+
+    Headers are read, samples are not.
+
+    Raises:
+        CorpusError: see `read_manifest`.
+    """
+    complaints = []
+    for number, utterance in enumerate(read_manifest(path), 2):
+        try:
+            info = audio.info(utterance.path)
+        except AudioError as error:
+            complaints.append(f"{path}:{number}: {error}")
+            continue
+        promised = utterance.num_samples if info.num_samples is None or "MP3" in info.format else info.num_samples
+        if (info.sample_rate, promised) != (utterance.sample_rate, utterance.num_samples):
+            complaints.append(
+                f"{path}:{number}: {utterance.path} has {promised} samples at {info.sample_rate} Hz, "
+                f"the manifest says {utterance.num_samples} at {utterance.sample_rate} Hz"
+            )
+    return complaints
+
+
+def can_stand_in_manifest(value: str) -> bool:
+    """Whether a name is not empty and has neither tabs nor line breaks nor bytes that are no text."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in value)  # how Python shows bytes that are not UTF-8
+    return is_text and "\t" not in value and value.splitlines() == [value]
+
+
+def _line(utterance: Utterance, manifest: Path, root: Path) -> str:
+    absolute = Path(os.path.abspath(utterance.path))
+    is_inside = absolute.is_relative_to(root)
+    place = Path(os.path.relpath(absolute, os.path.abspath(manifest.parent))) if is_inside else absolute
+    values = (
+        utterance.id,
+        place.as_posix(),
+        f"{utterance.seconds:.3f}",
+        str(utterance.num_samples),
+        str(utterance.sample_rate),
+        utterance.speaker,
+        utterance.part,
+    )
+    for name, value in zip(COLUMNS, values, strict=True):
+        if not can_stand_in_manifest(value):
+            raise CorpusError(
+                f"{utterance.path}: {name} {value!r} cannot stand in a manifest; rename the file or folder"
+            )
+    return "\t".join(values) + "\n"
+
+
+def _parse(path: Path) -> Iterator[Utterance]:
+    folder = path.parent
+    number = 1
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:
+            header = stream.readline().rstrip("\r\n").split("\t")
+            missing = [name for name in COLUMNS if name not in header]
+            if missing:
+                raise CorpusError(f"{path}:1: is not a manifest, its first line lacks the columns {', '.join(missing)}")
+            places = [header.index(name) for name in COLUMNS]
+            for number, line in enumerate(stream, 2):
+                values = line.rstrip("\r\n").split("\t")
+                if len(values) != len(header):
+                    raise CorpusError(f"{path}:{number}: has {len(values)} columns, the header has {len(header)}")
+                yield _utterance([values[place] for place in places], folder, f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}:{number}: is not a manifest, it is not UTF-8 text") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _utterance(values: list[str], folder: Path, where: str) -> Utterance:
+    name, place, seconds, samples, sample_rate, speaker, part = values
+    for column, value in zip(COLUMNS, values, strict=True):
+        if not value:
+            raise CorpusError(f"{where}: {column} is empty")
+    for column, value in (("samples", samples), ("sample_rate", sample_rate)):
+        if not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise CorpusError(f"{where}: {column} must be a positive integer, got {value!r}")
+    utterance = Utterance(name, folder / place, int(samples), int(sample_rate), speaker, part)
+    try:
+        disagrees = not abs(float(seconds) - utterance.seconds) <= 0.002
+    except ValueError:
+        disagrees = True
+    if disagrees:
+        raise CorpusError(f"{where}: seconds must be samples / sample_rate = {utterance.seconds:.3f}, got {seconds!r}")
+    return utterance

@@ -1,0 +1,116 @@
+"""The list of utterances: what is written is read, and a wrong line is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from codec import audio
+from codec.errors import CorpusError
+from codec.manifest import Utterance, check_manifest, read_manifest, write_manifest
+
+HEADER = "id\tpath\tseconds\tsamples\tsample_rate\tspeaker\tpart\n"
+GOOD = "a\ta.wav\t2.000\t48000\t24000\t14\ttrain\n"
+
+
+def utterance(name: str = "a", path: Path = Path("a.wav"), **changes) -> Utterance:
+    return dataclasses.replace(Utterance(name, path, 48000, 24000, "14", "train"), **changes)
+
+
+def test_what_is_written_is_read_back_sorted(tmp_path):
+    written = [utterance("b", tmp_path / "x" / "b.wav"), utterance("a", tmp_path / "ä ö.wav", speaker="Zoë")]
+    write_manifest(tmp_path / "m.tsv", written)
+    assert read_manifest(tmp_path / "m.tsv") == [written[1], written[0]]
+
+
+def test_line_is_the_documented_one(tmp_path):
+    write_manifest(tmp_path / "m.tsv", [utterance(path=tmp_path / "a.wav")])
+    assert (tmp_path / "m.tsv").read_bytes() == (HEADER + GOOD).encode()
+
+
+def test_corpus_and_manifests_can_be_moved_together(tmp_path):
+    corpus = tmp_path / "here"
+    write_manifest(corpus / "manifests" / "m.tsv", [utterance(path=corpus / "audio" / "a.wav")], root=corpus)
+    assert "\t../audio/a.wav\t" in (corpus / "manifests" / "m.tsv").read_text()
+    corpus.rename(tmp_path / "there")
+    moved = tmp_path / "there" / "manifests"
+    assert [item.path for item in read_manifest(moved / "m.tsv")] == [moved / ".." / "audio" / "a.wav"]
+
+
+def test_path_outside_the_root_is_absolute(tmp_path):
+    write_manifest(tmp_path / "lists" / "m.tsv", [utterance(path=tmp_path / "a.wav")])
+    assert f"\t{(tmp_path / 'a.wav').as_posix()}\t" in (tmp_path / "lists" / "m.tsv").read_text()
+
+
+def test_further_columns_and_windows_line_ends_are_allowed(tmp_path):
+    text = "text\t" + HEADER + "hello\t" + GOOD
+    (tmp_path / "m.tsv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_manifest(tmp_path / "m.tsv") == [utterance(path=tmp_path / "a.wav")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"m\.tsv:1: is not a manifest, its first line lacks the columns id, path"),
+        ("path\tsplit\n", r"m\.tsv:1: is not a manifest, its first line lacks the columns id, seconds"),
+        (HEADER, r"m\.tsv: has no utterances"),
+        (HEADER + GOOD + "b\tb.wav\n", r"m\.tsv:3: has 2 columns, the header has 7"),
+        (HEADER + GOOD + "\n", r"m\.tsv:3: has 1 columns"),
+        (HEADER + GOOD.replace("48000", "-1"), r"m\.tsv:2: samples must be a positive integer, got '-1'"),
+        (HEADER + GOOD.replace("24000", "²"), r"m\.tsv:2: sample_rate must be a positive integer, got '²'"),
+        (HEADER + GOOD.replace("2.000", "2.5"), r"m\.tsv:2: seconds must be samples / sample_rate = 2.000, got '2.5'"),
+        (HEADER + GOOD.replace("2.000", "nan"), r"m\.tsv:2: seconds must be"),
+        (HEADER + GOOD.replace("2.000", "long"), r"m\.tsv:2: seconds must be"),
+        (HEADER + GOOD.replace("14", ""), r"m\.tsv:2: speaker is empty"),
+        (HEADER + GOOD + GOOD, r"m\.tsv:3: id 'a' is also that of line 2"),
+        (HEADER.encode() + b"\xff\xfe", r"is not UTF-8 text"),
+    ],
+)
+def test_wrong_line_is_named(text, message, tmp_path):
+    (tmp_path / "m.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CorpusError, match=message):
+        read_manifest(tmp_path / "m.tsv")
+
+
+def test_missing_manifest_is_named(tmp_path):
+    with pytest.raises(CorpusError, match=r"none\.tsv: cannot be read \(No such file"):
+        read_manifest(tmp_path / "none.tsv")
+    with pytest.raises(CorpusError, match="cannot be read"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"speaker": "a\tb"}, {"id": "a\nb"}, {"part": ""}, {"path": Path("a\u2028.wav")}, {"speaker": "a\udce9"}],
+)
+def test_value_that_would_break_a_line_is_refused_and_nothing_is_written(changes, tmp_path):
+    with pytest.raises(CorpusError, match="cannot stand in a manifest"):
+        write_manifest(tmp_path / "m.tsv", [utterance(), utterance("b", **changes) if "id" not in changes
+                                            else utterance(**changes)])  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_files_of_one_id_are_refused(tmp_path):
+    with pytest.raises(CorpusError, match=r"a\.wav and a\.flac would both have the id 'a'"):
+        write_manifest(tmp_path / "m.tsv", [utterance(), utterance(path=Path("a.flac"))])
+
+
+def test_check_finds_what_does_not_agree_with_the_files(tmp_path, speech):
+    good = utterance("a", speech, num_samples=audio.info(speech).num_samples)
+    write_manifest(tmp_path / "good.tsv", [good])
+    assert check_manifest(tmp_path / "good.tsv") == []
+    wrong = [
+        dataclasses.replace(good, num_samples=good.num_samples - 1),
+        dataclasses.replace(good, id="b", sample_rate=16000),
+        dataclasses.replace(good, id="c", path=tmp_path / "none.wav"),
+    ]
+    write_manifest(tmp_path / "wrong.tsv", wrong)
+    complaints = check_manifest(tmp_path / "wrong.tsv")
+    assert [complaint.split(": ")[0].rsplit(":", 1)[1] for complaint in complaints] == ["2", "3", "4"]
+    assert "the manifest says" in complaints[0]
+    assert "cannot be opened" in complaints[2]
+
+
+def test_unknown_speakers_are_told_apart():
+    assert utterance(speaker="libritts_unknown").has_unknown_speaker
+    assert not utterance().has_unknown_speaker
