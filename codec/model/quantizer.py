@@ -104,7 +104,7 @@ class VQ(nn.Module):
             itself, bit for bit what `lookup(codes)` gives.
 
         Raises:
-            ModelError: wrong width, no vectors, NaN or infinite values.
+            ModelError: wrong width or no vectors; outside training also NaN or infinite values.
         """
         if latent.ndim < 2 or latent.shape[1] != self.codebook_dim or latent.numel() == 0:
             raise ModelError(
@@ -114,6 +114,9 @@ class VQ(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):
             vectors = latent.float().movedim(1, -1)  # (B, *, D)
             flat = vectors.reshape(-1, self.codebook_dim)
+            # In training a broken latent makes the loss broken, and the step is skipped without waiting for the device.
+            if not self.training and not torch.isfinite(flat).all():
+                raise ModelError("cannot quantize a latent with NaN or infinite values")
             with torch.no_grad():
                 codes = nearest_code(flat, self.effective_codebook()).view(vectors.shape[:-1])
             if not self.training:
@@ -142,9 +145,13 @@ class VQ(nn.Module):
         """Give the effective codebook the mean and covariance of a latent (B, D, *).
 
         Early latents fill few of their dimensions, and codes outside that subspace would never be nearest. Giving
-        the codes the latents' distribution once, at the start, puts all of them to use.
+        the codes the latents' distribution once, at the start, puts all of them to use. Vectors with NaN are left out;
+        with fewer than two others nothing is changed.
         """
         vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
+        vectors = vectors[torch.isfinite(vectors).all(dim=1)]
+        if len(vectors) < 2:
+            return
         values, axes = torch.linalg.eigh(torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim))
         root = axes @ torch.diag(values.clamp(min=0).sqrt()) @ axes.T
         self._transform(root * self.codebook_dim**0.5, vectors.mean(0))  # the codebook starts with variance 1 / D
@@ -233,13 +240,9 @@ class SimVQ(VQ):
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the row of `codebook` (K, D) nearest to each of `vectors` (N, D), the lowest of equals: (N,) int64.
 
-    ||x - c||^2 and ||c||^2 / 2 - x.c have the same minimum over c. Computed in float32, in tiles.
-
-    Raises:
-        ModelError: a vector holds NaN or infinity, for which no code is nearest.
+    ||x - c||^2 and ||c||^2 / 2 - x.c have the same minimum over c. Computed in float32, in tiles. For a vector with NaN
+    the result is some valid code.
     """
-    if not torch.isfinite(vectors).all():
-        raise ModelError("cannot quantize a latent with NaN or infinite values")
     half_norms = codebook.square().sum(1) / 2  # (K,)
     num_vectors, num_codes = len(vectors), len(codebook)
     code_tile = min(num_codes, SEARCH_TILE)

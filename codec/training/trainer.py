@@ -205,6 +205,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state from which the run goes on exactly."""
+        usage = self.ranks.sum(self.usage.counts)
         if not self.ranks.is_first:
             return
         parts = {
@@ -213,7 +214,7 @@ class Trainer:
             "optimizer": flatten_optimizer(self.optimizer),
             "discriminators": self.adversary.discriminators.state_dict(),
             "discriminator_optimizer": flatten_optimizer(self.adversary.optimizer),
-            "usage": {"counts": self.usage.counts},
+            "usage": {"counts": usage},
         }
         counters = {
             "step": self.step,
@@ -324,7 +325,8 @@ class Trainer:
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         self.adversary.discriminators.load_state_dict(parts["discriminators"])
         restore_optimizer(self.adversary.optimizer, parts.get("discriminator_optimizer", {}))
-        self.usage.counts.copy_(parts["usage"]["counts"])
+        if self.ranks.is_first:
+            self.usage.counts.copy_(parts["usage"]["counts"])
         self.step = counters["step"]
         self.ema.num_updates = counters["ema_updates"]
         self.skipped_steps.fill_(counters["skipped_steps"])

@@ -120,6 +120,8 @@ def test_relative_loss_does_not_depend_on_the_latents_scale():
 def test_non_finite_latents_are_refused(quantizer: SimVQ, bad: float):
     latent = latents(1, D, 4)
     latent[0, 2, 1] = bad
+    assert not torch.isfinite(quantizer(latent).loss)  # in training the loss tells
+    quantizer.eval()
     with pytest.raises(errors.ModelError, match="NaN or infinite"):
         quantizer(latent)
 

@@ -1,0 +1,48 @@
+"""A training set of seconds and a model that trains in seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture(scope="session")
+def training_folder(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
+    """Real speech cut into clips of three "speakers", one of them unknown."""
+    folder = tmp_path_factory.mktemp("clips")
+    wav, sample_rate = soundfile.read(speech, dtype="float32")
+    for index, piece in enumerate(np.array_split(wav, 9)):
+        path = folder / ("first", "second", "some_unknown")[index % 3] / f"{index}.flac"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, piece, sample_rate)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(training_folder: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a run that passes through all phases in twelve steps, in exact arithmetic."""
+    return [
+        f"data.train={training_folder}",
+        f"data.cache={tmp_path / 'cache'}",
+        f"training.run={tmp_path / 'run'}",
+        "adversary=small",
+        "model.encoder.width=16",
+        "model.encoder.num_blocks=1",
+        "model.decoder.width=24",
+        "model.decoder.num_blocks=2",
+        "model.decoder.num_attention=1",
+        "model.quantizer.codebook_size=64",
+        "data.batch_size=4",
+        "data.window_seconds=0.2",
+        "mel.resolutions=[[256,64,20],[1024,256,40]]",
+        "training.device=cpu",
+        "training.precision=float32",
+        "training.steps=12",
+        "training.decay_steps=4",
+        "training.quantizer_start=3",
+        "training.adversarial_start=6",
+        "training.adversarial_seconds=0.1",
+        "training.log_every=1",
+        "training.save_every=4",
+    ]
