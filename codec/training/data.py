@@ -18,17 +18,16 @@ from torch import Tensor
 
 from codec import audio
 from codec.errors import AudioError, ConfigError
+from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
-
-UNKNOWN_SPEAKER = "unknown"
 
 
 @dataclass
 class DataConfig:
     """Which audio to train on and how to cut it."""
 
-    train: str = ""  # folder of sound files; the first folder below it names the speaker
-    validation: str = ""  # folder of held-out sound files; empty: no validation
+    train: str = ""  # manifest, or folder of sound files whose first folder below it names the speaker
+    validation: str = ""  # the same of held-out speech; empty: no validation
     cache: str = "cache"  # where decoded audio is kept
     batch_size: int = 16  # windows per step, over all processes
     window_seconds: float = 3.0
@@ -74,15 +73,16 @@ class AudioCache:
         return self.audio[start : start + self.lengths[index]]
 
 
-def open_cache(audio_folder: Path, cache_folder: Path, sample_rate: int, num_workers: int = 2) -> AudioCache:
-    """The cache of all sound files below a folder, made first where it is missing.
+def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: int = 2) -> AudioCache:
+    """The cache of all sound files of a manifest or below a folder, made first where it is missing.
 
     Raises:
-        AudioError: the folder is missing or has no sound files.
+        AudioError: the source is missing or has no sound files.
+        CorpusError: the manifest is not one.
         ConfigError: the cache was made at another sample rate.
     """
     if not (cache_folder / "index.json").exists():
-        _build_cache(audio_folder, cache_folder, sample_rate, num_workers)
+        _build_cache(source, cache_folder, sample_rate, num_workers)
     cache = AudioCache(cache_folder)
     if cache.sample_rate != sample_rate:
         raise ConfigError(
@@ -92,25 +92,34 @@ def open_cache(audio_folder: Path, cache_folder: Path, sample_rate: int, num_wor
     return cache
 
 
-def _build_cache(audio_folder: Path, cache_folder: Path, sample_rate: int, num_workers: int) -> None:
-    if not audio_folder.is_dir():
-        raise AudioError(f"{audio_folder}: no such folder")
-    paths = sorted(path for path in audio_folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
-    if not paths:
-        raise AudioError(f"{audio_folder}: no sound files in it")
+def _build_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: int) -> None:
+    sounds = _sounds(source)
+    paths = [path for path, _, _ in sounds]
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
         with ProcessPoolExecutor(num_workers) as pool:
             decoded = pool.map(_decode, paths, [sample_rate] * len(paths), chunksize=16)
-            for path, samples in zip(paths, decoded, strict=True):
-                relative = path.relative_to(audio_folder)
-                speaker = relative.parts[0] if len(relative.parts) > 1 else UNKNOWN_SPEAKER
-                clips.append({"path": str(relative), "speaker": speaker, "offset": offset, "samples": len(samples)})
+            for (_, name, speaker), samples in zip(sounds, decoded, strict=True):
+                clips.append({"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)})
                 stream.write(samples.tobytes())
                 offset += len(samples)
     with open_output(cache_folder / "index.json", overwrite=True) as stream:
         stream.write(json.dumps({"sample_rate": sample_rate, "clips": clips}).encode())
+
+
+def _sounds(source: Path) -> list[tuple[Path, str, str]]:
+    """Each sound file, its name in the cache and its speaker."""
+    if source.is_file():
+        return [(utterance.path, utterance.id, utterance.speaker) for utterance in read_manifest(source)]
+    if not source.is_dir():
+        raise AudioError(f"{source}: no such folder or manifest")
+    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    if not paths:
+        raise AudioError(f"{source}: no sound files in it")
+    names = [path.relative_to(source) for path in paths]
+    speakers = [name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER for name in names]
+    return list(zip(paths, map(str, names), speakers, strict=True))
 
 
 def _decode(path: Path, sample_rate: int) -> np.ndarray:
