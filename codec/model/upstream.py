@@ -6,7 +6,6 @@ Knows names and shapes only; files are opened in `importer`. Two kinds of checkp
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from statistics import mode
 from typing import Any
 
@@ -215,8 +214,11 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
         ModelError: a key is missing, or the shapes are those of another architecture.
     """
 
+    def shape_of(key: str) -> tuple[int, ...]:
+        return shapes.get(key) or shapes.get(ema_key(key)) or ()
+
     def size(axis: int, *keys: str) -> int:
-        found = [shapes[key][axis] for key in keys if len(shapes.get(key, ())) > axis]
+        found = [shape[axis] for shape in map(shape_of, keys) if len(shape) > axis]
         if not found:
             raise ModelError(f"lacks {keys[0]}, or its shape is odd")
         return mode(found)
@@ -228,11 +230,11 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
 
     def count(key: str) -> int:
         """How many of key.format(0), key.format(1), ... there are."""
-        return next(number for number in itertools.count() if key.format(number) not in shapes)
+        return next(number for number in itertools.count() if not shape_of(key.format(number)))
 
     prefix = ENCODER_PREFIXES[kind] + "model."
-    blocks = [f"{prefix}{1 + 3 * stage}.shortcut.conv.conv.bias" in shapes for stage in range(len(shapes))]
-    num_stages = blocks.index(False)
+    places = itertools.count(1, 3)
+    num_stages = next(place for place in places if not shape_of(f"{prefix}{place}.shortcut.conv.conv.bias")) // 3
     if not num_stages:
         raise ModelError(f"lacks {prefix}1.shortcut.conv.conv.bias")
     num_lstm_layers = count(f"{prefix}{1 + 3 * num_stages}.lstm.bias_ih_l{{}}")
@@ -256,12 +258,13 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
             n_fft=size(0, "head.out.bias", "head.out.weight") - 2,
             hop_length=encoder.hop_length,
         )
-        settings = {"codebook_dim": encoder.latent_dim}
         if kind == "simvq":
-            settings["codebook_size"] = size(0, SIMVQ_CODEBOOK)
-            return CodecConfig(24000, encoder, replace(SimVQConfig(relative_loss=False), **settings), decoder)
-        settings["codebook_size"] = size(0, *(WAVTOKENIZER_CODEBOOK + end for end in ("embed", "embed_avg")))
-        return CodecConfig(24000, encoder, replace(VQConfig(), **settings), decoder)
+            rows = size(0, SIMVQ_CODEBOOK)
+            quantizer: VQConfig = SimVQConfig(codebook_size=rows, codebook_dim=encoder.latent_dim, relative_loss=False)
+        else:
+            rows = size(0, *(WAVTOKENIZER_CODEBOOK + end for end in ("embed", "embed_avg")))
+            quantizer = VQConfig(codebook_size=rows, codebook_dim=encoder.latent_dim)
+        return CodecConfig(24000, encoder, quantizer, decoder)
     except ConfigError as error:
         raise ModelError(f"its shapes are not those of a {kind} model: {error}") from error
 

@@ -66,7 +66,7 @@ class VocosDecoder(nn.Module):
         self.head = InverseSTFTHead(config.width, config.n_fft, config.hop_length)
         for layer in self.modules():
             if isinstance(layer, nn.Conv1d | nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_groups: int):
         super().__init__()
         self.norm = TimeGroupNorm(num_groups, width, eps=1e-6)
-        self.query = FrameLinear(width, width)
-        self.key = FrameLinear(width, width)
-        self.value = FrameLinear(width, width)
-        self.output = FrameLinear(width, width)
+        self.query = TimeConv1d(width, width, 1)
+        self.key = TimeConv1d(width, width, 1)
+        self.value = TimeConv1d(width, width, 1)
+        self.output = TimeConv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
@@ -145,16 +145,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if torch.is_grad_enabled() or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None]).squeeze(1)
     query = query * query.shape[-1] ** -0.5
+    exact = torch.promote_types(query.dtype, torch.float32)  # of the sums, under autocast too
     result = torch.empty_like(query)
     for item in range(len(query)):
         tiles = list(zip(key[item].split(TILE_FRAMES), value[item].split(TILE_FRAMES), strict=True))
         for start in range(0, query.shape[1], TILE_FRAMES):
             block = query[item : item + 1, start : start + TILE_FRAMES]  # (1, M, H)
-            # The sums are float32 under autocast too.
-            largest = torch.full_like(block[..., :1], -torch.inf, dtype=torch.float32)  # (1, M, 1)
-            total, attended = torch.zeros_like(largest), torch.zeros_like(block, dtype=torch.float32)
+            largest = torch.full_like(block[..., :1], -torch.inf, dtype=exact)  # (1, M, 1)
+            total, attended = torch.zeros_like(largest), torch.zeros_like(block, dtype=exact)
             for keys, values in tiles:
-                weights = conv1d(block, keys.unsqueeze(2)).float()  # (1, M, tile)
+                weights = conv1d(block, keys.unsqueeze(2)).to(exact)  # (1, M, tile)
                 before, largest = largest, torch.maximum(largest, weights.amax(dim=-1, keepdim=True))
                 weights = weights.sub_(largest).exp_()
                 shrink = torch.exp(before - largest)

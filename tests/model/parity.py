@@ -6,7 +6,7 @@ without a download. The rule is the one of ../shared/parity/README.md; this is a
 
 import json
 import zlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +67,26 @@ def offset_and_scale(key: str, shape: list[int]) -> tuple[float, float]:
 
 
 def fill(key: str, shape: list[int], averaged: bool = False) -> np.ndarray:
-    """The float32 tensor `key`; `averaged`: the weight-average copy that SimVQ keeps of it."""
-    offset, scale = offset_and_scale(key, shape)
+    """The float32 tensor `key`; `averaged`: the weight-average copy that SimVQ keeps of it. Not to be written to."""
+    return _fill(key, tuple(shape), averaged)
+
+
+@lru_cache(maxsize=256)  # the models share most of their keys
+def _fill(key: str, shape: tuple[int, ...], averaged: bool) -> np.ndarray:
+    offset, scale = offset_and_scale(key, list(shape))
     x = unit_variance("model_ema." + key if averaged else key, int(np.prod(shape)))
     x *= scale
     x += offset
     return x.astype(np.float32).reshape(shape)
 
 
-def kept(key: str) -> np.ndarray:
+def kept(key: str, shape: list[int]) -> np.ndarray:
     """The tensors that are not filled: windows, the mel filter bank and the state of the weight average."""
     if key.endswith("window"):
-        length = 1024 if "melspec" in key else None
-        assert length, f"{key}: its length is that of the model's n_fft"
-        return hann(length)
+        return hann(shape[0])
     if key.endswith("fb"):
         return mel_filters()
-    return {"model_ema.decay": np.float32(0.999), "model_ema.num_updates": np.int32(-1)}[key]  # type: ignore[return-value]
+    return {"model_ema.decay": np.array(0.999, np.float32), "model_ema.num_updates": np.array(-1, np.int32)}[key]
 
 
 def hann(length: int) -> np.ndarray:
@@ -98,6 +101,15 @@ def mel_filters() -> np.ndarray:
     rise = (bins[:, None] - edges[:-2]) / np.diff(edges)[:-1]
     fall = (edges[2:] - bins[:, None]) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rise, fall)).astype(np.float32)
+
+
+def tensors(model: str, *roles: str) -> dict[str, np.ndarray]:
+    """The filled tensors of a published checkpoint that have one of these roles, by key."""
+    return {
+        key: fill(entry.get("ema_of", key), entry["shape"], averaged="ema_of" in entry)
+        for key, entry in keys(model).items()
+        if entry["role"] in roles
+    }
 
 
 @cache
