@@ -443,7 +443,7 @@ def train(settings: tuple[str, ...]) -> None:
     \b
     codec train recipe=stream-cpu data.train=FOLDER training.run=runs/mine
 
-    Settings are those of configs/, composed by hydra. The model is written to RUN/last, the best one so far to RUN/best.
+    Settings are those of configs/, composed by hydra. The model is written to RUN/last, the best so far to RUN/best.
     Started again on the same run, training goes on exactly where its state was last saved. On several GPUs:
     torchrun --nproc-per-node 4 -m codec train ...
     """
