@@ -188,8 +188,12 @@ def convert(
         raise ModelError(f"lacks {missing[0]}" + (f" and {len(missing) - 1} more keys" if len(missing) > 1 else ""))
     unused, absent = _sort_unused(kind, state, names, sources)
     report = ImportReport(kind, weights, config, matched=list(sources), unused=unused, missing=absent)
-    codec = Codec(config)
-    _check_shapes(kind, state, names, codec.state_dict())
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(tensor.shape) for name, tensor in Codec(config).state_dict().items()}
+    except ConfigError as error:
+        raise ModelError(f"its shapes are not those of a {kind} model: {error}") from error
+    _check_shapes(kind, state, names, shapes)
     tensors, differing = {}, 0
     for key, name in sources.items():
         tensor = state[key]
@@ -206,6 +210,7 @@ def convert(
             f"the rows of {differing} adaptive norm tensors, one per bandwidth, differ; "
             f"row 0, which inference uses, is kept"
         )
+    codec = Codec(config)
     codec.load_state_dict(tensors)
     return codec.eval(), report
 
@@ -262,11 +267,11 @@ def _sort_unused(
     return unused, [name for name in groups if name not in unused]
 
 
-def _check_shapes(kind: str, state: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor]) -> None:
+def _check_shapes(kind: str, state: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Any]) -> None:
     """Hold every tensor of the codec, averaged or not, and what can be told of the others against what they must be."""
     for key, name in names.items():
         for copy in {key, upstream.ema_key(key)} & set(state):
-            found, wanted = tuple(state[copy].shape), tuple(ours[name].shape)
+            found, wanted = tuple(state[copy].shape), ours[name]
             if _is_conditioned(kind, key) and len(found) == 2 and found[0] > 0:
                 found = found[1:]
             if found != wanted:
@@ -357,10 +362,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: is a web page, not a checkpoint; download the file itself")
     if head[:4] == b"PK\x03\x04":
         loaded = _read_zip(path)
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        loaded = read_tensors(path)
     elif head[:1] == b"\x80":
         loaded = _read_pickle(path)
-    elif len(head) > 8 and head[8:9] == b"{":
-        loaded = read_tensors(path)
     else:
         raise ModelError(f"{path}: is neither a PyTorch file nor safetensors")
     return _state_dict_in(path, loaded)

@@ -3,7 +3,6 @@
 Knows names and shapes only; files are opened in `importer`. Two kinds of checkpoint: "wavtokenizer" and "simvq".
 """
 
-import itertools
 import re
 from collections.abc import Callable, Mapping
 from statistics import mode
@@ -228,17 +227,19 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
         keys = [f"{layer}.weight_v"] + ([f"{layer}.weight_g", f"{layer}.bias"] if axis == 0 else [])
         return size(axis, *keys)
 
-    def count(key: str) -> int:
-        """How many of key.format(0), key.format(1), ... there are."""
-        return next(number for number in itertools.count() if not shape_of(key.format(number)))
+    def highest(pattern: str) -> int:
+        """The highest number in a key of this pattern, with its dots or, in an average, without; -1 for none."""
+        found = re.compile(
+            f"({re.escape(EMA_PREFIX)})?" + pattern.replace(".", r"\.?").replace("#", r"(?P<number>\d+)")
+        )
+        return max((int(match["number"]) for match in map(found.match, shapes) if match), default=-1)
 
-    prefix = ENCODER_PREFIXES[kind] + "model."
-    places = itertools.count(1, 3)
-    num_stages = next(place for place in places if not shape_of(f"{prefix}{place}.shortcut.conv.conv.bias")) // 3
+    prefix = ENCODER_PREFIXES[kind]
+    num_stages = (highest(f"{prefix}model.#.(block|shortcut)") + 2) // 3
     if not num_stages:
-        raise ModelError(f"lacks {prefix}1.shortcut.conv.conv.bias")
-    num_lstm_layers = count(f"{prefix}{1 + 3 * num_stages}.lstm.bias_ih_l{{}}")
-    num_blocks = count("backbone.convnext.{}.gamma")
+        raise ModelError(f"lacks {prefix}model.1.shortcut.conv.conv.bias")
+    num_lstm_layers = highest(f"{prefix}model.{1 + 3 * num_stages}.lstm.(weight|bias)_[ih]h_l#") + 1
+    num_blocks = highest("backbone.convnext.#.(gamma|dwconv|norm|pwconv)") + 1
     last = str(_last_place(num_stages, num_lstm_layers))
     try:
         encoder = SEANetEncoderConfig(
