@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State, WindowedAttention
 from codec.model.stft import CausalInverseSTFT
 
 MAX_LOG_MAGNITUDE = math.log(100)
@@ -70,7 +70,7 @@ class SpectralDecoder(nn.Module):
             layers.append(ConvNeXtBlock(width, config.expansion, config.kernel_size, layer_scale))
         self.layers = nn.ModuleList(layers)
         self.output_norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, config.n_fft + 2)
+        self.output = Linear(width, config.n_fft + 2)
         self.inverse_stft = CausalInverseSTFT(config.n_fft, config.hop_length)
 
     def forward(self, latent: Tensor, state: State | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State
 from codec.model.stft import log_magnitude_frames
 
 
@@ -60,7 +60,7 @@ class SpectralEncoder(nn.Module):
         """Samples beyond the end of frame n that its code depends on."""
         short_per_frame = config.hop_length // self.short_hop_length
         num_features = (config.n_fft // 2 + 1) + short_per_frame * (config.short_n_fft // 2 + 1)
-        self.input = nn.Linear(num_features, config.width)
+        self.input = Linear(num_features, config.width)
         self.input_norm = nn.LayerNorm(config.width)
         layer_scale = 1 / max(config.num_blocks, 1)
         self.blocks = nn.ModuleList(
@@ -69,7 +69,7 @@ class SpectralEncoder(nn.Module):
         )
         self.output_conv = CausalConv1d(config.width, config.width, kernel_size=3)
         self.output_norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, config.latent_dim)
+        self.output = Linear(config.width, config.latent_dim)
 
     def forward(self, wav: Tensor) -> Tensor:
         """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length)."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codec.model.timeconv import conv1d
+
 State = dict[nn.Module, Tensor]
 """What each layer must remember between two calls; empty at the start of a signal."""
 
@@ -32,11 +34,14 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = extend_left(self, x, self.kernel_size[0] - 1, state)
-        # A one-row image in channels-last order: the (B, N, H) layout is kept, so nothing is copied, and the
-        # depthwise case runs about twice as fast on CPUs as the same 1-D convolution.
-        x = x.transpose(1, 2).unsqueeze(2)  # (B, H, 1, N)
-        x = F.conv2d(x, self.weight.unsqueeze(2), self.bias, groups=self.groups)
-        return x.squeeze(2).transpose(1, 2)
+        return conv1d(x, self.weight, self.bias, groups=self.groups)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), in eval mode at the full matrix rate of a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else conv1d(x, self.weight.unsqueeze(-1), self.bias)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -49,8 +54,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = CausalConv1d(width, width, kernel_size, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, expansion * width)
-        self.contract = nn.Linear(expansion * width, width)
+        self.expand = Linear(width, expansion * width)
+        self.contract = Linear(expansion * width, width)
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
@@ -74,8 +79,8 @@ class WindowedAttention(nn.Module):
         self.num_heads = num_heads
         self.window = window
         self.norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         self.distance_bias = nn.Parameter(torch.zeros(num_heads, window))
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 

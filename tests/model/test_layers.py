@@ -63,5 +63,5 @@ def test_attention_equals_the_masked_formula():
         score = score + layer.distance_bias[head][distance.clamp(0, 7)]
         score[(distance < 0) | (distance > 7)] = -torch.inf
         heads.append(score.softmax(dim=-1) @ value[:, columns])
-    expected = x[0] + layer.scale * layer.output(torch.cat(heads, dim=-1))
-    torch.testing.assert_close(layer(x)[0], expected, atol=1e-5, rtol=1e-5)
+    expected = x + layer.scale * layer.output(torch.cat(heads, dim=-1)[None])
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,150 @@
+"""Speed, latency and memory of a streaming model, beside the reference architecture in the same run.
+
+    python recipes/stream/benchmark.py [--model stream] [--threads 2] [--hours 1]
+
+Prints one table. Times are medians of runs that alternate between the two models, so that a busy machine slows both.
+The reference is `wavtokenizer-75` with random weights: speed does not depend on them.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import soundfile
+import torch
+
+import codec
+from codec.model.codec import Codec, CodecConfig
+from codec.model.quantizer import VQConfig
+from codec.model.seanet import SEANetEncoderConfig
+from codec.model.vocos import VocosDecoderConfig
+from codec.streaming import StreamDecoder, StreamEncoder
+
+REFERENCE = CodecConfig(
+    encoder=SEANetEncoderConfig(is_causal=False, has_weight_norm=False),
+    quantizer=VQConfig(),
+    decoder=VocosDecoderConfig(),
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stream")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=60.0, help="of audio for the speed comparison")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--hours", type=float, default=1.0, help="of audio for the memory measurement; 0 leaves it out")
+    parser.add_argument("--measure-memory", nargs=2, metavar=("VERB", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure_memory:
+        return measure_in_this_process(*arguments.measure_memory, arguments.model)
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {os.cpu_count()} cores, float32")
+    compare_speed(arguments.model, arguments.seconds, arguments.runs)
+    print_latency(arguments.model)
+    if arguments.hours:
+        print_memory(arguments.model, arguments.hours)
+
+
+def compare_speed(model: str, seconds: float, runs: int) -> None:
+    """Encode and decode the same noise with both models, in turns."""
+    ours, reference = codec.load(model), Codec(REFERENCE).eval()
+    wav = 0.1 * torch.randn(1, 1, round(seconds * ours.sample_rate), generator=torch.Generator().manual_seed(0))
+    codes = {"ours": ours.encode(wav), "reference": reference.encode(wav)}
+
+    def stream_encode() -> None:
+        encoder = StreamEncoder(ours)
+        encoder.push(wav[0, 0])
+        encoder.flush()
+
+    jobs: dict[tuple[str, str], Callable[[], object]] = {
+        ("encode", "ours"): stream_encode,
+        ("encode", "reference"): lambda: reference.encode(wav),
+        ("decode", "ours"): lambda: StreamDecoder(ours).push(codes["ours"][0]),
+        ("decode", "reference"): lambda: reference.decode(codes["reference"]),
+    }
+    times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
+    for _ in range(runs):
+        for job, run in jobs.items():
+            started = time.perf_counter()
+            run()
+            times[job].append(time.perf_counter() - started)
+    for verb in ("encode", "decode"):
+        mine, theirs = median(times[verb, "ours"]), median(times[verb, "reference"])
+        print(
+            f"{verb} {seconds:.0f} s: {model} {mine:.3f} s ({seconds / mine:.0f} x real time), "
+            f"wavtokenizer-75 {theirs:.3f} s, ratio {theirs / mine:.1f}"
+        )
+
+
+def print_latency(model: str) -> None:
+    """Time from one code to its sound, and from one hop of sound to its code, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loaded = codec.load(model)
+    decoder, encoder = StreamDecoder(loaded), StreamEncoder(loaded)
+    first, decoding, encoding = [], [], []
+    for number in range(100):
+        started = time.perf_counter()
+        StreamDecoder(loaded).push(torch.tensor([number]))
+        first.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        decoder.push(torch.tensor([number]))
+        decoding.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        encoder.push(torch.randn(loaded.hop_length) * 0.1)
+        encoding.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    hop = 1000 * loaded.hop_length / loaded.sample_rate
+    lookahead = 1000 * loaded.encoder.lookahead / loaded.sample_rate
+    print(
+        f"one thread, medians: first sound after one code {1000 * median(first):.1f} ms, a further code "
+        f"{1000 * median(decoding):.1f} ms, a hop to its code {1000 * median(encoding):.1f} ms (a hop is {hop:.1f} ms); "
+        f"lookahead of the encoder {lookahead:.0f} ms, of the decoder 0 ms"
+    )
+
+
+def print_memory(model: str, hours: float) -> None:
+    """Peak memory and time of a long file and of a tenth of it, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        for share in (0.1, 1.0):
+            path = Path(folder) / f"{share}.wav"
+            write_noise(path, hours * share)
+            for verb in ("encode", "decode"):
+                command = [sys.executable, __file__, "--model", model, "--measure-memory", verb, str(path)]
+                result = subprocess.run(command, check=True, capture_output=True, text=True)
+                print(f"{hours * share:.2f} h: {result.stdout}", end="")
+
+
+def write_noise(path: Path, hours: float, sample_rate: int = 24000) -> None:
+    """Noise in pieces, so that this process stays small."""
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", sample_rate, 1) as sound:
+        for _ in range(round(hours * 360)):
+            sound.write(0.1 * rng.standard_normal(10 * sample_rate).astype(np.float32))
+
+
+def measure_in_this_process(verb: str, file: str, model: str) -> None:
+    """Run one conversion and print its time and the peak memory of this process."""
+    path = Path(file)
+    started = time.perf_counter()
+    if verb == "encode":
+        codec.encode_file(path, path.with_suffix(".codes"), model=model)
+    else:
+        codec.decode_file(path.with_suffix(".codes"), path.with_suffix(".flac"), model=model)
+    elapsed = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{verb} {elapsed:.1f} s, peak memory {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
