@@ -1,4 +1,4 @@
-"""Everything a run needs to go on exactly where it stopped, in one safetensors file that is replaced atomically."""
+"""What a run needs to go on where it stopped: exactly, in one file, or compactly, in a few small ones that travel."""
 
 import json
 import os
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from codec.errors import ModelError
 from codec.output import open_output
+
+PORTABLE_BYTES = 16 * 2**20
+"""Size of a portable file, small enough for mail, pastes and most transfer limits."""
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -63,6 +66,50 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
         raise ModelError(f"{path}: is not a whole training state ({error})") from error
     if counters is None:
         raise ModelError(f"{path}: is not a training state, it has no counters")
+    return parts, counters
+
+
+def save_portable(folder: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
+    """Write groups of tensors in 16 bit as `0.safetensors`, `1.safetensors`, ... of at most `PORTABLE_BYTES` each.
+
+    Raises:
+        ModelError: one tensor alone is larger than that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[dict[str, dict[str, Tensor]]] = []
+    room = 0
+    for part, group in parts.items():
+        for name, tensor in group.items():
+            half = tensor.half() if tensor.is_floating_point() else tensor
+            size = half.nbytes + 256  # with its entry in the file's header
+            if size + 1024 > PORTABLE_BYTES:
+                raise ModelError(f"{part}/{name}: {size} bytes do not fit into a portable file of {PORTABLE_BYTES}")
+            if size > room:
+                files.append({})
+                room = PORTABLE_BYTES - 1024
+            files[-1].setdefault(part, {})[name] = half
+            room -= size
+    for index, file in enumerate(files):
+        save_state(folder / f"{index}.safetensors", file, counters | {"files": len(files)})
+
+
+def load_portable(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save_portable` wrote, in 32 bit.
+
+    Raises:
+        ModelError: a file is missing, cut off, or of another moment of the run than the first.
+    """
+    parts, counters = load_state(folder / "0.safetensors")
+    for index in range(1, counters["files"]):
+        more, more_counters = load_state(folder / f"{index}.safetensors")
+        if more_counters != counters:
+            raise ModelError(
+                f"{folder}: file {index} is of another moment of the run than file 0; copy all of them again"
+            )
+        for part, group in more.items():
+            parts.setdefault(part, {}).update(group)
+    for group in parts.values():
+        group.update({name: t.float() for name, t in group.items() if t.is_floating_point()})
     return parts, counters
 
 

@@ -29,13 +29,16 @@ from codec.training.monitor import CodeUsage, Monitor
 from codec.training.state import (
     ExponentialMovingAverage,
     flatten_optimizer,
+    load_portable,
     load_state,
     restore_optimizer,
+    save_portable,
     save_state,
 )
 from codec.training.validation import validate
 
 STATE_NAME = "state.safetensors"
+PORTABLE_NAME = "portable"
 CONFIG_NAME = "config.json"
 DISCRIMINATORS_NAME = "discriminators.safetensors"
 STOP_EVERY = 10
@@ -76,6 +79,7 @@ class TrainingConfig:
     log_every: int = 50
     validate_every: int = 2000
     save_every: int = 500
+    portable: bool = False  # also keep a compact state, 16 bit and without optimizers, to go on with elsewhere
 
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "float32"):
@@ -204,7 +208,7 @@ class Trainer:
         return {name: value.detach() for name, value in scalars.items()}
 
     def save(self) -> None:
-        """Write the state from which the run goes on exactly."""
+        """Write the state from which the run goes on exactly; if configured, also the one that travels."""
         usage = self.ranks.sum(self.usage.counts)
         if not self.ranks.is_first:
             return
@@ -223,6 +227,9 @@ class Trainer:
             "best_score": self.best_score,
         }
         save_state(self.run / STATE_NAME, parts, counters)
+        if self.settings.portable:
+            kept = {name: parts[name] for name in ("codec", "ema", "discriminators")}
+            save_portable(self.run / PORTABLE_NAME, kept, counters)
 
     def save_model(self, name: str) -> Path:
         """Write the averaged weights as a model directory below the run, discriminators beside them."""
@@ -316,16 +323,18 @@ class Trainer:
             return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
 
     def _resume(self) -> None:
-        path = self.run / STATE_NAME
-        if not path.exists():
+        if (self.run / STATE_NAME).exists():
+            parts, counters = load_state(self.run / STATE_NAME)
+        elif (self.run / PORTABLE_NAME).exists():
+            parts, counters = load_portable(self.run / PORTABLE_NAME)
+        else:
             return
-        parts, counters = load_state(path)
         self.codec.load_state_dict(parts["codec"])
         self.ema.shadow = {name: tensor.to(self.device) for name, tensor in parts["ema"].items()}
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         self.adversary.discriminators.load_state_dict(parts["discriminators"])
         restore_optimizer(self.adversary.optimizer, parts.get("discriminator_optimizer", {}))
-        if self.ranks.is_first:
+        if self.ranks.is_first and "usage" in parts:
             self.usage.counts.copy_(parts["usage"]["counts"])
         self.step = counters["step"]
         self.ema.num_updates = counters["ema_updates"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,34 @@ def test_a_cut_state_is_refused_by_name(tiny_run: list[str], tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"state\.safetensors: is not a whole training state"):
         Trainer(compose(tiny_run))
+
+
+def test_a_run_goes_on_elsewhere_from_its_portable_state(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("codec.training.state.PORTABLE_BYTES", 200_000)
+    first = fit(tiny_run, "training.portable=true")
+    files = sorted((tmp_path / "run" / "portable").iterdir())
+    assert len(files) > 2
+    assert all(file.stat().st_size <= 200_000 for file in files)
+    shutil.copytree(tmp_path / "run" / "portable", tmp_path / "elsewhere" / "portable")
+    settings = [*tiny_run, f"training.run={tmp_path / 'elsewhere'}", "training.steps=14"]
+    second = Trainer(compose(settings))
+    assert second.step == 12
+    for module, other in (
+        (first.codec, second.codec),
+        (first.adversary.discriminators, second.adversary.discriminators),
+    ):
+        for name, weight in module.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    for name, weight in first.ema.shadow.items():
+        torch.testing.assert_close(second.ema.shadow[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    second.fit()
+    assert second.step == 14
+    (tmp_path / "elsewhere" / "state.safetensors").unlink()
+    (tmp_path / "elsewhere" / "portable" / files[1].name).unlink()
+    with pytest.raises(ModelError, match="not a whole training state"):
+        Trainer(compose(settings))
 
 
 def test_training_goes_on_from_a_model_directory_with_its_discriminators(tiny_run: list[str], tmp_path: Path):
