@@ -4,6 +4,7 @@ Every error a user can cause becomes one sentence on standard error and exit cod
 Nothing heavy is imported before a command needs it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -339,6 +340,73 @@ def export(model: str, path: str, overwrite: bool) -> None:
     from codec.model.importer import export_checkpoint
 
     export_checkpoint(model, path, overwrite=overwrite)
+
+
+@commands.command()
+@click.argument("folders", metavar="[REFERENCE ESTIMATE]", nargs=-1)
+@option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
+@click.option("--data", metavar="DIR|MANIFEST", help="What to encode with --model.")
+@click.option("--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or groups of them.")
+@click.option("--output", "-o", metavar="DIR", help="Table, summary and report go here; a run begun there goes on.")
+@click.option("--jobs", type=int, help="Processes.  [default: one per core]")
+@click.option("--limit", type=int, metavar="N", help="Only N utterances, spread over the data.")
+@click.option(
+    "--hop-length",
+    type=int,
+    metavar="SAMPLES",
+    help="By how much lengths may differ.  [default: the model's hop length; for folders 25 ms]",
+)
+@option_device
+@click.option("--strict", is_flag=True, help="Exit code 2 if anything at all has no score.")
+@option_json
+@option_quiet
+def evaluate(
+    folders: tuple[str, ...],
+    model: str | None,
+    data: str | None,
+    metrics: str,
+    output: str | None,
+    jobs: int | None,
+    limit: int | None,
+    hop_length: int | None,
+    device: str,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score a codec, or the output of any other.
+
+    \b
+    codec evaluate REFERENCE ESTIMATE            sound files of the same names in two folders
+    codec evaluate --model stream --data DIR     encode, decode, score
+    """
+    from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
+    from codec.evaluation.metric import Settings
+    from codec.evaluation.report import table
+
+    if (len(folders) != 2) if model is None else (folders or data is None):
+        raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data")
+    settings = Settings(device=device)
+    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    options = Options(names, settings, jobs, hop_length, limit)
+    lines: dict[str, _ProgressLine] = {}
+
+    def progress(what: str, done: float, total: float) -> None:
+        if what not in lines:
+            lines[what] = _ProgressLine(what, is_shown=not quiet and sys.stderr.isatty())
+        with lines[what] if done >= total else contextlib.nullcontext():
+            lines[what](done, total)
+
+    if model is None:
+        result = evaluate_folders(*folders, output=output, options=options, progress=progress)
+    else:
+        result = evaluate_model(model, str(data), output=output, options=options, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.summary, allow_nan=False))
+    elif not quiet:
+        click.echo(table(result.summary))
+    if strict and result.problems:
+        raise Failed(f"{_count(len(result.problems), 'problem')}, listed in the report")
 
 
 # ------------------------------------------------------------------------------------------------- files and folders

@@ -1,0 +1,443 @@
+"""An evaluation from beginning to end: files or a model in, a table, a summary and a report out."""
+
+import math
+import os
+import platform
+import shlex
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from codec import __version__, audio
+from codec.errors import AudioError, CodecError, ConfigError
+from codec.evaluation import reconstruction, resampling, scoring
+from codec.evaluation.journal import Journal
+from codec.evaluation.metric import Column, Settings
+from codec.evaluation.pairs import (
+    FOLDER_TOLERANCE,
+    Item,
+    Problem,
+    choose_some,
+    find_references,
+    find_text,
+    pair_folders,
+)
+from codec.evaluation.reconstruction import Reconstruction
+from codec.evaluation.registry import METRICS, choose
+from codec.evaluation.scoring import Row
+from codec.evaluation.speed import real_time_factor
+from codec.evaluation.statistics import NUM_RESAMPLES, SEED, summarise
+from codec.evaluation.utilisation import CodeCounter
+from codec.evaluation.workers import Died, num_cores, work
+
+Progress = Callable[[str, float, float], None]
+"""Called with what is being done, the seconds of sound done and the seconds in all."""
+
+JOURNAL_NAME = "journal.jsonl"
+PACKAGES = ("numpy", "torch", "pesq", "pystoi", "scipy", "librosa", "torchaudio", "torchcrepe", "transformers")
+
+
+MODEL_COLUMNS = (
+    Column("bitrate", "bit rate of the files", "", "kbit/s"),
+    Column("reencoding", "re-encoding agreement", "higher"),
+)
+"""Per utterance, where the model is at hand."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate."""
+
+    metrics: tuple[str, ...] = ("core",)
+    """Names of metrics or groups."""
+    settings: Settings = field(default_factory=Settings)
+    jobs: int | None = None
+    """Processes; None: one per core. 0 does everything in this process, without protection from crashes."""
+    hop_length: int | None = None
+    """Samples by which lengths may differ; None: the model's hop length, for folders 25 ms."""
+    limit: int | None = None
+    """Score at most so many utterances, spread over the data."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("jobs", self.jobs, 0),
+            ("hop_length", self.hop_length, 0),
+            ("limit", self.limit, 1),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass
+class Evaluation:
+    """What came out."""
+
+    rows: list[Row]  # by id; only those with scores
+    problems: list[Problem]  # by id
+    summary: dict[str, Any]
+    reconstructions: dict[str, Reconstruction] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)
+
+    def values(self, column: str) -> dict[str, float]:
+        """Id -> value of one column, of the utterances that have it."""
+        if column in {known.name for known in MODEL_COLUMNS}:
+            scored = {row.id for row in self.rows}
+            return {id: getattr(made, column) for id, made in self.reconstructions.items() if id in scored}
+        return {row.id: scores[column] for row in self.rows for scores in row.scores.values() if column in scores}
+
+
+def evaluate_folders(
+    reference: str | os.PathLike[str],
+    estimate: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score sound files against those they were made from.
+
+    Args:
+        reference: folder or manifest of originals.
+        estimate: folder of what a codec made of them, with the same relative paths (any suffix) or the same names.
+        output: folder for the table, the summary and the report; an evaluation begun there goes on. None: nowhere.
+        options: see `Options`.
+        progress: see `Progress`.
+
+    Raises:
+        CodecError: a folder cannot be used, an option is wrong, or nothing could be scored (after everything was
+            written to `output`; the message says why).
+    """
+    options = options or Options()
+    names = choose(options.metrics)
+    items, problems = pair_folders(Path(reference), Path(estimate))
+    chosen = set(choose_some([item.id for item in items], options.limit))
+    subset = len(chosen) < len(items)
+    problems = [] if subset else problems
+    with Journal(_journal_path(output)) as journal:
+        rows, more = _score(
+            [item for item in items if item.id in chosen], names, options, options.hop_length, journal, progress
+        )
+    about = {
+        "reference": os.fspath(reference),
+        "estimate": os.fspath(estimate),
+        "command": shlex.join(["codec", "evaluate", os.fspath(reference), os.fspath(estimate)]),
+        "is_subset": subset,
+    }
+    evaluation = _conclude(rows, problems + more, names, options, about)
+    evaluation.items = {item.id: item for item in items if item.id in chosen}
+    return _deliver(evaluation, output)
+
+
+def evaluate_model(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Encode and decode a data set with a model, then score what was written.
+
+    Args:
+        model: name of a boxed model, a model directory, or a Hub id.
+        data: folder of sound files, or a manifest.
+        output: as for `evaluate_folders`; the decoded files and the codes go there too. None: nowhere.
+        options: see `Options`.
+        progress: see `Progress`.
+
+    Raises:
+        CodecError: as for `evaluate_folders`, or the model cannot be used.
+    """
+    from codec.model.catalogue import describe
+    from codec.model.weights import choose_device
+
+    options = options or Options()
+    device = str(choose_device(options.settings.device))
+    options = replace(options, settings=replace(options.settings, device=device))
+    names = choose(options.metrics)
+    found = describe(os.fspath(model))
+    references, problems = find_references(Path(data))
+    chosen = choose_some(list(references), options.limit)
+    with ExitStack() as resources:
+        if output is None:
+            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="codec-evaluation-")))
+        else:
+            folder = Path(output)
+        journal = resources.enter_context(Journal(_journal_path(output)))
+        tasks = []
+        for id in chosen:
+            known = journal.get("reconstruction", id)
+            tasks.append(
+                reconstruction.Task(
+                    id=id,
+                    reference=references[id],
+                    estimate=folder / "estimates" / f"{id}.wav",
+                    codes=folder / "codes" / f"{id}.codes",
+                    known=Reconstruction(**{k: v for k, v in known.items() if k != "kind"}) if known else None,
+                )
+            )
+        made, more = _reconstruct(tasks, os.fspath(model), options, journal, progress)
+        problems += more
+        items = [
+            Item(task.id, task.reference, task.estimate, find_text(task.reference)) for task in tasks if task.id in made
+        ]
+        tolerance = options.hop_length if options.hop_length is not None else found.hop_length
+        rows, more = _score(items, names, options, tolerance, journal, progress)
+        problems += more
+        about = {
+            "model": found.name,
+            "fingerprint": found.fingerprint,
+            "reference": os.fspath(data),
+            "command": shlex.join(["codec", "evaluate", "--model", os.fspath(model), "--data", os.fspath(data)]),
+            "is_subset": len(chosen) < len(references),
+            "codes": _code_statistics(tasks, made, found.codebook_size, found.frame_rate),
+            "speed": _speed(made, options),
+        }
+        evaluation = _conclude(rows, problems, names, options, about, made)
+        evaluation.items = {item.id: item for item in items}
+        return _deliver(evaluation, output)
+
+
+# ------------------------------------------------------------------------------------------------------------- steps
+
+
+def _reconstruct(
+    tasks: list[reconstruction.Task], model: str, options: Options, journal: Journal, progress: Progress | None
+) -> tuple[dict[str, Reconstruction], list[Problem]]:
+    jobs = _jobs(options, len(tasks))
+    if options.settings.device != "cpu":
+        jobs = 0  # one process keeps a GPU busy, several would each load the model
+    advance = _Advance("encoding and decoding", {task.id: task.reference for task in tasks}, progress)
+    made, problems = {}, []
+    arguments = (model, options.settings.device, 1 if jobs else 0)
+    for number, result in work(reconstruction.reconstruct, tasks, jobs, reconstruction.prepare, arguments):
+        id = tasks[number].id
+        if isinstance(result, Died):
+            problems.append(Problem(id, "", str(result)))
+        elif result.problem:
+            problems.append(Problem(id, "", result.problem))
+        else:
+            made[id] = result
+            if result is not tasks[number].known:
+                journal.append("reconstruction", id, result.to_dict())
+        advance(id)
+    return dict(sorted(made.items())), problems
+
+
+def _score(
+    items: list[Item],
+    names: list[str],
+    options: Options,
+    tolerance: float | None,
+    journal: Journal,
+    progress: Progress | None,
+) -> tuple[list[Row], list[Problem]]:
+    computable = [name for name in names if METRICS[name].obstacle(options.settings) is None]
+    identities = {METRICS[name].identity(options.settings): name for name in computable}
+    tasks = [scoring.Task(item, tolerance, journal.get("scores", item.id)) for item in items]
+    advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
+    rows, problems = [], []
+    arguments = (computable, options.settings)
+    for number, row in work(scoring.score, tasks, _jobs(options, len(tasks)), scoring.prepare, arguments):
+        id = items[number].id
+        if isinstance(row, Died):
+            problems.append(Problem(id, "", str(row)))
+        elif row.problem:
+            problems.append(Problem(id, "", row.problem))
+        else:
+            if row.to_dict() != {k: v for k, v in (tasks[number].known or {}).items() if k != "kind"}:
+                journal.append("scores", id, row.to_dict())
+            row.scores = {identity: row.scores[identity] for identity in identities if identity in row.scores}
+            rows.append(row)
+            problems += [
+                Problem(id, name, row.undefined[identity])
+                for identity, name in identities.items()
+                if identity in row.undefined
+            ]
+        advance(id)
+    return sorted(rows, key=lambda row: row.id), problems
+
+
+def _conclude(
+    rows: list[Row],
+    problems: list[Problem],
+    names: list[str],
+    options: Options,
+    about: dict[str, Any],
+    made: dict[str, Reconstruction] | None = None,
+) -> Evaluation:
+    problems = sorted(problems, key=lambda problem: (problem.id, problem.metric))
+    evaluation = Evaluation(rows, problems, {}, made or {})
+    seconds = {row.id: row.seconds for row in rows}
+    metrics: dict[str, dict[str, Any]] = {}
+    computed = [name for name in names if METRICS[name].obstacle(options.settings) is None]
+    columns = [(name, column) for name in computed for column in METRICS[name].columns]
+    for name, column in columns + [("", column) for column in MODEL_COLUMNS if made]:
+        values = evaluation.values(column.name)
+        metrics[column.name] = {
+            "label": column.label,
+            "unit": column.unit,
+            "better": column.better,
+            "digits": column.digits,
+            "num_undefined": sum(bool(name) and problem.metric == name for problem in problems),
+            **summarise(list(values.values()), [seconds[id] for id in values]),
+        }
+    scored = {row.id for row in rows if row.scores}
+    excluded = {problem.id for problem in problems if not problem.metric} - scored
+    evaluation.summary = {
+        "format": 1,
+        **about,
+        "num_utterances": len(scored | excluded),
+        "num_scored": len(scored),
+        "num_excluded": len(excluded),
+        "seconds": sum(seconds.values()),
+        "metrics": metrics,
+        "not_computed": _not_computed(names, options.settings, "codes" in about),
+        "problems": [
+            {"id": problem.id, "metric": problem.metric or "all", "reason": problem.reason} for problem in problems
+        ],
+        "lengths": _lengths(rows),
+        "conditions": _conditions(rows, options),
+    }
+    return evaluation
+
+
+def _deliver(evaluation: Evaluation, output: str | os.PathLike[str] | None) -> Evaluation:
+    from codec.evaluation.report import write_report
+
+    if output is not None:
+        write_report(evaluation, Path(output))
+    if not evaluation.summary["num_scored"]:
+        reasons = [f"{problem.id}: {problem.reason}" for problem in evaluation.problems]
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        obstacles = [f"{entry['metric']}: {entry['reason']}" for entry in evaluation.summary["not_computed"]]
+        why = f"{reasons[0]}{more}" if reasons else "; ".join(obstacles)
+        raise NothingScored(f"nothing could be scored: {why}", evaluation)
+    return evaluation
+
+
+class NothingScored(AudioError):
+    """No utterance has a single score; `evaluation` says why for each."""
+
+    def __init__(self, message: str, evaluation: Evaluation):
+        super().__init__(message)
+        self.evaluation = evaluation
+
+
+# ------------------------------------------------------------------------------------------------------------- facts
+
+
+def _code_statistics(
+    tasks: list[reconstruction.Task], made: dict[str, Reconstruction], codebook_size: int, frame_rate: float
+) -> dict[str, Any]:
+    from codec.bitstream import read_codes
+
+    counter = CodeCounter(codebook_size)
+    for task in tasks:
+        if task.id in made:
+            counter.add(read_codes(task.codes).codes)
+    statistics = counter.statistics()
+    seconds = sum(result.seconds for result in made.values())
+    if seconds:
+        statistics["nominal_bitrate"] = math.ceil(math.log2(codebook_size)) * frame_rate / 1000
+        for name in ("bitrate", "payload_bitrate"):
+            statistics[name] = sum(getattr(result, name) * result.seconds for result in made.values()) / seconds
+        statistics["entropy_bitrate"] = statistics["entropy"] * frame_rate / 1000
+        statistics["num_saturated"] = sum(result.num_saturated for result in made.values())
+    return statistics
+
+
+def _speed(made: dict[str, Reconstruction], options: Options) -> dict[str, Any]:
+    seconds = sum(result.seconds for result in made.values())
+    if not seconds:
+        return {}
+    return {
+        "encode_rtf": real_time_factor(sum(result.encode_seconds for result in made.values()), seconds),
+        "decode_rtf": real_time_factor(sum(result.decode_seconds for result in made.values()), seconds),
+        "device": options.settings.device,
+        "processes": _jobs(options, len(made)) if options.settings.device == "cpu" else 1,
+        "processor": platform.processor() or platform.machine(),
+        "cores": num_cores(),
+    }
+
+
+def _not_computed(names: list[str], settings: Settings, has_codes: bool) -> list[dict[str, str]]:
+    missing = []
+    for name, metric in METRICS.items():
+        obstacle = metric.obstacle(settings)
+        if obstacle is not None:
+            missing.append({"metric": name, "reason": obstacle[0], "command": obstacle[1]})
+        elif name not in names:
+            missing.append({"metric": name, "reason": "not asked for", "command": f"--metrics {name}"})
+    if not has_codes:
+        for name in ("utilisation", "perplexity", "entropy", "bitrate", "reencoding", "real-time factors"):
+            command = "codec evaluate --model MODEL --data REFERENCE"
+            missing.append({"metric": name, "reason": "needs the codec, not only its output", "command": command})
+    return missing
+
+
+def _lengths(rows: list[Row]) -> dict[str, Any]:
+    cut = [row for row in rows if row.surplus]
+    largest = max(cut, key=lambda row: abs(row.surplus), default=None)
+    return {"num_different": len(cut), "largest_difference": largest.surplus if largest else 0}
+
+
+def _conditions(rows: list[Row], options: Options) -> dict[str, Any]:
+    versions = {"codec": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "sample_rates": sorted({row.sample_rate for row in rows}),
+        "resampler": resampling.DESCRIPTION,
+        "intervals": f"95 %, bootstrap over files, {NUM_RESAMPLES} resamples, seed {SEED}",
+        "length_tolerance": options.hop_length if options.hop_length is not None else f"{FOLDER_TOLERANCE} s or a hop",
+        "device": options.settings.device,
+        "versions": versions,
+    }
+
+
+def _jobs(options: Options, num_tasks: int) -> int:
+    jobs = num_cores() if options.jobs is None else options.jobs
+    return min(jobs, max(num_tasks, 1))
+
+
+def _journal_path(output: str | os.PathLike[str] | None) -> Path | None:
+    if output is None:
+        return None
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; name a folder for the results")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL_NAME).exists():
+        raise ConfigError(f"{folder}: holds other things; name a new folder for the results, or that of an earlier run")
+    return folder / JOURNAL_NAME
+
+
+class _Advance:
+    """Turns ids that are done into seconds of sound done."""
+
+    def __init__(self, what: str, paths: dict[str, Path], progress: Progress | None):
+        self._what, self._progress, self._done = what, progress, 0.0
+        self._seconds: dict[str, float] = {}
+        if progress is not None:
+            self._seconds = {id: _seconds(path) for id, path in paths.items()}
+            progress(what, 0.0, sum(self._seconds.values()))
+
+    def __call__(self, id: str) -> None:
+        if self._progress is not None:
+            self._done += self._seconds[id]
+            self._progress(self._what, self._done, sum(self._seconds.values()))
+
+
+def _seconds(path: Path) -> float:
+    try:
+        info = audio.info(path)
+    except CodecError:
+        return 0.0
+    return (info.num_samples or 0) / info.sample_rate

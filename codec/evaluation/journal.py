@@ -1,0 +1,91 @@
+"""What has been done already, a JSON object per line, so that an interrupted evaluation goes on where it stopped.
+
+Every entry carries the sums of the files that it is about: what has changed since is done again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from codec.errors import ConfigError
+
+
+class Journal:
+    """Entries by kind and id. Append as they come; the last of an id counts.
+
+    Args:
+        path: of the file, made where it is missing; None keeps nothing.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+
+    def __init__(self, path: Path | None):
+        self._entries: dict[tuple[str, str], dict[str, Any]] = {}
+        self._stream: TextIO | None = None
+        if path is None:
+            return
+        if path.exists():
+            for entry in _entries(path):
+                self._entries[entry["kind"], entry["id"]] = entry
+        # Written anew, without what is superseded or was cut off.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.writelines(_line(entry) for entry in self._entries.values())
+        os.replace(temporary, path)
+        self._stream = open(path, "a", encoding="utf-8")
+
+    def get(self, kind: str, id: str) -> dict[str, Any] | None:
+        """The last entry of this kind and id."""
+        return self._entries.get((kind, id))
+
+    def append(self, kind: str, id: str, values: dict[str, Any]) -> None:
+        """Keep an entry, on disk at once."""
+        entry = {"kind": kind} | values | {"id": id}
+        self._entries[kind, id] = entry
+        if self._stream is not None:
+            self._stream.write(_line(entry))
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing is appended any more."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def file_sum(path: Path) -> str:
+    """16 hex digits of the content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as stream:
+        lines = stream.readlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry.get("kind"), str) or not isinstance(entry.get("id"), str):
+                raise ValueError("no kind or id")
+        except (ValueError, AttributeError) as error:
+            if number == len(lines) and number > 1:
+                return  # cut off when the run was
+            raise ConfigError(f"{path}:{number}: is not a journal of an evaluation; choose another folder") from error
+        yield entry
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"

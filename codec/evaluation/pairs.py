@@ -1,0 +1,174 @@
+"""Which file belongs to which, and what makes a pair of files fit to be scored.
+
+Nothing is skipped in silence: whatever cannot be scored becomes a `Problem` with the name and one sentence.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from codec import audio
+from codec.errors import AudioError, ConfigError
+from codec.evaluation.metric import Pair
+from codec.evaluation.resampling import resample
+from codec.manifest import read_manifest
+
+FOLDER_TOLERANCE = 0.025
+"""Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
+
+SILENCE = 1e-4
+"""A signal that never exceeds this (-80 dB of full scale, three steps of a 16-bit file) is silence."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An utterance to be scored, as files."""
+
+    id: str
+    reference: Path
+    estimate: Path
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that has no score: an utterance, or one metric of it."""
+
+    id: str
+    metric: str  # "" for the whole utterance
+    reason: str
+
+
+def find_sounds(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
+    """Sound files below a folder by id, which is the path without its suffix; hidden files are left out.
+
+    Raises:
+        AudioError: the folder is missing, or has none.
+    """
+    if not folder.is_dir():
+        raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
+    found: dict[str, Path] = {}
+    problems = []
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place) / name
+            if path.suffix.lower() not in audio.INPUT_SUFFIXES or name.startswith("."):
+                continue
+            id = path.relative_to(folder).with_suffix("").as_posix()
+            if id in found:
+                problems.append(Problem(id, "", f"{path} and {found[id]} have the same name; keep one of them"))
+            found.setdefault(id, path)
+    if not found:
+        raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+    return dict(sorted(found.items())), problems
+
+
+def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
+    """The sound files of a folder or of a manifest, by id.
+
+    Raises:
+        CodecError: there are none, or the manifest is not one.
+    """
+    if data.is_dir() or not data.exists():
+        return find_sounds(data)
+    references = {utterance.id: utterance.path for utterance in read_manifest(data)}
+    for id in references:
+        parts = PurePosixPath(id).parts
+        if id.startswith("/") or not parts or ".." in parts:
+            raise ConfigError(f"{data}: id {id!r} cannot name a file below a folder; ids are relative paths")
+    return dict(sorted(references.items())), []
+
+
+def pair_folders(reference: Path, estimate: Path) -> tuple[list[Item], list[Problem]]:
+    """Files of the same relative path, suffixes aside; where no two agree, files of the same name in any subfolder.
+
+    Raises:
+        CodecError: a folder is missing or has no sound files, or no two files belong together.
+    """
+    (references, problems), (estimates, more) = find_references(reference), find_sounds(estimate)
+    problems += more
+    if not set(references) & set(estimates):
+        estimates = _by_name(references, estimates)
+        if not estimates:
+            raise AudioError(
+                f"{estimate}: no file is named like one of {reference}; an estimate has the relative path of its "
+                f"reference, or at least its name"
+            )
+    problems += [Problem(id, "", f"has no estimate below {estimate}") for id in references if id not in estimates]
+    problems += [
+        Problem(id, "", f"{path} has no reference in {reference}")
+        for id, path in estimates.items()
+        if id not in references
+    ]
+    items = [Item(id, path, estimates[id], find_text(path)) for id, path in references.items() if id in estimates]
+    return items, problems
+
+
+def _by_name(references: dict[str, Path], estimates: dict[str, Path]) -> dict[str, Path]:
+    """Estimates by the id of the one reference with the same file name; the others keep theirs."""
+    ids = _unique(references)
+    names = _unique(estimates)
+    if not set(ids) & set(names):
+        return {}
+    return {ids.get(PurePosixPath(id).name, id) if PurePosixPath(id).name in names else id: path
+            for id, path in estimates.items()}  # fmt: skip
+
+
+def _unique(ids: Iterable[str]) -> dict[str, str]:
+    """File name -> id, of names that only one id has."""
+    found: dict[str, list[str]] = {}
+    for id in ids:
+        found.setdefault(PurePosixPath(id).name, []).append(id)
+    return {name: ids[0] for name, ids in found.items() if len(ids) == 1}
+
+
+def find_text(path: Path) -> str | None:
+    """What is said in a sound file, where the file `.normalized.txt` or `.txt` beside it tells."""
+    for suffix in (".normalized.txt", ".txt"):
+        text = path.with_suffix(suffix)
+        if text.is_file():
+            return text.read_text(encoding="utf-8", errors="replace").strip() or None
+    return None
+
+
+def load_pair(item: Item, tolerance: float | None = None) -> tuple[Pair, int]:
+    """Read both files and bring them to the estimate's sample rate and to the shorter length.
+
+    Args:
+        item: the files. Several channels are averaged.
+        tolerance: samples of the estimate by which the lengths may differ; None means `FOLDER_TOLERANCE`.
+
+    Returns:
+        The pair, and by how many samples the estimate was longer (negative: shorter).
+
+    Raises:
+        AudioError: a file cannot be read, has NaN, is silent, or the lengths differ by more.
+    """
+    reference, its_rate = audio.read(item.reference)
+    estimate, sample_rate = audio.read(item.estimate)  # (1, T)
+    for path, wav in ((item.reference, reference), (item.estimate, estimate)):
+        if (peak := float(np.abs(wav).max())) <= SILENCE:
+            what = "digital silence" if peak == 0 else f"silence, its largest sample is {peak:.1e}"
+            raise AudioError(f"{path}: is {what}")
+    reference = resample(reference[0], its_rate, sample_rate)
+    allowed = FOLDER_TOLERANCE * sample_rate if tolerance is None else tolerance
+    surplus = estimate.shape[1] - len(reference)
+    if abs(surplus) > allowed:
+        raise AudioError(
+            f"{item.estimate}: is {abs(surplus)} samples ({abs(surplus) / sample_rate:.3f} s) "
+            f"{'longer' if surplus > 0 else 'shorter'} than its reference, {allowed:.0f} are allowed; if the codec "
+            f"does that, allow it with --hop-length"
+        )
+    length = min(len(reference), estimate.shape[1])
+    return Pair(reference[:length], estimate[0, :length], sample_rate, item.id, item.text), surplus
+
+
+def choose_some(ids: Sequence[str], limit: int | None) -> list[str]:
+    """At most `limit` of the ids, spread evenly over their order, so that a subset is not one speaker's."""
+    if limit is None or limit >= len(ids):
+        return list(ids)
+    return [ids[number * len(ids) // limit] for number in range(limit)]

@@ -1,0 +1,97 @@
+"""A model's output for a data set: sound files and code files, and what is known of them besides."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from codec.errors import CodecError
+from codec.evaluation.bitrate import bitrate
+from codec.evaluation.journal import file_sum
+from codec.evaluation.reencoding import agreement
+
+AGAIN_SUFFIX = ".again.codes"
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What `reconstruct` made of one utterance, or why it could not."""
+
+    id: str
+    key: str  # of the reference and the model
+    problem: str | None = None
+    seconds: float = 0.0
+    num_codes: int = 0
+    num_saturated: int = 0  # samples beyond full scale
+    bitrate: float = 0.0  # kbit/s, of the whole file
+    payload_bitrate: float = 0.0  # kbit/s, of the codes alone
+    reencoding: float = 0.0  # share of codes, 0 to 1
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the journal."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One utterance to encode and decode."""
+
+    id: str
+    reference: Path
+    estimate: Path  # to be written
+    codes: Path  # to be written
+    known: Reconstruction | None  # of an earlier run
+
+
+_codec: Any = None
+_device = ""
+
+
+def prepare(model: str, device: str, num_threads: int) -> None:
+    """Load the model, once in a process; 0 threads leaves their number as it is."""
+    import torch
+
+    from codec.model import weights
+
+    global _codec, _device
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    _codec, _device = weights.load(model, device), device
+
+
+def reconstruct(task: Task) -> Reconstruction:
+    """Encode, decode and encode again; what an earlier run has done already is taken from there."""
+    from codec.bitstream import read_codes
+    from codec.files import decode_file, encode_file
+
+    key = ""
+    try:
+        key = f"{file_sum(task.reference)} {_codec.fingerprint} {_device}"
+        if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
+            return task.known
+        for path in (task.estimate, task.codes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        encoded = encode_file(task.reference, task.codes, model=_codec, overwrite=True)
+        decoded = decode_file(task.codes, task.estimate, model=_codec, overwrite=True)
+        again = task.codes.with_name(task.codes.stem + AGAIN_SUFFIX)
+        try:
+            encode_file(task.estimate, again, model=_codec, overwrite=True)
+            reencoding = agreement(read_codes(task.codes).codes, read_codes(again).codes)
+        finally:
+            again.unlink(missing_ok=True)
+    except (CodecError, OSError) as error:
+        return Reconstruction(task.id, key, problem=" ".join(str(error).split()))
+    return Reconstruction(
+        id=task.id,
+        key=key,
+        seconds=encoded.seconds,
+        num_codes=encoded.num_frames,
+        num_saturated=decoded.num_saturated,
+        bitrate=bitrate(os.path.getsize(task.codes), encoded.seconds),
+        payload_bitrate=encoded.payload_bitrate,
+        reencoding=reencoding,
+        encode_seconds=encoded.elapsed_seconds,
+        decode_seconds=decoded.elapsed_seconds,
+    )

@@ -1,0 +1,47 @@
+"""All metrics by name, and groups of them."""
+
+from collections.abc import Sequence
+
+from codec.errors import ConfigError
+from codec.evaluation.mcd import MelCepstralDistortion
+from codec.evaluation.mel import MelDistance
+from codec.evaluation.metric import Metric
+from codec.evaluation.pesq import NarrowbandPesq, WidebandPesq
+from codec.evaluation.si_sdr import SiSdr
+from codec.evaluation.stft import StftDistance
+from codec.evaluation.stoi import ExtendedStoi, Stoi
+
+METRICS: dict[str, type[Metric]] = {
+    metric.name: metric
+    for metric in (
+        WidebandPesq,
+        NarrowbandPesq,
+        Stoi,
+        ExtendedStoi,
+        MelDistance,
+        StftDistance,
+        MelCepstralDistortion,
+        SiSdr,
+    )
+}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "core": ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel", "stft", "mcd", "si_sdr"),
+    "full": tuple(METRICS),
+}
+
+
+def choose(names: Sequence[str]) -> list[str]:
+    """Names of metrics and of groups -> names of metrics, each once, in the order of `METRICS`.
+
+    Raises:
+        ConfigError: there is no such metric or group.
+    """
+    chosen: set[str] = set()
+    for name in names:
+        if name not in GROUPS and name not in METRICS:
+            raise ConfigError(f"unknown metric {name!r}; groups: {', '.join(GROUPS)}; metrics: {', '.join(METRICS)}")
+        chosen.update(GROUPS.get(name, (name,)))
+    if not chosen:
+        raise ConfigError(f"no metric named; groups: {', '.join(GROUPS)}; metrics: {', '.join(METRICS)}")
+    return [name for name in METRICS if name in chosen]

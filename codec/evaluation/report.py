@@ -1,0 +1,119 @@
+"""The results of an evaluation as files and as a table for the terminal."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from codec.evaluation.evaluate import Evaluation
+from codec.output import open_output
+
+SCORES_NAME = "scores.tsv"
+PROBLEMS_NAME = "problems.tsv"
+SUMMARY_NAME = "summary.json"
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> None:
+    """Write `scores.tsv`, `problems.tsv` and `summary.json`; what is there of these names is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / SCORES_NAME, scores_table(evaluation))
+    _write(folder / PROBLEMS_NAME, _tsv(["id", "metric", "reason"], [
+        [problem.id, problem.metric or "all", problem.reason] for problem in evaluation.problems
+    ]))  # fmt: skip
+    _write(folder / SUMMARY_NAME, json.dumps(evaluation.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def scores_table(evaluation: Evaluation) -> str:
+    """A row per scored utterance, tab separated; an empty cell has its reason in `problems.tsv`."""
+    columns = list(evaluation.summary["metrics"])
+    values = {column: evaluation.values(column) for column in columns}
+    rows = [
+        [row.id, f"{row.seconds:.3f}", str(row.surplus)]
+        + [f"{values[column][row.id]:.6g}" if row.id in values[column] else "" for column in columns]
+        for row in evaluation.rows
+    ]
+    return _tsv(["id", "seconds", "surplus_samples", *columns], rows)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """What a person wants to see in a terminal."""
+    rows = [["metric", "mean", "95 % interval", "median", "files", "better"]]
+    for values in summary["metrics"].values():
+        label = values["label"] + (f" ({values['unit']})" if values["unit"] else "")
+        if not values["num"]:
+            rows.append([label, "-", "", "", "0", values["better"]])
+            continue
+        digits = values["digits"]
+        interval = "" if values["low"] is None else f"{values['low']:.{digits}f} .. {values['high']:.{digits}f}"
+        cells = [f"{values['mean']:.{digits}f}", interval, f"{values['median']:.{digits}f}", str(values["num"])]
+        rows.append([label, *cells, values["better"]])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        f"{row[0]:{widths[0]}}  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
+        + f"  {row[-1]}".rstrip()
+        for row in rows
+    ]
+    return "\n".join([_heading(summary), "", *lines, *_notes(summary)])
+
+
+def _heading(summary: dict[str, Any]) -> str:
+    if "model" in summary:
+        what = f"{summary['model']} ({summary['fingerprint']}) on {summary['reference']}"
+    else:
+        what = f"{summary['estimate']} against {summary['reference']}"
+    subset = ", a subset" if summary["is_subset"] else ""
+    return (
+        f"{what}: {summary['num_scored']} of {summary['num_utterances']} utterances{subset}, {summary['seconds']:.1f} s"
+    )
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    notes = [""]
+    if codes := summary.get("codes", {}):
+        if codes["num_codes"]:
+            notes.append(
+                f"codes: {codes['utilisation']:.1%} of {codes['codebook_size']} used, perplexity "
+                f"{codes['perplexity']:.0f}, entropy {codes['entropy']:.2f} bits ({codes['entropy_share']:.1%}), over "
+                f"{codes['num_codes']} codes"
+            )
+            notes.append(
+                f"bit rate: {codes['bitrate']:.3f} kbit/s on disk, {codes['payload_bitrate']:.3f} of codes, "
+                f"{codes['entropy_bitrate']:.3f} by their entropy"
+            )
+    if speed := summary.get("speed", {}):
+        notes.append(
+            f"real-time factor: {speed['encode_rtf']:.3f} to encode, {speed['decode_rtf']:.3f} to decode "
+            f"({speed['device']}, {speed['processes'] or 1} at a time on {speed['cores']} cores)"
+        )
+    lengths = summary["lengths"]
+    if lengths["num_different"]:
+        notes.append(
+            f"lengths: {lengths['num_different']} estimates were longer or shorter, by at most "
+            f"{abs(lengths['largest_difference'])} samples; pairs were cut to the shorter"
+        )
+    problems = summary["problems"]
+    if problems:
+        excluded = summary["num_excluded"]
+        notes.append(f"without a score: {excluded} utterances, {len(problems) - excluded} single metrics")
+        notes += [f"  {entry['id']} ({entry['metric']}): {entry['reason']}" for entry in problems[:20]]
+        if len(problems) > 20:
+            notes.append(f"  and {len(problems) - 20} more, see {PROBLEMS_NAME}")
+    if summary["not_computed"]:
+        notes.append("not computed:")
+        notes += [f"  {entry['metric']}: {entry['reason']}; {entry['command']}" for entry in summary["not_computed"]]
+    return notes if len(notes) > 1 else []
+
+
+def _tsv(header: list[str], rows: list[list[str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with open_output(path, overwrite=True) as stream:
+        stream.write(text.encode())

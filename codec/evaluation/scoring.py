@@ -1,0 +1,88 @@
+"""All metrics of one pair of files, as one task of a worker process."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from codec.errors import CodecError
+from codec.evaluation.journal import file_sum
+from codec.evaluation.metric import Metric, Settings, Undefined
+from codec.evaluation.pairs import Item, load_pair
+from codec.evaluation.registry import METRICS
+
+
+@dataclass
+class Row:
+    """What is known of one utterance: the value of each column, or why it has none."""
+
+    id: str
+    key: str = ""  # of both files, and of how they were brought together
+    seconds: float = 0.0
+    sample_rate: int = 0
+    surplus: int = 0  # samples by which the estimate was longer
+    problem: str | None = None  # why there are no scores at all
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # by identity of the metric, then by column
+    undefined: dict[str, str] = field(default_factory=dict)  # by identity of the metric
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the journal."""
+        return {
+            "id": self.id,
+            "key": self.key,
+            "seconds": self.seconds,
+            "sample_rate": self.sample_rate,
+            "surplus": self.surplus,
+            "problem": self.problem,
+            "scores": self.scores,
+            "undefined": self.undefined,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Row":
+        """From the journal."""
+        return cls(**{name: value for name, value in values.items() if name != "kind"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pair to score."""
+
+    item: Item
+    tolerance: float | None  # see `load_pair`
+    known: dict[str, Any] | None  # row of an earlier run
+
+
+_metrics: list[Metric] = []
+
+
+def prepare(names: Sequence[str], settings: Settings) -> None:
+    """Make the metrics, once in a process."""
+    _metrics[:] = [METRICS[name](settings) for name in names]
+
+
+def score(task: Task) -> Row:
+    """The row of a pair; scores that an earlier run has found for the same files are taken from there."""
+    item = task.item
+    row = Row(item.id)
+    try:
+        row.key = f"{file_sum(item.reference)} {file_sum(item.estimate)} {task.tolerance}"
+        if task.known and task.known["key"] == row.key and not task.known["problem"]:
+            row = Row.from_dict(task.known)
+        missing = [metric for metric in _metrics if _identity(metric) not in {*row.scores, *row.undefined}]
+        if not missing:
+            return row
+        pair, row.surplus = load_pair(item, task.tolerance)
+    except (CodecError, OSError) as error:
+        row.problem = " ".join(str(error).split())
+        return row
+    row.seconds, row.sample_rate = pair.seconds, pair.sample_rate
+    for metric in missing:
+        try:
+            row.scores[_identity(metric)] = metric.score(pair)
+        except Undefined as error:
+            row.undefined[_identity(metric)] = str(error)
+    return row
+
+
+def _identity(metric: Metric) -> str:
+    return metric.identity(metric.settings)

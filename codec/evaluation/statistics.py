@@ -1,0 +1,56 @@
+"""Means and how far to trust them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+NUM_RESAMPLES = 2000
+SEED = 0
+_VALUES_AT_ONCE = 1 << 20
+
+
+def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean: percentiles of the means of 2000 resamples over files, from a fixed seed.
+
+    None for fewer than two values, of which nothing can be said.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) < 2:
+        return None
+    generator = np.random.default_rng(SEED)
+    means: list[float] = []
+    step = max(1, _VALUES_AT_ONCE // len(data))
+    for start in range(0, NUM_RESAMPLES, step):
+        picked = generator.integers(len(data), size=(min(step, NUM_RESAMPLES - start), len(data)))
+        means.extend(data[picked].mean(axis=1))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarise(values: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
+    """What a column's values say together.
+
+    Args:
+        values: of the files that have one.
+        seconds: durations of the same files.
+
+    Returns:
+        num, mean (over files, the published convention), low and high (95 %, see `bootstrap_interval`), median, std,
+        weighted_mean (by duration), min, max; only num where there are no values.
+    """
+    if not len(values):
+        return {"num": 0}
+    data = np.asarray(values, dtype=np.float64)
+    low, high = bootstrap_interval(data) or (None, None)
+    return {
+        "num": len(data),
+        "mean": float(data.mean()),
+        "low": low,
+        "high": high,
+        "median": float(np.median(data)),
+        "std": float(data.std(ddof=1)) if len(data) > 1 else None,
+        "weighted_mean": float(np.average(data, weights=seconds)),
+        "min": float(data.min()),
+        "max": float(data.max()),
+    }

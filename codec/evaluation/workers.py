@@ -1,0 +1,98 @@
+"""The same work for many items in several processes, where one that dies takes only its item with it."""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Died(Exception):
+    """The process that worked on an item has ended without an answer: a crash in compiled code, or killed."""
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def work(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    jobs: int,
+    prepare: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> Iterator[tuple[int, Result | Died]]:
+    """Results as they come, with the number of their task.
+
+    Args:
+        function: of the module level, called with each task; what it raises ends everything.
+        tasks: each is sent to one process.
+        jobs: number of processes, one thread each; 0 does the work in this process.
+        prepare: called once in every process with `arguments`.
+        arguments: see `prepare`.
+    """
+    if jobs == 0:
+        prepare(*arguments)
+        for number, task in enumerate(tasks):
+            yield number, function(task)
+        return
+    waiting = list(range(len(tasks)))[::-1]
+    suspects: list[int] = []
+    while waiting or suspects:
+        # After a crash those that were under way are tried alone, so that the one at fault is known.
+        alone = bool(suspects)
+        queue = suspects if alone else waiting
+        with _Pool(1 if alone else min(jobs, len(queue)), prepare, arguments) as pool:
+            running: dict[Future[Result], int] = {}
+            try:
+                while queue or running:
+                    while queue and len(running) < (1 if alone else 2 * jobs):
+                        number = queue.pop()
+                        running[pool.submit(function, tasks[number])] = number
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        yield running.pop(future), result
+            except BrokenProcessPool:
+                lost = [number for future, number in running.items() if not _has_result(future)]
+                finished = [(number, future) for future, number in running.items() if _has_result(future)]
+                for number, future in finished:
+                    yield number, future.result()
+                if alone:
+                    for number in lost:
+                        yield number, Died("the process that scored it has died")
+                else:
+                    suspects = lost[::-1]
+
+
+def _has_result(future: "Future[Any]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+class _Pool:
+    """Processes that start from scratch, because a copy of a process with threads can hang."""
+
+    def __init__(self, jobs: int, prepare: Callable[..., None], arguments: tuple[Any, ...]):
+        self._pool = ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(prepare, arguments)
+        )
+
+    def __enter__(self) -> ProcessPoolExecutor:
+        return self._pool
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=exception[0] is None, cancel_futures=True)
+
+
+def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    prepare(*arguments)
