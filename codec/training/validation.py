@@ -1,12 +1,15 @@
 """Scores of a codec on held-out clips, whole files and always the same ones."""
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from codec import audio
+from codec.evaluation.metric import Pair, Settings, Undefined
+from codec.evaluation.pesq import WidebandPesq
+from codec.evaluation.stoi import Stoi
 from codec.model.codec import Codec
 from codec.training.data import AudioCache
 from codec.training.losses import MelLoss
@@ -55,18 +58,10 @@ def validate(codec: Codec, clips: AudioCache, mel_loss: MelLoss) -> ValidationRe
 
 def _intrusive_scores(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
     """Wide-band PESQ and STOI, each only where its package is installed and it is defined."""
-    scores = {}
-    try:
-        from pesq import PesqError, pesq
-
-        at_16k = [audio.resample(wav, sample_rate, 16000) for wav in (reference, estimate)]
-        scores["pesq_wb"] = pesq(16000, at_16k[0], at_16k[1], "wb")
-    except (ImportError, PesqError):
-        pass
-    try:
-        from pystoi import stoi
-
-        scores["stoi"] = stoi(reference, estimate, sample_rate)
-    except ImportError:
-        pass
+    pair = Pair(reference, estimate, sample_rate)
+    scores: dict[str, float] = {}
+    for metric in (WidebandPesq, Stoi):
+        if metric.obstacle(Settings()) is None:
+            with contextlib.suppress(Undefined):
+                scores |= metric(Settings()).score(pair)
     return scores
