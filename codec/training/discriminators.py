@@ -180,22 +180,6 @@ class DiscriminatorsConfig:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
     @classmethod
-    def small(cls) -> "DiscriminatorsConfig":
-        """All three kinds with 1.4 M parameters in total, for training on one CPU core."""
-        return cls(
-            period=PeriodConfig(channels=[16, 32, 64, 128, 128]),
-            scale=ScaleConfig(
-                channels=[16, 64, 128, 128], kernel_sizes=[15, 21, 21, 5], strides=[4, 4, 2, 1], groups=[1, 2, 4, 1]
-            ),
-            spectrum=SpectrumConfig(
-                channels=[16, 32, 64, 64],
-                kernel_sizes=[[3, 9], [3, 9], [3, 9], [3, 3]],
-                strides=[[1, 4], [1, 4], [1, 2], [1, 1]],
-                band_edges=[0.0, 1.0],
-            ),
-        )
-
-    @classmethod
     def paper(cls) -> "DiscriminatorsConfig":
         """The published recipe's set: period, magnitude resolution, and the pair of the DAC-style part."""
         as_hinge = {"preserve_variance": False, "match_logits": True}

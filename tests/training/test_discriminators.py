@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from codec.config import compose
 from codec.errors import ConfigError, ModelError
 from codec.training.discriminators import (
     Discriminators,
@@ -33,6 +34,11 @@ TINY = DiscriminatorsConfig(
 )
 
 
+def shipped(name):
+    """The discriminators of `configs/adversary/NAME.yaml`."""
+    return compose([f"adversary={name}", "data.train=unused"]).adversary.discriminators
+
+
 def tone(hertz, samples=4800, rate=24000):
     return torch.sin(2 * math.pi * hertz * torch.arange(samples) / rate)[None, None]
 
@@ -47,8 +53,12 @@ def test_published_sizes():
     assert [round(size / 1e6, 2) for size in millions] == [41.11, 0.60, 42.52]
 
 
+def test_shipped_settings_of_the_published_set_are_the_published_set():
+    assert shipped("paper") == DiscriminatorsConfig.paper()
+
+
 def test_small_set_has_all_kinds_and_stays_small():
-    discriminators = Discriminators(DiscriminatorsConfig.small())
+    discriminators = Discriminators(shipped("small"))
     assert set(discriminators.groups) == {"period", "scale", "spectrum"}
     assert sum(p.numel() for p in discriminators.parameters()) < 1.5e6
 
@@ -152,7 +162,7 @@ def test_level_input_makes_loudness_invisible():
 
 def test_first_weights_keep_the_size_of_activations():
     torch.manual_seed(0)
-    discriminators = Discriminators(DiscriminatorsConfig.small())
+    discriminators = Discriminators(shipped("small"))
     for outputs in discriminators(torch.randn(2, 1, 6000)).values():
         for output in outputs:
             rms = [feature_map.square().mean().sqrt().item() for feature_map in output.feature_maps]
