@@ -37,6 +37,8 @@ class WidebandPesq(Metric):
             value = float(pesq.pesq(SAMPLE_RATE, reference, estimate, self.mode))
         except pesq.NoUtterancesError:
             raise Undefined("PESQ finds no utterance in it") from None
+        except ValueError as error:  # the levels of a silent estimate cannot be aligned
+            raise Undefined(f"PESQ gives no value ({error})") from error
         except pesq.PesqError as error:
             message = error.args[0] if error.args else type(error).__name__
             reason = message.decode() if isinstance(message, bytes) else str(message)
