@@ -65,6 +65,8 @@ class ImportReport:
     sha256: str = ""
     matched: list[str] = field(default_factory=list)
     """Keys whose tensors are in the model."""
+    kept: list[str] = field(default_factory=list)
+    """Keys of discriminators that were written beside the model."""
     unused: dict[str, list[str]] = field(default_factory=dict)
     """Keys that were left out, by group."""
     missing: list[str] = field(default_factory=list)
@@ -76,6 +78,7 @@ class ImportReport:
         unused = [f"  {len(keys):5d} {group}" for group, keys in self.unused.items()]
         lines = [
             f"matched {len(self.matched)} keys ({self.weights} weights)",
+            *([f"kept {len(self.kept)} keys of discriminators"] if self.kept else []),
             f"unused {sum(map(len, self.unused.values()))} keys{':' if unused else ''}",
             *unused,
             f"missing {', '.join(self.missing) or 'none'}",
@@ -284,11 +287,12 @@ def _check_shapes(kind: str, state: Mapping[str, Tensor], names: Mapping[str, st
 
 def _kept_discriminators(kind: str, state: Mapping[str, Tensor], report: ImportReport) -> dict[str, Tensor]:
     keys = report.unused.pop(upstream.DISCRIMINATORS, [])
-    if not keys:
+    report.kept = [key for key in keys if key.startswith(upstream.discriminator_prefixes(kind))]
+    if not report.kept:
         raise ModelError("has no discriminators that could be kept")
-    kept = upstream.our_discriminators(kind, {key: state[key] for key in keys})
-    report.notes.append(f"kept {len(kept)} tensors of discriminators, from {len(keys)} keys, in {DISCRIMINATORS_NAME}")
-    return kept
+    if len(report.kept) < len(keys):
+        report.unused[f"second copy of {upstream.DISCRIMINATORS}"] = sorted(set(keys) - set(report.kept))
+    return upstream.our_discriminators(kind, {key: state[key] for key in report.kept})
 
 
 def _write(codec: Codec, report: ImportReport, discriminators: dict[str, Tensor], directory: Path) -> None:
@@ -299,7 +303,8 @@ def _write(codec: Codec, report: ImportReport, discriminators: dict[str, Tensor]
             partial = Path(temporary) / "model"
             save(codec, partial, card=model_card(codec, report))
             if discriminators:
-                safetensors.torch.save_file(discriminators, partial / DISCRIMINATORS_NAME)
+                with open_output(partial / DISCRIMINATORS_NAME) as stream:
+                    stream.write(safetensors.torch.save(discriminators))
             if directory.exists():
                 directory.rmdir()  # it is empty
             os.replace(partial, directory)

@@ -21,6 +21,9 @@ CHUNK_SAMPLES = 48000
 The widest features hold num_filters values per sample. Kept this small they stay in the cache, and the allocator hands
 out the same memory again instead of asking the system for fresh, zeroed pages.
 """
+MIN_FRAMES = 4
+"""Frames in a stretch, at least: padding by reflection reads back from the end of the signal by more than one."""
+LSTMState = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -83,35 +86,127 @@ class SEANetEncoder(nn.Module):
         num_frames = -(-wav.shape[-1] // self.hop_length)
         num_chunks = 1
         if not torch.is_grad_enabled():
-            # At least four frames a chunk: padding by reflection reads back by more than one.
-            num_chunks = min(-(-wav.shape[0] * wav.shape[-1] // CHUNK_SAMPLES), max(num_frames // 4, 1))
+            num_chunks = min(-(-wav.shape[0] * wav.shape[-1] // CHUNK_SAMPLES), max(num_frames // MIN_FRAMES, 1))
         edges = [num_frames * i // num_chunks for i in range(num_chunks + 1)]
         frames, state = [], None
         for start, stop in pairwise(edges):
-            x = self._convolve(wav, start, stop)
-            if self.lstm is not None:
-                y, state = self.lstm(x, state)
-                x = x + y
+            x, state = self.recur(self.convolve(wav, start, stop), state)
             frames.append(x)
-        x = F.elu(torch.cat(frames, dim=1))  # (B, N, C)
+        x = torch.cat(frames, dim=1)  # (B, N, C)
         return self.last(x, *self.last.padding_around(0, num_frames, num_frames)).transpose(1, 2)
 
-    def _convolve(self, wav: Tensor, start: int, stop: int) -> Tensor:
-        """Frames start .. stop - 1 of the convolutions up to the LSTM: (B, 1, T) -> (B, stop - start, C)."""
-        layers: list[Any] = [self.first]
-        for stage in self.stages:
-            layers += [stage.residual, stage.downsample]
-        lengths = [wav.shape[-1]]  # of the whole signal, at the input of each layer
+    def stream(self) -> "SEANetStream":
+        """The same for a signal that arrives in pieces."""
+        return SEANetStream(self)
+
+    def convolve(self, wav: Tensor, start: int, stop: int, offset: int = 0, length: int | None = None) -> Tensor:
+        """Frames start .. stop - 1 of the convolutions up to the LSTM: (B, 1, T) -> (B, stop - start, C).
+
+        Args:
+            wav: the signal, or the part of it that begins at sample `offset` and holds what those frames depend on.
+            start: first frame.
+            stop: end of the frames. Where they touch an end of the signal, at least `MIN_FRAMES` or all frames must
+                be asked for.
+            offset: see `wav`.
+            length: samples of the whole signal; left out if that is `wav`.
+        """
+        length = wav.shape[-1] if length is None else length
+        layers = self.tower()
+        lengths = [length]  # of the whole signal, at the input of each layer
         for layer in layers:
             lengths.append(-(-lengths[-1] // layer.step))
         paddings = []
         for layer, length in zip(reversed(layers), reversed(lengths[:-1]), strict=True):
             paddings.append(layer.padding_around(start, stop, length))
             start, stop = layer.inputs_of(start, stop, length)
-        x = wav[:, :, start:stop].transpose(1, 2)  # (B, N, 1)
+        x = wav[:, :, start - offset : stop - offset].transpose(1, 2)  # (B, N, 1)
         for layer, padding in zip(layers, reversed(paddings), strict=True):
             x = layer(x, *padding)
         return x
+
+    def tower(self) -> list[Any]:
+        """The layers in front of the LSTM."""
+        return [self.first, *(layer for stage in self.stages for layer in stage.children())]
+
+    def recur(self, x: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState | None]:
+        """The LSTM and the activation behind it, (B, N, C) -> (B, N, C), continued from and to a state."""
+        if self.lstm is not None:
+            y, state = self.lstm(x, state)
+            x = x + y
+        return F.elu(x), state
+
+
+class SEANetStream:
+    """Encodes a signal that arrives in pieces; together they give what `SEANetEncoder.forward` gives for the whole.
+
+    A frame is certain `lookahead` samples after its end. The first ones come later, since the mirror image in front of
+    the signal has to be known. Memory is that of the largest piece.
+    """
+
+    def __init__(self, encoder: SEANetEncoder):
+        self.encoder = encoder
+        hop_length, last = encoder.hop_length, encoder.last
+        start, stop = 0, 1
+        for layer in reversed(encoder.tower()):
+            start, stop = layer.window(start, stop)
+        self._past, self._future = -start, stop - hop_length  # samples around a frame that its convolutions see
+        self._last_future = last.kernel_size[0] - 1 - last.left  # frames
+        self.lookahead = self._future + self._last_future * hop_length
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wav: Tensor | None = None  # (B, 1, T), from sample _offset on
+        self._offset = 0
+        self._state: LSTMState | None = None
+        self._features: list[Tensor] = []  # (B, n, C) behind the LSTM, the last of _num_features frames
+        self._num_features = self._num_latents = 0
+
+    @torch.no_grad()
+    def push(self, wav: Tensor) -> Tensor:
+        """Feed samples (B, 1, T), get the frames that are now certain: (B, D, n), n >= 0."""
+        self._wav = wav if self._wav is None else torch.cat([self._wav, wav], dim=-1)
+        return self._advance(self._wav, None)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """End the signal: the frames still due, (B, D, n). The stream is then ready for another signal."""
+        if self._wav is None or not self._offset + self._wav.shape[-1]:
+            return torch.zeros(1, self.encoder.latent_dim, 0)
+        latent = self._advance(self._wav, self._offset + self._wav.shape[-1])
+        self._reset()
+        return latent
+
+    def _advance(self, wav: Tensor, length: int | None) -> Tensor:
+        """Frames that are certain, `length` samples of the whole signal being all, or there being more to come."""
+        encoder, hop_length = self.encoder, self.encoder.hop_length
+        arrived = self._offset + wav.shape[-1]
+        is_end = length is not None
+        num_frames = -(-arrived // hop_length) if is_end else (arrived - self._future) // hop_length
+        if is_end or num_frames >= MIN_FRAMES:
+            while self._num_features < num_frames:
+                start, stop = self._num_features, min(num_frames, self._num_features + CHUNK_SAMPLES // hop_length + 1)
+                begin = max(min(start, stop - MIN_FRAMES), 0) if is_end else start
+                x = encoder.convolve(wav, begin, stop, self._offset, length or arrived + hop_length)
+                x, self._state = encoder.recur(x[:, start - begin :], self._state)
+                self._features.append(x)
+                self._num_features = stop
+        kept = max((self._num_features - MIN_FRAMES) * hop_length - self._past, self._offset)
+        self._wav, self._offset = wav[..., kept - self._offset :], kept
+        return self._finish(is_end, wav)
+
+    def _finish(self, is_end: bool, like: Tensor) -> Tensor:
+        """The last convolution over the features there are: (B, D, n)."""
+        last = self.encoder.last
+        start, stop = self._num_latents, self._num_features - (0 if is_end else self._last_future)
+        if stop <= start or (not is_end and self._num_features <= last.left):
+            return like.new_zeros(len(like), self.encoder.latent_dim, 0)
+        x = torch.cat(self._features, dim=1)
+        begin, end = last.inputs_of(start, stop, self._num_features)
+        dropped = self._num_features - x.shape[1]
+        latent = last(x[:, begin - dropped : end - dropped], *last.padding_around(start, stop, self._num_features))
+        self._features = [x[:, max(stop - last.kernel_size[0] - dropped, 0) :]]
+        self._num_latents = stop
+        return latent.transpose(1, 2)
 
 
 class PaddedConv1d(TimeConv1d):
@@ -130,15 +225,16 @@ class PaddedConv1d(TimeConv1d):
 
     def inputs_of(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """The steps of a signal of `length` that output steps start .. stop - 1 are made of, as far as they exist."""
-        first, end = self._window(start, stop)
+        first, end = self.window(start, stop)
         return max(first, 0), min(end, length)
 
     def padding_around(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """How many steps are missing at either end of `inputs_of`."""
-        first, end = self._window(start, stop)
+        first, end = self.window(start, stop)
         return max(-first, 0), max(end - length, 0)
 
-    def _window(self, start: int, stop: int) -> tuple[int, int]:
+    def window(self, start: int, stop: int) -> tuple[int, int]:
+        """The steps that output steps start .. stop - 1 are made of, as if the signal had no ends."""
         return start * self.step - self.left, (stop - 1) * self.step - self.left + self.kernel_size[0]
 
     def forward(self, x: Tensor, before: int = 0, after: int = 0) -> Tensor:
@@ -164,6 +260,7 @@ class ResidualBlock(nn.Module):
         self.narrow = PaddedConv1d(width, width // 2, kernel_size, is_causal=is_causal)
         self.widen = TimeConv1d(width // 2, width, 1)
         self.shortcut = TimeConv1d(width, width, 1)
+        self.window = self.narrow.window
         self.inputs_of = self.narrow.inputs_of
         self.padding_around = self.narrow.padding_around
 

@@ -25,6 +25,12 @@ SIMVQ_CODEBOOK = "quantize.embedding.weight"
 WINDOW = "head.istft.window"
 NUM_CONDITIONS = 4
 """Rows of WavTokenizer's adaptive norms, one per "bandwidth"; its inference uses row 0."""
+_CONV_ENDS = {
+    "bias": "bias",
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
+"""Tensors of a convolution with weight norm, there and here."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys
@@ -67,12 +73,7 @@ def _encoder_keys(num_stages: int, num_lstm_layers: int) -> list[tuple[str, str]
         ]
     place = 1 + 3 * num_stages
     convs.append((f"model.{_last_place(num_stages, num_lstm_layers)}", "last"))
-    ends = {
-        "bias": "bias",
-        "weight_g": "parametrizations.weight.original0",
-        "weight_v": "parametrizations.weight.original1",
-    }
-    keys = [(f"{there}.conv.conv.{end}", f"{here}.{ends[end]}") for there, here in convs for end in ends]
+    keys = [(f"{there}.conv.conv.{end}", f"{here}.{_CONV_ENDS[end]}") for there, here in convs for end in _CONV_ENDS]
     for layer in range(num_lstm_layers):
         for end in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             keys.append((f"model.{place}.lstm.{end}_l{layer}", f"lstm.{end}_l{layer}"))
@@ -392,50 +393,61 @@ def _compare(path: str, values: dict[str, Any], expected: dict[str, Any], ignore
 # Discriminators
 
 
+def discriminator_prefixes(kind: str) -> tuple[str, str, str]:
+    """Of the keys of the discriminators that the loss used: by period, by resolution, DAC-style.
+
+    WavTokenizer holds a second DAC-style part, which took no part in training. SimVQ stores one part under two names.
+    """
+    return {
+        "wavtokenizer": ("multiperioddisc.", "multiresddisc.", "dacdiscriminator.discriminator."),
+        "simvq": ("loss.multiperioddisc.", "loss.multiresddisc.", "loss.dac."),
+    }[kind]
+
+
 def our_discriminators(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published discriminators under the names of our set of the same architecture.
 
-    WavTokenizer holds its DAC-style part twice; the one that its loss used is taken. Its other two parts add, to their
-    last convolution, a linear map of the last feature map that depends on the "bandwidth": that of row 0 goes into the
-    convolution's middle tap.
+    WavTokenizer's parts by period and resolution add, to their last convolution, a linear map of the last feature map
+    that depends on the "bandwidth": that of row 0 goes into the convolution's middle tap.
     """
-    prefix = "loss." if kind == "simvq" else ""
-    dac = prefix + ("dac." if kind == "simvq" else "dacdiscriminator.discriminator.")
-    sources = [(f"{prefix}multiperioddisc.", "period"), (f"{prefix}multiresddisc.", "resolution"), (dac, "dac")]
-    ends = {"bias": "bias", "weight_g": "parametrizations.weight.original0"}
-    ends["weight_v"] = "parametrizations.weight.original1"
-    periods = {int(key.removeprefix(dac).split(".")[1]) for key in state if key.startswith(dac) and ".convs." in key}
+    prefixes = discriminator_prefixes(kind)
+    groups = {"period": prefixes[0], "resolution": prefixes[1], "dac_period": prefixes[2], "dac_spectrum": prefixes[2]}
+    spectra = [_place(key, prefixes[2]) for key in state if key.startswith(prefixes[2]) and ".band_convs." in key]
     result = {}
-    for source, group in sources:
-        for key in (key for key in state if key.startswith(source)):
-            _, place, *path, end = key.removeprefix(source).split(".")
-            tensor, target, number = state[key], group, int(place)
-            if path[0] == "emb":
+    for group, prefix in groups.items():
+        for key in (key for key in state if key.startswith(prefix) and ".emb." not in key):
+            # The DAC-style part is one list, periods first.
+            first = min(spectra, default=0)
+            place = _place(key, prefix) - (first if group == "dac_spectrum" else 0)
+            if place < 0 or (group == "dac_period" and place >= first):
                 continue
-            if path[0] == "conv_post":
-                tensor = _with_condition(state, key) if end != "bias" else tensor
-            if group == "dac":
-                target = "dac_period" if number in periods else "dac_spectrum"
-                number -= 0 if number in periods else len(periods)
-            if target.endswith("period") and tensor.ndim == 4:
+            layer = key.removeprefix(f"{prefix}discriminators.").split(".")[1:-1]
+            if layer[0] == "conv_post":
+                layer = ["post"]
+            elif group == "resolution":
+                layer = ["band_convs", "0", layer[1]]  # one band
+            elif group.startswith("dac"):
+                layer = layer[:-1]  # convolution and activation are a pair there
+            tensor = _with_condition(state, key).float()
+            if tensor.ndim == 4 and group.endswith("period"):
                 tensor = tensor.squeeze(-1)  # kernels one column wide
-            elif target == "resolution" and tensor.ndim == 4:
+            elif tensor.ndim == 4 and group == "resolution":
                 tensor = tensor.transpose(2, 3)  # bins before frames there
-            if path[0] == "conv_post":
-                path = ["post"]
-            elif target == "resolution":
-                path = ["band_convs", "0", path[1]]
-            elif group == "dac":
-                path = path[:-1]  # convolution and activation are a pair there
-            result[".".join(["groups", target, str(number), *path, ends[end]])] = tensor.float().contiguous()
+            name = ".".join(["groups", group, str(place), *layer, _CONV_ENDS[key.rsplit(".", 1)[1]]])
+            result[name] = tensor.contiguous()
     return result
 
 
+def _place(key: str, prefix: str) -> int:
+    """Which of its part's discriminators a key belongs to."""
+    return int(key.removeprefix(f"{prefix}discriminators.").split(".", 1)[0])
+
+
 def _with_condition(state: Mapping[str, Tensor], key: str) -> Tensor:
-    """`weight_g` or `weight_v` of a last convolution with the condition of row 0 in its middle tap."""
+    """A tensor; of a last convolution the one with the condition of row 0 in its middle tap."""
     layer, end = key.rsplit(".", 1)
     condition = layer.removesuffix("conv_post") + "emb.weight"
-    if condition not in state:
+    if not layer.endswith("conv_post") or condition not in state or end == "bias":
         return state[key]
     direction, length = state[f"{layer}.weight_v"].float(), state[f"{layer}.weight_g"].float()
     weight = direction * (length / torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True))

@@ -73,6 +73,10 @@ class VocosDecoder(nn.Module):
         """Decode whole signals: (B, D, N) -> (B, 1, N * hop_length)."""
         return self.head(self.trunk(latent)).unsqueeze(1)
 
+    def stream(self, window: int = 1500, overlap: int = 150) -> "VocosStream":
+        """Nearly the same for a latent of any length in bounded memory."""
+        return VocosStream(self, window, overlap)
+
     def trunk(self, latent: Tensor) -> Tensor:
         """All but the spectral head: (B, D, N) -> (B, N, H)."""
         x = self.input(F.pad(latent.transpose(1, 2), (0, 0, 3, 3)))  # (B, N, H)
@@ -80,6 +84,67 @@ class VocosDecoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.output_norm(x)
+
+
+class VocosStream:
+    """Decodes a latent that arrives in pieces, in overlapping windows.
+
+    Attention and group norm span the window instead of the signal, so the sound is close to that of one pass but not
+    equal, unless the whole fits into one window. Neighbouring windows are faded into each other.
+
+    Args:
+        decoder: in eval mode.
+        window: frames of sound that each pass yields.
+        overlap: further frames that it sees on either side.
+    """
+
+    FADE_FRAMES = 8
+
+    def __init__(self, decoder: VocosDecoder, window: int, overlap: int):
+        if window < 1 or overlap < self.FADE_FRAMES:
+            raise ConfigError(
+                f"window must be at least 1 frame and overlap at least {self.FADE_FRAMES}, got {window} and {overlap}"
+            )
+        self.decoder, self.window, self.overlap = decoder, window, overlap
+        self._reset()
+
+    def _reset(self) -> None:
+        self._latent: Tensor | None = None  # (B, D, n), the frames not yet decoded behind _num_past ones that are
+        self._num_past = 0
+        self._fading: Tensor | None = None  # (B, 1, T), how the last window went on
+
+    @torch.no_grad()
+    def push(self, latent: Tensor) -> Tensor:
+        """Feed frames (B, D, n), get the sound that is complete: (B, 1, m * hop_length), m a multiple of the window."""
+        self._latent = latent if self._latent is None else torch.cat([self._latent, latent], dim=-1)
+        sound = [latent.new_zeros(len(latent), 1, 0)]
+        while self._latent.shape[-1] >= self._num_past + self.window + self.overlap:
+            end = self._num_past + self.window
+            sound.append(self._decode(self._latent[..., : end + self.overlap], end))
+            kept = min(end, self.overlap)
+            self._latent, self._num_past = self._latent[..., end - kept :], kept
+        return torch.cat(sound, dim=-1)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """End the signal: the sound still due. The stream is then ready for another signal."""
+        sound = torch.zeros(1, 1, 0)
+        if self._latent is not None and self._latent.shape[-1] > self._num_past:
+            sound = self._decode(self._latent, self._latent.shape[-1])
+        self._reset()
+        return sound
+
+    def _decode(self, latent: Tensor, end: int) -> Tensor:
+        """Sound of frames _num_past .. end - 1 of `latent`."""
+        hop_length = self.decoder.hop_length
+        wav = self.decoder(latent)[..., self._num_past * hop_length :]
+        if self._fading is not None:
+            length = min(self._fading.shape[-1], wav.shape[-1])
+            rise = torch.linspace(0, 1, length, device=wav.device)
+            wav[..., :length] = torch.lerp(self._fading[..., :length], wav[..., :length], rise)
+        cut = (end - self._num_past) * hop_length
+        self._fading = wav[..., cut : cut + self.FADE_FRAMES * hop_length]
+        return wav[..., :cut]
 
 
 class Prenet(nn.Module):

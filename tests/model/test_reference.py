@@ -12,6 +12,7 @@ import torch
 from parity import MODELS, expected, fill, keys, needs_parity, speech, tensors, unit_variance
 from torch import nn
 
+from codec.errors import ConfigError
 from codec.model import importer, seanet, timeconv, vocos
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
@@ -268,3 +269,62 @@ def test_convolution_over_time_is_the_usual_one(stride, groups, width):
     ours = timeconv.conv1d(x, weight, bias, stride, groups)
     assert torch.allclose(ours, usual, atol=1e-5)
     assert ours.is_contiguous()
+
+
+# Streams -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "centred"])
+@pytest.mark.parametrize("piece", [1, 13, 40, 333])
+@torch.no_grad()
+def test_streamed_encoding_equals_one_pass(is_causal, piece, monkeypatch):
+    monkeypatch.setattr(seanet, "CHUNK_SAMPLES", 200)
+    encoder = tiny_encoder(strides=[2, 4, 5], is_causal=is_causal)
+    stream = encoder.stream()
+    for num_samples in (1, 39, 40, 41, 160, 321, 999):
+        wav = torch.randn(1, 1, num_samples, dtype=torch.float64)
+        parts = [stream.push(part) for part in wav.split(piece, dim=-1)]
+        together = torch.cat([*parts, stream.flush()], dim=-1)
+        assert together.shape == (1, 6, -(-num_samples // 40))
+        assert torch.allclose(together, encoder(wav), rtol=0, atol=1e-12)
+    assert stream.flush().shape == (1, 6, 0)
+
+
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "centred"])
+@torch.no_grad()
+def test_lookahead_of_a_stream_is_what_a_frame_depends_on(is_causal):
+    encoder = tiny_encoder(strides=[2, 4, 5], is_causal=is_causal)
+    stream, wav = encoder.stream(), torch.randn(1, 1, 40 * 30, dtype=torch.float64)
+    end = 40 * 11 + stream.lookahead  # of what frame 10 depends on
+    assert stream.push(wav[..., : end - 1]).shape[-1] == 10
+    assert stream.push(wav[..., end - 1 : end]).shape[-1] == 1
+    depends = []
+    for sample in (end - 1, end):
+        changed = wav.clone()
+        changed[..., sample] += 1
+        depends.append(bool((encoder(changed) != encoder(wav))[0, :, 10].any()))
+    assert depends == [True, False]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100])
+@torch.no_grad()
+def test_decoding_in_windows_is_complete_and_equal_where_one_window_is_enough(piece):
+    decoder = tiny_decoder(n_fft=40, hop_length=10)
+    stream = decoder.stream(window=16, overlap=10)
+    for num_frames in (1, 16, 25, 26, 63, 100):
+        latent = torch.randn(2, 6, num_frames)
+        wav = torch.cat([*(stream.push(part) for part in latent.split(piece, dim=-1)), stream.flush()], dim=-1)
+        assert wav.shape == (2, 1, 10 * num_frames)
+        if num_frames < 26:
+            assert torch.allclose(wav, decoder(latent), atol=1e-5)
+    with pytest.raises(ConfigError, match="overlap at least 8, got 16 and 3"):
+        decoder.stream(window=16, overlap=3)
+
+
+@torch.no_grad()
+def test_windows_agree_where_nothing_spans_the_whole_signal():
+    decoder = tiny_decoder(n_fft=40, hop_length=10)
+    decoder.prenet = nn.Identity()
+    stream, latent = decoder.stream(window=16, overlap=20), torch.randn(1, 6, 90)
+    wav = torch.cat([stream.push(latent), stream.flush()], dim=-1)
+    assert torch.allclose(wav, decoder(latent), atol=1e-5)
