@@ -168,10 +168,12 @@ class SoundReader:
             what = "is empty" if empty else f"is not a sound file that can be read ({reason})"
             raise AudioError(f"{self.name}: {what}; wav, flac, ogg, opus, mp3 and more can be") from error
 
-    def _seekable(self, source: BinaryIO) -> str | int | BinaryIO:
+    def _seekable(self, source: BinaryIO) -> str | bytes | int | BinaryIO:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
         if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():
-            return self.name if source is not sys.stdin.buffer else source
+            # As bytes, because a name need not be UTF-8.
+            name = os.fsencode(self.name) if os.name == "posix" else self.name
+            return name if source is not sys.stdin.buffer else source
         # Read around Python's buffer: a thread that waits inside it would keep the process from ending.
         descriptor = source.fileno()
         start = b""

@@ -503,6 +503,162 @@ class _ProgressLine:
             sys.stderr.flush()
 
 
+@commands.group()
+def prepare() -> None:
+    """Check a corpus and list it in manifests to train and evaluate on."""
+
+
+def options_of_preparation(function: Function) -> Function:
+    """What every preparation can be told."""
+    options = [
+        click.option(
+            "--out", type=click.Path(path_type=Path), help="Where the manifests go.  [default: .../manifests]"
+        ),
+        click.option("--min-seconds", default=0.5, show_default=True, help="Drop shorter files."),
+        click.option("--max-seconds", default=40.0, show_default=True, help="Drop longer files."),
+        click.option("--max-silent", default=0.9, show_default=True, help="Drop files with a larger silent share."),
+        click.option(
+            "--max-clipped", default=0.01, show_default=True, help="Drop files with more samples at full scale."
+        ),
+        click.option("--headers-only", is_flag=True, help="Do not read samples: faster, finds less."),
+        click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, over all speakers."),
+        click.option("--seed", default=0, show_default=True, help="Of everything drawn."),
+        click.option("--max-damaged", default=0.001, show_default=True, help="Fail above this share of damaged files."),
+        click.option("--strict", is_flag=True, help="Fail on any warning."),
+        click.option("--jobs", type=int, help="Processes.  [default: one per core]"),
+        click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output."),
+        option_quiet,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@prepare.command("libritts")
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option("--variant", type=click.Choice(["libritts", "libritts-r"]), default="libritts", show_default=True)
+@click.option(
+    "--parts", default="", metavar="NAME,...", help="train, dev, test, test-clean ...  [default: all there are]"
+)
+@click.option("--archives", type=click.Path(path_type=Path), help="Folder of the .tar.gz files.  [default: ROOT]")
+@click.option("--download", is_flag=True, help="Fetch what is missing; all of LibriTTS is 84 GB.")
+@click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Instead of openslr.org; may be repeated.")
+@click.option("--keep-archives", is_flag=True, help="Keep fetched archives after unpacking.")
+@click.option("--no-sums", is_flag=True, help="Accept archives whose MD5 sum is not the published one.")
+@click.option("--filter-all", is_flag=True, help="Drop from dev and test too, not only from train.")
+@click.option(
+    "--exclude", type=click.Path(path_type=Path), multiple=True, metavar="LIST", help="File with paths to leave out."
+)
+@options_of_preparation
+def prepare_libritts_command(
+    root: Path,
+    variant: str,
+    parts: str,
+    archives: Path | None,
+    download: bool,
+    mirrors: tuple[str, ...],
+    keep_archives: bool,
+    no_sums: bool,
+    filter_all: bool,
+    exclude: tuple[Path, ...],
+    **shared: Any,
+) -> None:
+    """LibriTTS or LibriTTS-R, from nothing, from archives or from a tree.
+
+    ROOT holds the folder LibriTTS (LibriTTS_R), or shall hold it. Nothing is fetched without --download; what is
+    interrupted goes on where it stopped when it is started again.
+    """
+    from codec.preparation.libritts import MIRRORS, Sources, prepare_libritts
+
+    sources = Sources(archives, download, list(mirrors) or list(MIRRORS), not no_sums, keep_archives)
+    names = [name.strip() for name in parts.split(",") if name.strip() not in ("", "all")]
+    _prepare(
+        shared,
+        lambda **given: prepare_libritts(
+            root, variant=variant, parts=names, sources=sources, filter_all=filter_all, exclude=exclude, **given
+        ),
+    )
+
+
+@prepare.command("folder")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--layout",
+    default="speaker",
+    show_default=True,
+    help='Meaning of the folders above a file: "speaker", "part/speaker", "*/speaker", or "".',
+)
+@click.option("--dev", default=0.0, metavar="SHARE", help="Hold out this share of the utterances, with their speakers.")
+@click.option("--test", default=0.0, metavar="SHARE", help="The same for a second list.")
+@options_of_preparation
+def prepare_folder_command(source: Path, layout: str, dev: float, test: float, **shared: Any) -> None:
+    """Any folder of sound files."""
+    from codec.preparation.folder import prepare_folder
+
+    held_out = {name: share for name, share in (("dev", dev), ("test", test)) if share}
+    _prepare(shared, lambda **given: prepare_folder(source, layout=layout, held_out=held_out, **given))
+
+
+@prepare.command("check")
+@click.argument("manifest", type=click.Path(path_type=Path))
+def prepare_check_command(manifest: Path) -> None:
+    """Compare a manifest with the headers of its sound files."""
+    from codec.manifest import check_manifest, read_manifest
+
+    complaints = check_manifest(manifest)
+    for complaint in complaints:
+        _complain(complaint)
+    utterances = read_manifest(manifest)
+    if complaints:
+        raise Failed(f"{len(complaints)} of {_count(len(utterances), 'utterance')} do not agree with {manifest}")
+    hours = sum(utterance.seconds for utterance in utterances) / 3600
+    click.echo(f"{manifest}: {_count(len(utterances), 'utterance')}, {hours:.2f} hours, all there")
+
+
+def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
+    """Run a preparation and report what it did; problems make the command fail."""
+    from codec.preparation.outcome import PreparationConfig, describe
+    from codec.preparation.selection import Filters
+
+    filters = Filters(*(shared[name] for name in ("min_seconds", "max_seconds", "max_silent", "max_clipped")))
+    settings = {name: shared[name] for name in ("headers_only", "subset", "seed", "max_damaged", "strict")}
+    config = PreparationConfig(filters, **settings, num_workers=shared["jobs"])
+    with _CountLine(is_shown=not shared["quiet"] and sys.stderr.isatty()) as progress:
+        outcome = start(folder=shared["out"], config=config, progress=progress)
+    if shared["as_json"]:
+        click.echo(json.dumps(outcome.summary))
+    elif not shared["quiet"]:
+        click.echo("\n".join(describe(outcome)))
+    for sentence in outcome.warnings if not shared["quiet"] else ():
+        _complain(f"warning: {sentence}")
+    if outcome.problems:
+        raise Failed("; ".join(outcome.problems))
+
+
+class _CountLine:
+    """One line on standard error: what is being done, how much of it. It is gone when the work is."""
+
+    def __init__(self, is_shown: bool):
+        self._is_shown, self._last = is_shown, 0.0
+
+    def __enter__(self) -> "_CountLine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._print("")
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= 0.2:
+            self._last = now
+            self._print(f"{step}: {done} of {total} ({done / max(total, 1):.0%})")
+
+    def _print(self, text: str) -> None:
+        if self._is_shown:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
 @commands.command()
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
 def train(settings: tuple[str, ...]) -> None:

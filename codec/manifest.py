@@ -71,15 +71,15 @@ def write_manifest(
     Args:
         path: of the manifest; replaced where it exists. Its folder is made.
         utterances: in any order.
-        root: paths below this folder are written relative to the manifest, so that all of it can be moved together;
-            other paths are written absolute. The default is the manifest's own folder.
+        root: where both the manifest and a sound file are below this folder, the path is relative, so that all of it
+            can be moved together; else it is absolute. The default is the manifest's own folder.
 
     Raises:
         CorpusError: an id occurs twice, or a value has a tab or a line break in it.
         OSError: the system refuses.
     """
     path = Path(path)
-    root = Path(os.path.abspath(path.parent if root is None else root))
+    root = path.parent if root is None else Path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(utterances, key=lambda utterance: utterance.id)
     for before, after in pairwise(ordered):
@@ -121,13 +121,17 @@ def can_stand_in_manifest(value: str) -> bool:
     return is_text and "\t" not in value and value.splitlines() == [value]
 
 
+def place_of(path: Path, folder: Path, root: Path) -> str:
+    """How a list in `folder` names a path: relative where both are below `root`, else absolute."""
+    absolute, start, root = (Path(os.path.abspath(place)) for place in (path, folder, root))
+    moves_along = absolute.is_relative_to(root) and start.is_relative_to(root)
+    return (Path(os.path.relpath(absolute, start)) if moves_along else absolute).as_posix()
+
+
 def _line(utterance: Utterance, manifest: Path, root: Path) -> str:
-    absolute = Path(os.path.abspath(utterance.path))
-    is_inside = absolute.is_relative_to(root)
-    place = Path(os.path.relpath(absolute, os.path.abspath(manifest.parent))) if is_inside else absolute
     values = (
         utterance.id,
-        place.as_posix(),
+        place_of(utterance.path, manifest.parent, root),
         f"{utterance.seconds:.3f}",
         str(utterance.num_samples),
         str(utterance.sample_rate),

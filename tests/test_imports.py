@@ -58,6 +58,10 @@ RULES = {
     "bitstream": (["bitstream"], ["torch", "codec.model", "codec.audio", "codec.training", "codec.files"]),
     "code files": (["code_files.py", "inspection.py"], ["torch", "codec.model.codec", "codec.model.weights"]),
     "model": (["model", "streaming.py"], ["codec.audio", "codec.bitstream", "codec.files", "codec.training"]),
+    "preparation": (
+        ["manifest.py", "preparation"],
+        ["codec.model", "codec.bitstream", "codec.files", "codec.training", "torch"],
+    ),
     "files": (["files.py"], ["codec.training", "codec.evaluation", "codec.config"]),
     "evaluation": (["evaluation", "tokenization"], ["codec.training", "codec.config"]),
     "all": (["."], ["recipes", "tests"]),

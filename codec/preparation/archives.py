@@ -1,0 +1,73 @@
+"""Tar archives unpacked without trusting them: only files and folders, and nothing outside the target."""
+
+import gzip
+import lzma
+import os
+import shutil
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from codec.errors import CorpusError
+from codec.preparation.survey import Progress
+
+
+def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> None:
+    """Unpack a tar archive, compressed or not.
+
+    Members keep their content and time, not their rights and owners.
+
+    Args:
+        archive: of any compression that Python knows.
+        folder: must not exist; it is there as a whole afterwards, or not at all.
+        progress: called with "unpacked NAME", bytes of the archive read and in all.
+
+    Raises:
+        CorpusError: cut off, damaged, no archive, or with a member that is neither file nor folder or would land
+            outside the folder.
+        OSError: it cannot be written here.
+    """
+    folder.mkdir(parents=True)
+    try:
+        with open(archive, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
+            size = os.fstat(raw.fileno()).st_size
+            while (member := tar.next()) is not None:
+                _unpack_member(tar, member, archive, folder)
+                tar.members = []  # type: ignore[attr-defined]  # or every header stays in memory
+                if progress:
+                    progress(f"unpacked {archive.name}", raw.tell(), size)
+            # What follows the last member is zeros up to the checksum; tarfile ends quietly at a header it cannot read.
+            while block := tar.fileobj.read(1 << 20):
+                if block.strip(b"\0"):
+                    raise tarfile.ReadError("a member has no header that can be read")
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        shutil.rmtree(folder)
+        raise CorpusError(f"{archive}: is cut off, damaged or no archive ({error}); fetch it again") from error
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, folder: Path) -> None:
+    target = folder / _safe_name(member.name, archive)
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+    elif member.isfile():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = tar.extractfile(member)
+        assert source is not None
+        with open(target, "wb") as stream:
+            shutil.copyfileobj(source, stream, 1 << 20)
+            if stream.tell() != member.size:
+                raise tarfile.ReadError(f"{member.name} ends early")
+        os.utime(target, (member.mtime, member.mtime))
+    else:
+        kind = "a link" if member.issym() or member.islnk() else "neither file nor folder"
+        raise CorpusError(f"{archive}: {member.name!r} is {kind}, a corpus has none; not unpacked")
+
+
+def _safe_name(name: str, archive: Path) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or any(letter in name for letter in "\\:\0"):
+        raise CorpusError(f"{archive}: {name!r} would be unpacked outside its folder; not unpacked")
+    return path

@@ -1,0 +1,139 @@
+"""Any folder of sound files: who speaks, and in which part, is told by the folders above a file."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from codec import audio
+from codec.errors import ConfigError, CorpusError
+from codec.manifest import UNKNOWN_SPEAKER, Utterance
+from codec.preparation.outcome import SURVEY_FOLDER, Outcome, Part, PreparationConfig, conclude
+from codec.preparation.selection import Candidate, Rejection, hold_out, select, shared_speakers
+from codec.preparation.survey import Progress, survey
+
+LEVELS = ("part", "speaker", "*")
+WHOLE = "all"
+"""Part of a file whose folders name none."""
+STUB_PREFIX = "._"
+"""Of files in which macOS keeps what other file systems have no place for."""
+
+
+def prepare_folder(
+    source: Path,
+    folder: Path | None = None,
+    *,
+    layout: str = "speaker",
+    held_out: dict[str, float] | None = None,
+    config: PreparationConfig | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """List the sound files of a folder in manifests.
+
+    With parts in the layout there is a manifest for each; else one named "train" beside those held out, or "all".
+
+    Args:
+        source: folder that is searched; links to folders are followed, hidden folders are left out.
+        folder: where the manifests are written; None makes "manifests" in `source`.
+        layout: what the folders above a file mean, from `source` down: "speaker", "part/speaker", "*/speaker", or ""
+            where they mean nothing.
+        held_out: name -> share of the utterances, for manifests that have no speaker in common with the others.
+        config: filters and the like.
+        progress: see `survey`.
+
+    Raises:
+        CorpusError: there is no such folder, or no sound file in it.
+        ConfigError: the layout or a share makes no sense.
+    """
+    config = config or PreparationConfig()
+    levels, held_out = _levels(layout), held_out or {}
+    _check_shares(held_out, levels)
+    if not source.is_dir():
+        raise CorpusError(f"{source}: no such folder")
+    folder = folder or source / "manifests"
+    sounds, stubs = find_sounds(source)
+    if not sounds:
+        raise CorpusError(f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+    measurements = survey(
+        sounds,
+        source,
+        journal_of(folder, WHOLE, config),
+        headers_only=config.headers_only,
+        num_workers=config.num_workers,
+        progress=progress,
+    )
+    candidates = [_candidate(path, path.relative_to(source), levels) for path in sounds]
+    utterances, rejections = select(candidates, measurements, config.filters)
+    rejections += [stub(_candidate(path, path.relative_to(source), levels).part, path) for path in stubs]
+    groups: dict[str, list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        groups[utterance.part].append(utterance)
+    names = sorted({candidate.part for candidate in candidates} | {rejection.part for rejection in rejections})
+    parts = [Part(name, groups[name], [r for r in rejections if r.part == name]) for name in names]
+    lists = {name: groups[name] for name in names}
+    if held_out:
+        drawn = hold_out(utterances, held_out, config.seed)
+        lists = {name: [replace(utterance, part=name) for utterance in drawn[name]] for name in drawn}
+    warnings = [
+        f"{a} and {b} have {len(speakers)} speakers in common, {', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
+        for (a, b), speakers in shared_speakers(lists).items()
+    ]
+    return conclude("folder", source, folder, parts, lists, warnings, config, progress)
+
+
+def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The sound files below a folder, and the stubs that only look like some; sorted."""
+    sounds, stubs = [], []
+    for path in _walk(folder):
+        if path.suffix.lower() in audio.INPUT_SUFFIXES:
+            if path.name.startswith(STUB_PREFIX):
+                stubs.append(path)
+            elif not path.name.startswith("."):
+                sounds.append(path)
+    return sorted(sounds), sorted(stubs)
+
+
+def stub(part: str, path: Path) -> Rejection:
+    """The rejection of a file that macOS has left."""
+    return Rejection(part, path, "stub", "is what macOS leaves beside a copied file, no sound")
+
+
+def journal_of(folder: Path, name: str, config: PreparationConfig) -> Path:
+    """Where the measurements of a part are kept. Those of headers are kept apart, because they see less."""
+    return folder / SURVEY_FOLDER / f"{name}{'.headers' * config.headers_only}.jsonl"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file; a folder that was seen already, by a link that leads back, is left out."""
+    seen = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(place, name) for name in names)
+
+
+def _levels(layout: str) -> list[str]:
+    levels = [level for level in layout.strip("/").split("/") if level]
+    named = [level for level in levels if level != "*"]
+    if set(levels) - set(LEVELS) or len(named) != len(set(named)):
+        raise ConfigError(f"layout must name part and speaker at most once, with * for other levels, got {layout!r}")
+    return levels
+
+
+def _check_shares(held_out: dict[str, float], levels: list[str]) -> None:
+    if held_out and "part" in levels:
+        raise ConfigError("a folder whose layout has parts is divided already; nothing can be held out as well")
+    if any(not 0 < share < 1 for share in held_out.values()) or sum(held_out.values()) >= 1:
+        shares = ", ".join(f"{name} {share:g}" for name, share in held_out.items())
+        raise ConfigError(f"shares that are held out must lie between 0 and 1 and leave something, got {shares}")
+
+
+def _candidate(path: Path, name: Path, levels: list[str]) -> Candidate:
+    folders = dict(zip(levels, name.parts[:-1], strict=False))
+    part, speaker = folders.get("part", WHOLE), folders.get("speaker", UNKNOWN_SPEAKER)
+    return Candidate(path, name.with_suffix("").as_posix(), speaker, part)

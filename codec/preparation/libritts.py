@@ -1,0 +1,365 @@
+"""LibriTTS and LibriTTS-R: what is published about them, and the way from nothing to checked manifests.
+
+The corpora: OpenSLR 60 (arXiv:1904.02882) and 141 (arXiv:2305.18802), 24 kHz mono, CC BY 4.0.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codec.errors import ConfigError, CorpusError
+from codec.manifest import Utterance
+from codec.preparation.archives import unpack
+from codec.preparation.download import download, md5_of, require_space
+from codec.preparation.folder import find_sounds, journal_of, stub
+from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude
+from codec.preparation.selection import Candidate, Rejection, select, shared_speakers
+from codec.preparation.survey import Measurement, Progress, survey
+
+SAMPLE_RATE = 24000  # Hz
+MIRRORS = ("https://www.openslr.org", "https://us.openslr.org", "https://openslr.elda.org",
+           "https://openslr.magicdatatech.com")  # fmt: skip
+UNPACKED_SIZE = 1.3
+"""Of a part on disk, as a multiple of its archive."""
+SPLITS = {
+    "train": ("train-clean-100", "train-clean-360", "train-other-500"),
+    "dev": ("dev-clean", "dev-other"),
+    "test": ("test-clean", "test-other"),
+}
+PARTS = tuple(part for parts in SPLITS.values() for part in parts)
+FILE_COUNTS = {
+    # Of the official archives; for training parts other copies of the corpus count a few files less.
+    "dev-clean": (5736,),
+    "dev-other": (4613,),
+    "test-clean": (4837,),
+    "test-other": (5120,),
+    "train-clean-100": (33236, 33232),
+    "train-clean-360": (116500, 116426),
+    "train-other-500": (205044, 205035),
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive of one part."""
+
+    name: str
+    md5: str
+    num_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the two corpora."""
+
+    folder: str  # that its archives unpack to
+    resource: int  # number at OpenSLR
+    archives: dict[str, Archive]  # by part
+
+
+def _archives(underscores: bool, **facts: tuple[str, int | None]) -> dict[str, Archive]:
+    return {
+        name.replace("_", "-"): Archive(f"{name if underscores else name.replace('_', '-')}.tar.gz", *values)
+        for name, values in facts.items()
+    }
+
+
+VARIANTS = {
+    "libritts": Variant(
+        "LibriTTS",
+        60,
+        _archives(
+            underscores=False,
+            dev_clean=("0c3076c1e5245bb3f0af7d82087ee207", 1_291_469_655),
+            dev_other=("815555d8d75995782ac3ccd7f047213d", 924_804_676),
+            test_clean=("7bed3bdb047c4c197f1ad3bc412db59f", 1_230_670_113),
+            test_other=("ae3258249472a13b5abef2a816f733e4", 964_502_297),
+            train_clean_100=("4a8c202b78fe1bc0c47916a98f3a2ea8", 7_723_686_890),
+            train_clean_360=("a84ef10ddade5fd25df69596a2767b2d", 27_504_073_644),
+            train_other_500=("7b181dd5ace343a5f38427999684aa6f", 44_565_031_479),
+        ),
+    ),
+    "libritts-r": Variant(
+        "LibriTTS_R",
+        141,
+        _archives(
+            underscores=True,
+            dev_clean=("2c1f5312914890634cc2d15783032ff3", None),
+            dev_other=("62d3a80ad8a282b6f31b3904f0507e4f", None),
+            test_clean=("4d373d453eb96c0691e598061bbafab7", None),
+            test_other=("dbc0959d8bdb6d52200595cabc9995ae", None),
+            train_clean_100=("6df668d8f5f33e70876bfa33862ad02b", None),
+            train_clean_360=("382eb3e64394b3da6a559f864339b22c", None),
+            train_other_500=("a37a8e9f4fe79d20601639bf23d1add8", None),
+        ),
+    ),
+}
+
+
+@dataclass
+class Sources:
+    """Where parts come from that are not unpacked yet."""
+
+    archives: Path | None = None  # folder of archives; None means the corpus folder
+    download: bool = False  # fetch what is missing; without it nothing touches the network
+    mirrors: Sequence[str] = field(default_factory=lambda: list(MIRRORS))  # tried in order
+    check_sums: bool = True  # refuse archives whose MD5 sum is not the published one
+    keep_archives: bool = False  # also those that were fetched here and are unpacked
+
+
+def prepare_libritts(
+    root: Path,
+    folder: Path | None = None,
+    *,
+    variant: str = "libritts",
+    parts: Sequence[str] = (),
+    sources: Sources | None = None,
+    filter_all: bool = False,
+    exclude: Sequence[Path] = (),
+    config: PreparationConfig | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Bring LibriTTS or LibriTTS-R to `root` as far as it is not there, check it and list it in manifests.
+
+    There is a manifest for each part under its official name, and "train" and "dev" for the parts of each together.
+
+    Args:
+        root: folder that holds LibriTTS/ (or LibriTTS_R/) or shall hold it, or that folder itself.
+        folder: where the manifests are written; None makes "manifests" in `root`.
+        variant: a key of `VARIANTS`.
+        parts: names of parts or of `SPLITS`; none means all where they may be fetched, else all that are there.
+        sources: where parts come from that are not unpacked yet.
+        filter_all: apply the filters to dev and test parts too. By default these are never thinned, because results on
+            thinned lists compare with nothing; what the filters would have dropped is reported.
+        exclude: lists of files to leave out, a path or id per line, such as LibriTTS-R's lists of failed restorations.
+        config: filters and the like.
+        progress: see `survey`, `download.download` and `archives.unpack`.
+
+    Raises:
+        CorpusError: a part is missing, an archive is wrong or damaged, or speakers are in two splits.
+        ConfigError: no such variant or part.
+        OSError: the system refuses.
+    """
+    config, sources = config or PreparationConfig(), sources or Sources()
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    facts = VARIANTS[variant]
+    corpus = root if any((root / part).is_dir() for part in PARTS) else root / facts.folder
+    folder = folder or root / "manifests"
+    wanted = _wanted(parts, corpus, facts, root, sources)
+    _obtain(wanted, corpus, facts, root, sources, progress)
+    excluded = _excluded([*exclude, *sorted(corpus.glob("*_bad_sample_list.txt"))])
+    results, warnings = [], _absent(parts, wanted)
+    for part in wanted:
+        filters = config.filters if filter_all or part in SPLITS["train"] else None
+        result, odd = _list(part, corpus, folder, filters is not None, excluded, config, progress)
+        results.append(result)
+        warnings += odd
+    utterances = {result.name: result.utterances for result in results}
+    splits = {name: [u for part in members for u in utterances.get(part, [])] for name, members in SPLITS.items()}
+    _require_disjoint(splits)
+    lists = {**utterances, "train": splits["train"], "dev": splits["dev"]}
+    return conclude(variant, root, folder, results, lists, warnings, config, progress)
+
+
+# ---------------------------------------------------------------------------------------------------------- bringing
+
+
+def _wanted(parts: Sequence[str], corpus: Path, facts: Variant, root: Path, sources: Sources) -> list[str]:
+    named = [name for part in parts for name in SPLITS.get(part, (part,))]
+    if unknown := [name for name in named if name not in PARTS]:
+        raise ConfigError(f"unknown part {unknown[0]!r}; there are {', '.join([*PARTS, *SPLITS])}")
+    if named:
+        return [part for part in PARTS if part in named]
+    if sources.download:
+        return list(PARTS)
+    there = [part for part in PARTS if _is_unpacked(corpus / part) or _archive(facts.archives[part], root, sources)]
+    if not there:
+        raise CorpusError(
+            f"{root}: holds neither {facts.folder}/test-clean and the like nor {facts.archives['test-clean'].name} and "
+            f"the like; put them there, name the folder of the archives with --archives, or allow fetching with "
+            f"--download"
+        )
+    return there
+
+
+def _absent(parts: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    absent = [part for part in PARTS if part not in wanted]
+    return [f"not there and so left out: {', '.join(absent)}"] if absent and not parts else []
+
+
+def _obtain(
+    parts: Sequence[str], corpus: Path, facts: Variant, root: Path, sources: Sources, progress: Progress | None
+) -> None:
+    """Unpack, and before that fetch, each part that is not there."""
+    due = [part for part in parts if not _is_unpacked(corpus / part)]
+    archives = {part: _archive(facts.archives[part], root, sources) for part in due}
+    missing = [part for part in due if archives[part] is None]
+    if missing and not sources.download:
+        name = facts.archives[missing[0]].name
+        raise CorpusError(
+            f"{corpus / missing[0]}: is not there, and neither is {(sources.archives or root) / name}; put "
+            f"{MIRRORS[0]}/resources/{facts.resource}/{name} there or allow fetching it with --download"
+        )
+    if due:
+        root.mkdir(parents=True, exist_ok=True)
+        _require_space(due, archives, facts, root, sources)
+    for part in due:
+        archive, was_fetched = archives[part], False
+        if archive is None:
+            archive, was_fetched = _fetch(facts.archives[part], facts, root, sources, progress), True
+        elif sources.check_sums:
+            _check_sum(archive, facts.archives[part].md5, progress)
+        _unpack_part(part, archive, corpus, progress)
+        if was_fetched and not sources.keep_archives:
+            archive.unlink()
+
+
+def _is_unpacked(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _archive(archive: Archive, root: Path, sources: Sources) -> Path | None:
+    path = (sources.archives or root) / archive.name
+    return path if path.is_file() else None
+
+
+def _require_space(
+    due: Sequence[str], archives: dict[str, Path | None], facts: Variant, root: Path, sources: Sources
+) -> None:
+    sizes = {part: path.stat().st_size for part in due if (path := archives[part]) is not None}
+    fetched = {part: facts.archives[part].num_bytes or 0 for part in due if archives[part] is None}
+    unpacked = UNPACKED_SIZE * sum([*sizes.values(), *fetched.values()])
+    kept = sum(fetched.values()) if sources.keep_archives else max(fetched.values(), default=0)
+    require_space(root, unpacked + kept, f"bringing {', '.join(due)}")
+
+
+def _fetch(archive: Archive, facts: Variant, root: Path, sources: Sources, progress: Progress | None) -> Path:
+    target = (sources.archives or root) / archive.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    urls = [f"{mirror.rstrip('/')}/resources/{facts.resource}/{archive.name}" for mirror in sources.mirrors]
+    download(urls, target, archive.md5, num_bytes=archive.num_bytes, progress=progress)
+    return target
+
+
+def _check_sum(archive: Path, md5: str, progress: Progress | None) -> None:
+    found = md5_of(archive, progress)
+    if found != md5:
+        raise CorpusError(
+            f"{archive}: has the MD5 sum {found}, the published one is {md5}; fetch it again, or allow another edition "
+            f"with --no-sums"
+        )
+
+
+def _unpack_part(part: str, archive: Path, corpus: Path, progress: Progress | None) -> None:
+    """Unpack beside the corpus and move the part to its place when it is whole."""
+    temporary = corpus.parent / f".unpacking-{part}"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    unpack(archive, temporary, progress)
+    try:
+        found = next((path for path in (temporary / corpus.name / part, temporary / part) if path.is_dir()), None)
+        if found is None:
+            names = ", ".join(sorted(path.name for path in temporary.iterdir())[:5])
+            raise CorpusError(f"{archive}: holds no {corpus.name}/{part}, but {names or 'nothing'}")
+        corpus.mkdir(exist_ok=True)
+        for extra in found.parent.iterdir():  # SPEAKERS.txt and the like
+            if extra.is_file() and not (corpus / extra.name).exists():
+                os.replace(extra, corpus / extra.name)
+        if (corpus / part).is_dir():
+            (corpus / part).rmdir()  # it is empty, or it would not be unpacked
+        os.replace(found, corpus / part)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- listing
+
+
+def _list(
+    part: str,
+    corpus: Path,
+    folder: Path,
+    is_filtered: bool,
+    excluded: set[str],
+    config: PreparationConfig,
+    progress: Progress | None,
+) -> tuple[Part, list[str]]:
+    """One part, and what is odd about files that were kept."""
+    sounds, stubs = find_sounds(corpus / part)
+    misplaced = [path for path in sounds if not _is_in_place(path.relative_to(corpus / part))]
+    rejections = [stub(part, path) for path in stubs]
+    rejections += [
+        Rejection(part, path, "misplaced", "is not where its name says, SPEAKER/CHAPTER") for path in misplaced
+    ]
+    named = [path for path in sounds if path.stem in excluded]
+    rejections += [Rejection(part, path, "excluded", "is in a list of files to leave out") for path in named]
+    rejections += _missing(part, corpus, {path.stem for path in sounds})
+    left_out = {*misplaced, *named}
+    chosen = [path for path in sounds if path not in left_out]
+    measurements = survey(
+        chosen,
+        corpus,
+        journal_of(folder, part, config),
+        headers_only=config.headers_only,
+        num_workers=config.num_workers,
+        progress=progress and (lambda step, done, total: progress(f"{step} {part}", done, total)),
+    )
+    candidates = [Candidate(path, path.stem, path.relative_to(corpus / part).parts[0], part) for path in chosen]
+    filters = config.filters if is_filtered else None
+    utterances, others = select(candidates, measurements, filters, sample_rate=SAMPLE_RATE, channels=1)
+    odd = [] if is_filtered else _odd(utterances, dict(zip(chosen, measurements, strict=True)), config)
+    return Part(part, utterances, rejections + others, FILE_COUNTS[part]), odd
+
+
+def _is_in_place(name: Path) -> bool:
+    """Whether a file lies in SPEAKER/CHAPTER, and in those its name gives, if it is named as in the corpus."""
+    if len(name.parts) != 3:
+        return False
+    speaker, chapter, *rest = name.stem.split("_")[:3] + [""] * 3
+    is_official = speaker.isdigit() and chapter.isdigit() and name.stem.count("_") == 3 and bool(rest)
+    return not is_official or (speaker, chapter) == name.parts[:2]
+
+
+def _missing(part: str, corpus: Path, stems: set[str]) -> list[Rejection]:
+    """Utterances that have a transcript and no sound."""
+    rejections = []
+    for path in sorted((corpus / part).glob("*/*/*.trans.tsv")):
+        if path.name.startswith("."):
+            continue
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            name = line.split("\t")[0].strip()
+            if name and name not in stems:
+                detail = f"is not there, {path.name} has its text"
+                rejections.append(Rejection(part, path.parent / f"{name}.wav", "missing", detail))
+    return rejections
+
+
+def _odd(utterances: Sequence[Utterance], measured: dict[Path, Measurement], config: PreparationConfig) -> list[str]:
+    verdicts = [(utterance, config.filters.verdict(measured[utterance.path])) for utterance in utterances]
+    return [
+        f"{utterance.part}: {utterance.id} is kept, dev and test are not thinned, but {verdict[1]}"
+        for utterance, verdict in verdicts
+        if verdict
+    ]
+
+
+def _excluded(lists: Sequence[Path]) -> set[str]:
+    """Ids named by lists of paths or ids."""
+    excluded = set()
+    for path in lists:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorpusError(f"{path}: is no list of files to leave out ({error})") from error
+        excluded |= {Path(line.strip()).name.removesuffix(".wav") for line in lines if line.strip()}
+    return excluded
+
+
+def _require_disjoint(splits: dict[str, list[Utterance]]) -> None:
+    for (a, b), speakers in shared_speakers(splits).items():
+        raise CorpusError(
+            f"{a} and {b} have {len(speakers)} speakers in common ({', '.join(speakers[:5])}); a result on them would "
+            f"mean nothing; see how their folders came to be in both, nothing was written"
+        )

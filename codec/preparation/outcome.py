@@ -1,0 +1,217 @@
+"""What a preparation leaves: manifests, the list of rejected files, a summary, and sentences for people."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codec import __version__
+from codec.errors import ConfigError
+from codec.manifest import SUFFIX, Utterance, place_of, write_manifest
+from codec.output import open_output
+from codec.preparation.selection import Filters, Rejection, subset
+from codec.preparation.survey import Progress
+
+REJECTED_NAME = "rejected.tsv"
+SUMMARY_NAME = "prepare.json"
+SURVEY_FOLDER = ".survey"
+
+
+@dataclass
+class PreparationConfig:
+    """What every preparation can be told."""
+
+    filters: Filters = field(default_factory=Filters)
+    headers_only: bool = False  # do not read samples: faster, but damage, silence and clipping stay unseen
+    subset: int = 0  # utterances per manifest, as equally over speakers as can be; 0 keeps all
+    seed: int = 0  # of everything drawn
+    max_damaged: float = 0.001  # share of a part's files; more is a problem
+    strict: bool = False  # every warning is a problem
+    num_workers: int | None = None  # processes; None takes one per core
+
+    def __post_init__(self) -> None:
+        if self.subset < 0:
+            raise ConfigError(f"subset must be a number of utterances, got {self.subset}")
+        if not 0 <= self.max_damaged <= 1:
+            raise ConfigError(f"max_damaged must be between 0 and 1, got {self.max_damaged:g}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ConfigError(f"num_workers must be at least 1, got {self.num_workers}")
+
+
+@dataclass
+class Part:
+    """What became of one part of a corpus."""
+
+    name: str
+    utterances: list[Utterance]
+    rejections: list[Rejection]
+    published: tuple[int, ...] = ()  # numbers of files that are published for it, the official one first
+
+    @property
+    def num_files(self) -> int:
+        """Sound files found."""
+        return len(self.utterances) + sum(r.reason not in ("stub", "missing") for r in self.rejections)
+
+
+@dataclass
+class Outcome:
+    """What a preparation did."""
+
+    folder: Path
+    parts: list[Part]
+    manifests: dict[str, list[Utterance]]  # by file name
+    warnings: list[str]
+    problems: list[str]  # what makes the command fail, although the manifests are there
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        """Of all parts."""
+        return [rejection for part in self.parts for rejection in part.rejections]
+
+
+def conclude(
+    corpus: str,
+    root: Path,
+    folder: Path,
+    parts: Sequence[Part],
+    lists: Mapping[str, Sequence[Utterance]],
+    warnings: Sequence[str],
+    config: PreparationConfig,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Write manifests, rejected files and summary; the summary last.
+
+    Args:
+        corpus: name of the corpus.
+        root: paths below it are written relative to the manifests.
+        folder: where all of it is written.
+        parts: of the corpus.
+        lists: name of each manifest without suffix -> its utterances. Those without utterances are not written.
+        warnings: what was seen that may be meant.
+        config: what was asked for.
+        progress: called with "written NAME", manifests and manifests in all.
+    """
+    chosen = {
+        f"{name}{SUFFIX}": subset(utterances, config.subset, config.seed) if config.subset else list(utterances)
+        for name, utterances in lists.items()
+    }
+    chosen = {name: utterances for name, utterances in chosen.items() if utterances}
+    outcome = Outcome(folder, list(parts), chosen, list(warnings), [])
+    for part in parts:
+        _judge(part, config.max_damaged, outcome)
+    if config.strict:
+        outcome.problems, outcome.warnings = outcome.problems + outcome.warnings, []
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_rejections(folder / REJECTED_NAME, outcome.rejections, root)
+    for number, (name, utterances) in enumerate(chosen.items(), 1):
+        write_manifest(folder / name, utterances, root)
+        if progress:
+            progress("written", number, len(chosen))
+    outcome.summary = _summary(corpus, root, outcome, config)
+    with open_output(folder / SUMMARY_NAME, overwrite=True) as stream:
+        stream.write((json.dumps(outcome.summary, indent=2, ensure_ascii=False) + "\n").encode())
+    return outcome
+
+
+def describe(outcome: Outcome, max_files: int = 20) -> list[str]:
+    """Lines for people: a table of parts, one of manifests, and what was rejected as damaged."""
+    rows = [("part", "files", "published", "kept", "hours", "speakers", "left out")]
+    for name, facts in outcome.summary["parts"].items():
+        left_out = ", ".join(f"{count} {reason}" for reason, count in facts["rejected"].items())
+        counts = (str(facts["files"]), str(facts["published"] or "-"), str(facts["utterances"]))
+        rows.append((name, *counts, f"{facts['hours']:.2f}", str(facts["speakers"]), left_out or "-"))
+    lines = _aligned(rows)
+    files = [("manifest", "utterances", "hours", "speakers")]
+    for name, facts in outcome.summary["manifests"].items():
+        numbers = (str(facts["utterances"]), f"{facts['hours']:.2f}")
+        files.append((str(outcome.folder / name), *numbers, str(facts["speakers"])))
+    lines += ["", *_aligned(files)]
+    damaged = sorted((r for r in outcome.rejections if r.is_damage), key=lambda r: (r.part, r.path))
+    if damaged:
+        lines += ["", *(f"{rejection.path}: {rejection.detail}" for rejection in damaged[:max_files])]
+    if len(outcome.rejections) > min(len(damaged), max_files):
+        lines += ["", f"all {len(outcome.rejections)} files left out: {outcome.folder / REJECTED_NAME}"]
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows whose columns are as wide as their widest value; words are flush left, numbers flush right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    numeric = [column for column in range(1, len(rows[0])) if rows[0][column] != "left out"]
+    return [
+        "  ".join(
+            value.rjust(widths[column]) if column in numeric else value.ljust(widths[column])
+            for column, value in enumerate(row)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
+    damaged = [rejection for rejection in part.rejections if rejection.is_damage]
+    expected = part.num_files + sum(rejection.reason == "missing" for rejection in damaged)
+    if damaged:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(r.reason for r in damaged).items()))
+        sentence = f"{part.name}: {len(damaged)} of {expected} files cannot be used ({reasons})"
+        is_too_much = len(damaged) > max_damaged * expected
+        (outcome.problems if is_too_much else outcome.warnings).append(
+            f"{sentence}; more than {100 * max_damaged:g} % are a problem" if is_too_much else sentence
+        )
+    if part.published and part.num_files not in part.published:
+        difference = part.num_files - part.published[0]
+        outcome.warnings.append(
+            f"{part.name}: has {part.num_files} sound files, {abs(difference)} "
+            f"{'more' if difference > 0 else 'fewer'} than the published {part.published[0]}"
+        )
+    if not part.utterances:
+        outcome.problems.append(f"{part.name}: no utterance is left, so it has no manifest")
+
+
+def _write_rejections(path: Path, rejections: Sequence[Rejection], root: Path) -> None:
+    rows = sorted((r.part, place_of(r.path, path.parent, root), r.reason, r.detail) for r in rejections)
+    with open_output(path, overwrite=True) as stream:
+        stream.write(b"part\tpath\treason\tdetail\n")
+        for row in rows:
+            line = "\t".join(" ".join(value.split()) for value in row)
+            stream.write((line + "\n").encode(errors="backslashreplace"))
+
+
+def _summary(corpus: str, root: Path, outcome: Outcome, config: PreparationConfig) -> dict[str, Any]:
+    """Nothing in it depends on when, how fast or by how many processes it was made."""
+    filters = vars(config.filters)
+    settings = {"headers_only": config.headers_only, "subset": config.subset, "seed": config.seed, **filters}
+    parts = {
+        part.name: {
+            "files": part.num_files,
+            "published": part.published[0] if part.published else None,
+            **_facts(part.utterances),
+            "rejected": dict(sorted(Counter(r.reason for r in part.rejections).items())),
+        }
+        for part in outcome.parts
+    }
+    manifests = {
+        name: {**_facts(utterances), "sha256": hashlib.sha256((outcome.folder / name).read_bytes()).hexdigest()}
+        for name, utterances in outcome.manifests.items()
+    }
+    return {
+        "corpus": corpus,
+        "made_by": f"codec {__version__}",
+        "root": place_of(root, outcome.folder, root),
+        "settings": settings,
+        "parts": parts,
+        "manifests": manifests,
+        "warnings": outcome.warnings,
+        "problems": outcome.problems,
+    }
+
+
+def _facts(utterances: Sequence[Utterance]) -> dict[str, Any]:
+    return {
+        "utterances": len(utterances),
+        "hours": round(sum(utterance.seconds for utterance in utterances) / 3600, 4),
+        "speakers": len({utterance.speaker for utterance in utterances}),
+    }

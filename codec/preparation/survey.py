@@ -1,0 +1,229 @@
+"""Every sound file of a corpus measured once, by several processes, with a journal that survives interruption.
+
+Measuring and deciding are apart: the journal holds what was found, never what was thought of it, so that other filters
+need no second look at the audio.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codec import audio
+from codec.errors import AudioError, CorpusError
+
+SILENCE_DB = -50.0
+"""A stretch whose root mean square is below this, relative to full scale, is silent."""
+STRETCH_SECONDS = 0.05
+FULL_SCALE = 0.999
+"""Samples from here on count as clipped."""
+FILES_PER_TASK = 32
+_VERSION = 1  # of what is measured; a journal of another version is not used
+_SAMPLE_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done at the moment, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a sound file is like. Where it cannot be read, `problem` says why and the numbers are 0."""
+
+    num_bytes: int
+    modified: int  # ns since 1970
+    problem: str = ""
+    num_samples: int = 0  # of one channel
+    sample_rate: int = 0  # Hz
+    channels: int = 0
+    peak: float = -1.0  # largest magnitude; -1 where only the header was read, and so are the next two
+    silent_share: float = -1.0  # of the duration, in stretches of 50 ms below -50 dB
+    clipped_share: float = -1.0  # of the samples
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.num_samples / self.sample_rate
+
+
+def measure(path: Path, headers_only: bool = False) -> Measurement:
+    """Look at one sound file. With `headers_only` its samples are not read, and their faults stay unseen."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return Measurement(0, 0, f"cannot be opened ({error.strerror})")
+    try:
+        with audio.SoundReader(path) as sound:
+            read = _header if headers_only and sound.info.num_samples is not None else _samples
+            values = read(sound, status.st_size)
+    except AudioError as error:
+        return Measurement(status.st_size, status.st_mtime_ns, str(error).removeprefix(f"{path}: "))
+    return Measurement(status.st_size, status.st_mtime_ns, "", *values)
+
+
+def _header(sound: audio.SoundReader, num_bytes: int) -> tuple[int, int, int]:
+    info = sound.info
+    num_samples = info.num_samples or 0
+    kind, _, subtype = info.format.partition(" ")
+    promised = num_samples * info.channels * _SAMPLE_BYTES.get(subtype, 0) if kind.startswith("WAV") else 0
+    if promised > num_bytes:
+        raise AudioError(f"the file is cut off, its header promises {num_samples} samples; copy it again")
+    if not num_samples:
+        raise AudioError("has no samples; record at least one")
+    return num_samples, info.sample_rate, info.channels
+
+
+def _samples(sound: audio.SoundReader, num_bytes: int) -> tuple[int, int, int, float, float, float]:
+    info = sound.info
+    stretch = max(1, round(STRETCH_SECONDS * info.sample_rate))
+    threshold = 10 ** (SILENCE_DB / 10)
+    total, silent, clipped, peak = 0, 0, 0, 0.0
+    for block in sound.channel_blocks():  # (C, T)
+        magnitude = np.abs(block)
+        peak = max(peak, float(magnitude.max()))
+        clipped += int(np.count_nonzero(magnitude >= FULL_SCALE))
+        starts = np.arange(0, block.shape[1], stretch)
+        lengths = np.diff(starts, append=block.shape[1])
+        power = np.add.reduceat(np.square(block.mean(axis=0), dtype=np.float64), starts) / lengths
+        silent += int(lengths[power < threshold].sum())
+        total += block.shape[1]
+    shares = (round(silent / total, 6), round(clipped / total / info.channels, 6))
+    return total, info.sample_rate, info.channels, peak, *shares
+
+
+def survey(
+    paths: Sequence[Path],
+    root: Path,
+    journal: Path,
+    *,
+    headers_only: bool = False,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measure sound files, except those that the journal knows and that have not changed since.
+
+    Args:
+        paths: of the files, below `root`.
+        root: the journal names files relative to it.
+        journal: file that is added to as files are measured, so that an interrupted survey goes on where it stopped.
+        headers_only: see `measure`.
+        num_workers: processes; None takes one per core.
+        progress: called with "measured", files done and files in all.
+
+    Returns:
+        A measurement for each path, in their order, whatever the number of processes.
+
+    Raises:
+        CorpusError: a process died, as it does when memory runs out.
+        OSError: the journal cannot be written.
+    """
+    names = [path.relative_to(root).as_posix() for path in paths]
+    known = _read_journal(journal)
+    results = {name: known[name] for name, path in zip(names, paths, strict=True) if _is_current(known, name, path)}
+    missing = [(name, path) for name, path in zip(names, paths, strict=True) if name not in results]
+    tasks = [missing[start : start + FILES_PER_TASK] for start in range(0, len(missing), FILES_PER_TASK)]
+    if progress:
+        progress("measured", len(results), len(paths))
+    if tasks:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with open(journal, "ab") as stream:
+            # The line break ends a line that a kill has cut.
+            stream.write(("\n" * bool(stream.tell()) + json.dumps({"version": _VERSION}) + "\n").encode())
+            for task, measured in _in_parallel(tasks, headers_only, num_workers or os.cpu_count() or 1):
+                for (name, _), measurement in zip(task, measured, strict=True):
+                    results[name] = measurement
+                    stream.write((json.dumps({"path": name, **asdict(measurement)}) + "\n").encode())
+                stream.flush()
+                if progress:
+                    progress("measured", len(results), len(paths))
+    return [results[name] for name in names]
+
+
+Task = list[tuple[str, Path]]
+
+
+def _in_parallel(tasks: list[Task], headers_only: bool, num_workers: int) -> Iterator[tuple[Task, list[Measurement]]]:
+    """Tasks with their results, in the order in which they are finished; only a few are under way at a time."""
+    num_workers = min(num_workers, len(tasks))
+    if num_workers == 1:
+        yield from ((task, _measure_all(task, headers_only)) for task in tasks)
+        return
+    waiting = iter(tasks)
+    running: dict[Future[list[Measurement]], Task] = {}
+    pool = ProcessPoolExecutor(num_workers, initializer=_follow_parent, initargs=(os.getpid(),))
+    try:
+        while True:
+            for task in waiting:
+                running[pool.submit(_measure_all, task, headers_only)] = task
+                if len(running) >= 4 * num_workers:
+                    break
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            "a process that measured files was killed, perhaps because memory ran out; run again with --jobs 1, "
+            "what was measured is kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _measure_all(task: Task, headers_only: bool) -> list[Measurement]:
+    return [measure(path, headers_only) for _, path in task]
+
+
+def _follow_parent(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone, which a killed parent cannot ask for."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _read_journal(path: Path) -> dict[str, Measurement]:
+    """What a journal holds; the last entry of a file counts, and lines that a kill has cut are passed over."""
+    known: dict[str, Measurement] = {}
+    if not path.exists():
+        return known
+    with open(path, "rb") as stream:
+        is_ours = False
+        for line in stream:
+            entry = _entry(line)
+            if "version" in entry:
+                is_ours = entry["version"] == _VERSION
+            elif is_ours and "path" in entry:
+                name = entry.pop("path")
+                known[name] = Measurement(**entry)
+    return known
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    is_whole = isinstance(entry, dict) and (entry.keys() - {"path"} == set(Measurement.__slots__) or "version" in entry)
+    return entry if is_whole else {}
+
+
+def _is_current(known: dict[str, Measurement], name: str, path: Path) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return name in known and (known[name].num_bytes, known[name].modified) == (status.st_size, status.st_mtime_ns)

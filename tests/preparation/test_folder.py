@@ -1,0 +1,154 @@
+"""Any folder of sound files becomes manifests that training and evaluation read."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from small_corpus import RATE, noise, rows
+
+from codec.cli import run
+from codec.errors import ConfigError, CorpusError
+from codec.manifest import read_manifest
+from codec.preparation.folder import prepare_folder
+from codec.preparation.outcome import PreparationConfig
+
+ALONE = PreparationConfig(num_workers=1)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two parts, five speakers, three formats, two rates, stereo, and things that are no sound."""
+    for place in ("train/anna/1.wav", "train/anna/2.flac", "train/ben/b c/3.ogg", "train/cleo/4.wav", "dev/dan/5.wav",
+                  "dev/ed/6.wav", "dev/ed/7.WAV"):  # fmt: skip
+        path = tmp_path / "audio" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise(), 16000 if "dan" in place else RATE)
+    soundfile.write(tmp_path / "audio" / "train" / "anna" / "8.wav", np.stack([noise(2)] * 2, axis=1), 44100)
+    (tmp_path / "audio" / "train" / "anna" / "notes.txt").write_text("no sound")
+    (tmp_path / "audio" / "train" / "anna" / "._1.wav").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "audio" / ".hidden").mkdir()
+    soundfile.write(tmp_path / "audio" / ".hidden" / "9.wav", noise(), RATE)
+    return tmp_path / "audio"
+
+
+def speakers(path: Path) -> list[str]:
+    return sorted({utterance.speaker for utterance in read_manifest(path)})
+
+
+def test_first_folder_names_the_speaker(folder, tmp_path):
+    prepare_folder(folder, tmp_path / "lists", config=ALONE)
+    utterances = read_manifest(tmp_path / "lists" / "all.tsv")
+    assert [(u.id, u.speaker) for u in utterances[:2]] == [("dev/dan/5", "dev"), ("dev/ed/6", "dev")]
+    assert {u.sample_rate for u in utterances} == {16000, RATE, 44100}
+    assert len(utterances) == 8
+    assert rows(tmp_path / "lists" / "rejected.tsv") == [
+        ["all", str(folder / "train/anna/._1.wav"), "stub", "is what macOS leaves beside a copied file, no sound"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ("part/speaker", {"train.tsv": ["anna", "ben", "cleo"], "dev.tsv": ["dan", "ed"]}),
+        ("part", {"train.tsv": ["unknown"], "dev.tsv": ["unknown"]}),
+        ("*/speaker", {"all.tsv": ["anna", "ben", "cleo", "dan", "ed"]}),
+        ("*/*/speaker", {"all.tsv": ["b c", "unknown"]}),
+        ("", {"all.tsv": ["unknown"]}),
+    ],
+)
+def test_layout_says_what_folders_mean(layout, expected, folder, tmp_path):
+    outcome = prepare_folder(folder, tmp_path / "lists", layout=layout, config=ALONE)
+    assert {name: speakers(tmp_path / "lists" / name) for name in outcome.manifests} == expected
+
+
+def test_held_out_speakers_are_in_one_list_only(folder, tmp_path):
+    outcome = prepare_folder(folder, layout="*/speaker", held_out={"dev": 0.2, "test": 0.2}, config=ALONE)
+    manifests = folder / "manifests"
+    found = {name: speakers(manifests / f"{name}.tsv") for name in ("train", "dev", "test")}
+    assert sorted(name for names in found.values() for name in names) == ["anna", "ben", "cleo", "dan", "ed"]
+    assert {u.part for u in read_manifest(manifests / "dev.tsv")} == {"dev"}
+    assert outcome.warnings == []
+    again = prepare_folder(folder, layout="*/speaker", held_out={"dev": 0.2, "test": 0.2}, config=ALONE)
+    assert again.summary == outcome.summary
+
+
+def test_speakers_in_two_parts_are_a_warning(folder, tmp_path):
+    shutil.copytree(folder / "train" / "anna", folder / "dev" / "anna")
+    outcome = prepare_folder(folder, layout="part/speaker", config=ALONE)
+    assert outcome.warnings == ["dev and train have 1 speakers in common, anna"]
+    outcome = prepare_folder(folder, layout="part/speaker", config=dataclasses.replace(ALONE, strict=True))
+    assert outcome.problems == ["dev and train have 1 speakers in common, anna"]
+
+
+def test_links_are_followed_once(folder, tmp_path):
+    (tmp_path / "linked").mkdir()
+    os.symlink(folder, tmp_path / "linked" / "audio")
+    os.symlink(tmp_path / "linked", tmp_path / "linked" / "back")
+    outcome = prepare_folder(tmp_path / "linked", tmp_path / "lists", config=ALONE)
+    assert len(outcome.manifests["all.tsv"]) == 8
+
+
+def test_same_name_with_another_suffix_is_rejected(folder):
+    soundfile.write(folder / "train" / "anna" / "1.flac", noise(), RATE)
+    outcome = prepare_folder(folder, config=ALONE)
+    assert [(r.path.name, r.reason) for r in outcome.rejections] == [("1.wav", "duplicate"), ("._1.wav", "stub")]
+
+
+def test_name_that_fits_no_table_is_rejected(folder):
+    shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "anna" / "a\tb.wav")
+    shutil.copy(folder / "train" / "anna" / "1.wav", os.fsencode(folder / "train" / "anna") + b"/\xff.wav")
+    outcome = prepare_folder(folder, config=ALONE)
+    assert sorted(r.reason for r in outcome.rejections) == ["name", "name", "stub"]
+    assert len(rows(folder / "manifests" / "rejected.tsv")) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "speaker/speaker"}, "layout must name part and speaker at most once"),
+        ({"layout": "reader"}, "layout must name part and speaker"),
+        ({"layout": "part/speaker", "held_out": {"dev": 0.1}}, "has parts is divided already"),
+        ({"held_out": {"dev": 1.5}}, "shares that are held out must lie between 0 and 1 .* got dev 1.5"),
+        ({"held_out": {"dev": 0.5, "test": 0.5}}, "and leave something"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message, folder):
+    with pytest.raises(ConfigError, match=message):
+        prepare_folder(folder, config=ALONE, **options)
+    assert not (folder / "manifests").exists()
+
+
+def test_folder_without_sound_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match=r"no sound files in it \(\.aif, "):
+        prepare_folder(tmp_path)
+    with pytest.raises(CorpusError, match="none: no such folder"):
+        prepare_folder(tmp_path / "none")
+
+
+def test_command_prepares_a_folder(folder, tmp_path, capsys):
+    arguments = ["prepare", "folder", str(folder), "--layout", "part/speaker", "--out", str(tmp_path / "lists")]
+    assert run([*arguments, "--jobs", "1", "--min-seconds", "0.4"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["part", "files", "published", "kept", "hours", "speakers", "left", "out"]
+    assert out[1].split() == ["dev", "3", "-", "3", "0.00", "2", "-"]
+    assert json.loads((tmp_path / "lists" / "prepare.json").read_text())["settings"]["min_seconds"] == 0.4
+    assert run([*arguments, "--jobs", "1", "--min-seconds", "1"]) == 2
+    assert "dev: no utterance is left" in capsys.readouterr().err
+
+
+def test_training_reads_a_manifest_as_it_reads_a_folder(folder, tmp_path):
+    from codec.training.data import open_cache
+
+    shutil.rmtree(folder / ".hidden")
+    (folder / "train" / "anna" / "._1.wav").unlink()
+    prepare_folder(folder, tmp_path / "lists", layout="*/speaker", config=ALONE)
+    listed = open_cache(tmp_path / "lists" / "all.tsv", tmp_path / "a", 24000, num_workers=1)
+    found = open_cache(folder, tmp_path / "b", 24000, num_workers=1)
+    assert sorted(Path(path).with_suffix("").as_posix() for path in found.paths) == sorted(listed.paths)
+    assert listed.seconds == found.seconds
+    assert sorted(set(listed.speakers)) == ["anna", "ben", "cleo", "dan", "ed"]
