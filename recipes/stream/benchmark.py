@@ -107,9 +107,9 @@ def print_latency(model: str) -> None:
     hop = 1000 * loaded.hop_length / loaded.sample_rate
     lookahead = 1000 * loaded.encoder.lookahead / loaded.sample_rate
     print(
-        f"one thread, medians: first sound after one code {1000 * median(first):.1f} ms, a further code "
-        f"{1000 * median(decoding):.1f} ms, a hop to its code {1000 * median(encoding):.1f} ms (a hop is {hop:.1f} ms); "
-        f"lookahead of the encoder {lookahead:.0f} ms, of the decoder 0 ms"
+        f"one thread, medians: first sound after one code {1000 * median(first):.1f} ms, "
+        f"a further code {1000 * median(decoding):.1f} ms, a hop to its code {1000 * median(encoding):.1f} ms "
+        f"(a hop is {hop:.1f} ms); lookahead of the encoder {lookahead:.0f} ms, of the decoder 0 ms"
     )
 
 

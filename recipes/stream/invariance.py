@@ -1,0 +1,79 @@
+"""Do codes depend on how the sound is fed? Counts the frames that differ from those of the whole file.
+
+    python recipes/stream/invariance.py FOLDER [--model stream]
+
+Compared with the whole file, all in float32: streams of several chunk sizes, and batches padded to the longest of eight
+files. For a frame that differs the margin is shown too: by how much its code was nearer than the second nearest.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import codec
+from codec import audio
+from codec.model.codec import Codec
+from codec.streaming import StreamEncoder
+
+CHUNKS = {"one hop": 320, "10 ms": 240, "1000 samples": 1000, "1 s": 24000, "10 s": 240000}
+BATCH_SIZE = 8
+
+
+def main() -> None:
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="stream")
+    arguments = parser.parse_args()
+    model = codec.load(arguments.model)
+    paths = sorted(p for p in arguments.folder.rglob("*") if p.suffix.lower() in audio.INPUT_SUFFIXES)
+    wavs = [torch.from_numpy(audio.read(path, model.sample_rate)[0][0]) for path in paths]
+    whole = [model.encode(wav[None, None])[0] for wav in wavs]
+    num_frames = sum(map(len, whole))
+    print(f"{len(wavs)} files, {num_frames} frames, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name, size in CHUNKS.items():
+        report(name, model, wavs, whole, [stream(model, wav, size) for wav in wavs])
+    report(f"padded batches of {BATCH_SIZE}", model, wavs, whole, in_batches(model, wavs))
+
+
+def stream(model: Codec, wav: Tensor, size: int) -> Tensor:
+    """Codes of a stream fed in pieces of `size` samples."""
+    encoder = StreamEncoder(model)
+    return torch.cat([encoder.push(piece) for piece in wav.split(size)] + [encoder.flush()])
+
+
+def in_batches(model: Codec, wavs: list[Tensor]) -> list[Tensor]:
+    """Codes of padded batches, cut to the items' own lengths."""
+    result = []
+    for start in range(0, len(wavs), BATCH_SIZE):
+        items = wavs[start : start + BATCH_SIZE]
+        padded = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)[:, None]
+        codes = model.encode(padded, torch.tensor([len(wav) for wav in items]))
+        result += [row[: model.num_frames(len(wav))] for row, wav in zip(codes, items, strict=True)]
+    return result
+
+
+def report(name: str, model: Codec, wavs: list[Tensor], whole: list[Tensor], other: list[Tensor]) -> None:
+    """One line: how many frames differ, and the margins of those that do."""
+    margins = []
+    for wav, expected, found in zip(wavs, whole, other, strict=True):
+        for frame in (expected != found).nonzero().flatten().tolist():
+            margins.append(margin(model, wav, frame))
+    share = len(margins) / sum(map(len, whole))
+    shown = ", ".join(f"{value:.1e}" for value in margins)
+    print(f"{name}: {len(margins)} frames differ ({100 * share:.4f} %){'; margins ' + shown if shown else ''}")
+
+
+@torch.no_grad()
+def margin(model: Codec, wav: Tensor, frame: int) -> float:
+    """Squared distance to the second nearest code minus that to the nearest, relative to the former."""
+    latent = model.encoder(wav[None, None])[0, :, frame].double()
+    distance = (model.quantizer.effective_codebook().double() - latent).square().sum(1)
+    nearest, second = distance.topk(2, largest=False).values.tolist()
+    return (second - nearest) / second
+
+
+if __name__ == "__main__":
+    main()

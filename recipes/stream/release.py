@@ -1,0 +1,164 @@
+"""Turn a finished run into the model in the box: weights, discriminators, card, curves and spectrogram samples.
+
+    python recipes/stream/release.py RUN --test ../shared/data/test --hardware "2 cores of ..."
+
+Everything the card says is read from the run or measured here; nothing is typed in but the description of the machine.
+"""
+
+import argparse
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import codec
+from codec import audio
+from codec.evaluation.evaluate import evaluate_model
+from codec.model import catalogue
+from codec.streaming import StreamEncoder
+from codec.training.data import AudioCache
+from codec.training.monitor import spectrogram_pair
+
+HERE = Path(__file__).parent
+BOX = Path(codec.__file__).parent / "pretrained" / "stream"
+CURVES = ["loss/mel", "loss/spectral_convergence", "codes/perplexity", "validation/pesq_wb", "validation/stoi"]
+
+
+def main() -> None:
+    """Install the model and describe it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--name", default="last", help="which model of the run: last or best")
+    parser.add_argument("--test", type=Path, required=True, help="folder of held-out speech")
+    parser.add_argument("--test-name", default="../shared/data/test", help="how the card calls it")
+    parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
+    arguments = parser.parse_args()
+
+    BOX.mkdir(parents=True, exist_ok=True)
+    for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME, "discriminators.safetensors"):
+        shutil.copyfile(arguments.run / arguments.name / name, BOX / name)
+    records = [json.loads(line) for line in (arguments.run / "log.jsonl").read_text().splitlines()]
+    config = json.loads((arguments.run / "config.json").read_text())
+    draw_curves(records, HERE / "curves.png")
+    summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation").summary
+    shutil.rmtree(HERE / "evaluation" / "estimates")
+    shutil.rmtree(HERE / "evaluation" / "codes")
+    utilisation = use_of_codes(Path(config["data"]["cache"]) / "train")
+    draw_samples(arguments.test, HERE / "samples.png")
+    (BOX / catalogue.CARD_NAME).write_text(card(config, records, summary, utilisation, arguments))
+
+
+def use_of_codes(cache_folder: Path) -> dict[str, float]:
+    """Utilisation and perplexity of the codes of the whole training set."""
+    model, clips = codec.load("stream"), AudioCache(cache_folder)
+    counts = torch.zeros(model.codebook_size, dtype=torch.int64)
+    for index in range(len(clips)):
+        encoder = StreamEncoder(model)
+        wav = torch.from_numpy(clips.clip(index).astype(np.float32) / 32768)
+        codes = torch.cat([encoder.push(wav), encoder.flush()])
+        counts += torch.bincount(codes, minlength=model.codebook_size)
+    probability = counts / counts.sum()
+    entropy = -torch.special.xlogy(probability, probability).sum()
+    return {"utilisation": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
+
+
+def draw_curves(records: list[dict[str, float]], path: Path) -> None:
+    """Training and validation curves of the run, one panel each."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(len(CURVES), 1, figsize=(8, 2 * len(CURVES)), sharex=True)
+    for panel, name in zip(panels, CURVES, strict=True):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        panel.plot(*zip(*points, strict=True), linewidth=0.8)
+        panel.set_ylabel(name, fontsize=8)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel("step")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
+    """Spectrograms of the first recordings of a folder, reference above estimate."""
+    from matplotlib.image import imsave
+
+    model, images = codec.load("stream"), []
+    for file in sorted(folder.rglob("*.flac"))[:count]:
+        wav = torch.from_numpy(audio.read(file, model.sample_rate)[0])[None, :, : 3 * model.sample_rate]
+        images.append(spectrogram_pair(wav[0, 0], model.decode(model.encode(wav))[0, 0, : wav.shape[-1]]))
+    width = min(image.shape[-1] for image in images)
+    grid = torch.cat([torch.nn.functional.pad(image[..., :width], (2, 2), value=1) for image in images], dim=-1)
+    imsave(path, grid.permute(1, 2, 0).numpy())
+
+
+def card(config: dict, records: list[dict], summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
+    """The model card, Markdown."""
+    model = codec.load("stream")
+    parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    steps = max(record["step"] for record in records)
+    audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
+    rows = []
+    for column in summary["metrics"].values():
+        if column["num"]:
+            low, high = column["low"], column["high"]
+            digits = column["digits"]
+            rows.append(
+                f"| {column['label']} | {column['mean']:.{digits}f} | {low:.{digits}f} .. {high:.{digits}f} "
+                f"| {column['num']} |"
+            )
+    codes = summary["codes"]
+    return f"""# stream
+
+The model in the box: speech at {model.sample_rate} Hz to {model.frame_rate:g} codes/s of {model.bits_per_code} bits,
+{model.bitrate:g} kbit/s, causal and streaming. Encoder {parameters["encoder"]:.2f} M parameters, decoder
+{parameters["decoder"]:.2f} M, SimVQ with K = {model.codebook_size} codes of {model.quantizer.codebook_dim} dimensions.
+Weights are the exponential moving average of training, in 16 bit. Fingerprint `{model.fingerprint}`.
+
+**How good it is.** This release was trained on a CPU for hours, not on GPUs for days: the words come through, the sound
+is rough. The table says how far it is from the field.
+
+## Scores
+
+`codec evaluate --model stream --data {arguments.test_name}`, {summary["num_scored"]} whole files of
+{summary["num_utterances"]}, {summary["seconds"]:.0f} s, on {date.today():%Y-%m-%d}; means with 95 % bootstrap intervals
+over files.
+
+| metric | mean | 95 % | files |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entropy"]:.2f} of
+{model.bits_per_code} bits, {100 * codes["utilisation"]:.1f} % of the codebook used. On the training set
+{100 * utilisation["utilisation"]:.1f} % are used, perplexity {utilisation["perplexity"]:.0f}.
+
+## Training
+
+- Command: `codec train recipe=stream-cpu data.train=../shared/data/train data.validation=../shared/data/dev
+  training.run=RUN`, with the settings of [config.json of the run](../../../recipes/stream/run.json).
+- Data: 6.5 h of read speech, 24 kHz, 5324 clips, more than 223 speakers, English, French, German, Chinese and others:
+  LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
+  J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
+  domain), Nabu Casa and Thorsten-Voice (CC0-1.0).
+- {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
+  {audio_hours:.1f} h of audio seen. Discriminators (period, scale, complex STFT) from step
+  {config["training"]["adversarial_start"]} on; they are kept beside the weights in the repository, for fine-tuning,
+  and are not in the wheel.
+- Hardware: {arguments.hardware}.
+- Curves: [recipes/stream](../../../recipes/stream/README.md).
+
+## Limits
+
+Trained on read speech of one speaker at a time. Music, several voices at once and heavy noise are outside of what it
+has seen. Everything above about 11 kHz is a guess, since part of the training data ends there.
+
+Licence of the weights: MIT; the training data's licences ask for the credits above.
+"""
+
+
+if __name__ == "__main__":
+    main()
