@@ -81,6 +81,8 @@ def score(task: Task) -> Row:
             row.scores[_identity(metric)] = metric.score(pair)
         except Undefined as error:
             row.undefined[_identity(metric)] = str(error)
+        except Exception as error:  # compiled packages raise anything; one file must not end a night's run
+            row.undefined[_identity(metric)] = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
     return row
 
 

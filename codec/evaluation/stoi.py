@@ -23,8 +23,8 @@ class Stoi(Metric):
     def score(self, pair: Pair) -> dict[str, float]:
         from pystoi import stoi
 
-        if not np.any(pair.estimate):
-            raise Undefined("the estimate is digital silence")
+        if not np.any(pair.reference) or not np.any(pair.estimate):
+            raise Undefined("one of both is digital silence")
         # The extended variant adds noise of 1e-16 from numpy's global generator.
         state = np.random.get_state()
         np.random.seed(0)

@@ -1,0 +1,296 @@
+"""From two folders, or a model and a folder, to a table, a summary and named failures."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codec import audio
+from codec.cli import run
+from codec.errors import AudioError, ConfigError
+from codec.evaluation import evaluate_folders, evaluate_model
+from codec.evaluation.evaluate import Options
+
+FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "scores.tsv", encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def data(tmp_path, reference) -> Path:
+    """Three utterances of a second each."""
+    for number in range(3):
+        path = tmp_path / "data" / f"talk{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        audio.write(path, reference[number * 24000 : (number + 1) * 24000 + 100], 24000)
+    return tmp_path / "data"
+
+
+# -- folders
+
+
+def test_scores_of_two_folders(folders, tmp_path):
+    pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
+    pytest.importorskip("pystoi", reason="pystoi is not installed: pip install 'codec[eval]'")
+    result = evaluate_folders(*folders, output=tmp_path / "out", options=Options(jobs=0))
+    rows = rows_of(tmp_path / "out")
+    assert [row["id"] for row in rows] == ["speaker/talk0", "speaker/talk1", "speaker/talk2"]
+    for row in rows:
+        assert 1 < float(row["pesq_wb"]) < 4.6
+        assert 0.5 < float(row["stoi"]) < 1
+    summary = summary_of(tmp_path / "out")
+    assert summary == json.loads(json.dumps(result.summary))
+    metric = summary["metrics"]["mel"]
+    assert metric["mean"] == pytest.approx(np.mean([float(row["mel"]) for row in rows]), rel=1e-5)
+    assert metric["low"] < metric["mean"] < metric["high"]
+    assert summary["num_scored"] == 3
+    assert summary["conditions"]["resampler"].startswith("sinc")
+    assert summary["conditions"]["sample_rates"] == [24000]
+    assert summary["conditions"]["versions"]["numpy"] == np.__version__
+
+
+def test_several_processes_write_the_same_bytes(folders, tmp_path):
+    for jobs in (0, 2):
+        evaluate_folders(
+            *folders, output=tmp_path / str(jobs), options=Options(metrics=("mel", "stft", "mcd"), jobs=jobs)
+        )
+    for name in ("scores.tsv", "problems.tsv", "summary.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_what_cannot_be_scored_is_listed_and_left_out_of_the_mean(folders, tmp_path, reference):
+    good = evaluate_folders(*folders, options=FAST).summary["metrics"]["mel"]["mean"]
+    for name, wav in (("silent", np.zeros(24000)), ("missing", None), ("short", reference[:20000])):
+        audio.write(folders[0] / f"{name}.wav", reference[:24000], 24000)
+        if wav is not None:
+            audio.write(folders[1] / f"{name}.wav", wav, 24000)
+    audio.write(folders[0] / "copy.wav", reference[:24000], 24000)
+    audio.write(folders[1] / "copy.wav", reference[:24000], 24000)
+    result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    problems = {(problem.id, problem.metric): problem.reason for problem in result.problems}
+    assert set(problems) == {("silent", ""), ("missing", ""), ("short", ""), ("copy", "si_sdr")}
+    assert "digital silence" in problems["silent", ""]
+    assert "no estimate" in problems["missing", ""]
+    assert "4000 samples (0.167 s) shorter" in problems["short", ""]
+    assert "infinite" in problems["copy", "si_sdr"]
+    assert result.summary["num_scored"] == 4
+    assert result.summary["num_excluded"] == 3
+    assert result.summary["metrics"]["si_sdr"]["num"] == 3
+    assert result.summary["metrics"]["si_sdr"]["num_undefined"] == 1
+    assert result.summary["metrics"]["mel"]["mean"] == pytest.approx(good * 3 / 4)  # the copy has distance 0
+    assert "silent\tall\t" in (tmp_path / "out" / "problems.tsv").read_text()
+    assert [row["si_sdr"] == "" for row in rows_of(tmp_path / "out")] == [True, False, False, False]
+
+
+def test_nothing_scored_is_an_error_and_the_reasons_are_kept(folders, tmp_path):
+    for path in folders[1].rglob("*.wav"):
+        path.write_bytes(b"broken")
+    with pytest.raises(AudioError, match="nothing could be scored: speaker/talk0: .*not a sound file.*2 more"):
+        evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert len(summary_of(tmp_path / "out")["problems"]) == 3
+
+
+def test_every_metric_that_was_not_computed_is_told_with_its_command(folders):
+    entries = evaluate_folders(*folders, options=FAST).summary["not_computed"]
+    commands = {entry["metric"]: entry["command"] for entry in entries}
+    assert commands["stoi"] in ("--metrics stoi", "pip install 'codec[eval]'")
+    assert "--model" in commands["utilisation"]
+    assert "mel" not in commands
+
+
+def test_missing_package_is_told(folders, monkeypatch):
+    from codec.evaluation.pesq import WidebandPesq
+
+    monkeypatch.setattr(WidebandPesq, "packages", ("no_such_package",))
+    result = evaluate_folders(*folders, options=Options(metrics=("pesq_wb", "mel"), jobs=0))
+    entry = next(entry for entry in result.summary["not_computed"] if entry["metric"] == "pesq_wb")
+    assert entry == {
+        "metric": "pesq_wb",
+        "reason": "no_such_package not installed",
+        "command": "pip install 'codec[eval]'",
+    }
+    assert "pesq_wb" not in result.summary["metrics"]
+
+
+def test_subset_says_so(folders):
+    summary = evaluate_folders(*folders, options=Options(metrics=("mel",), jobs=0, limit=2)).summary
+    assert summary["is_subset"]
+    assert summary["num_utterances"] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"), [({"jobs": -1}, "jobs must be at least 0"), ({"limit": 0}, "limit must"), ({"hop_length": -1}, "hop")]
+)  # fmt: skip
+def test_wrong_option_is_named(wrong, what):
+    with pytest.raises(ConfigError, match=what):
+        Options(**wrong)
+
+
+# -- resuming
+
+
+def test_second_run_scores_only_what_is_new_or_changed(folders, tmp_path, monkeypatch):
+    from codec.evaluation.mel import MelDistance
+
+    first = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    scored = []
+    original = MelDistance.score
+    monkeypatch.setattr(MelDistance, "score", lambda self, pair: scored.append(pair.id) or original(self, pair))
+    second = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert scored == []
+    assert second.summary == first.summary
+    shutil.copy(folders[0] / "speaker" / "talk0.wav", folders[1] / "speaker" / "talk0.wav")
+    third = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert scored == ["speaker/talk0"]
+    assert third.values("mel")["speaker/talk0"] == 0
+    evaluate_folders(*folders, output=tmp_path / "out", options=Options(metrics=("mel", "mcd"), jobs=0))
+    assert scored == ["speaker/talk0"]
+
+
+def test_run_that_was_cut_off_goes_on(folders, tmp_path, monkeypatch):
+    from codec.evaluation.mel import MelDistance
+
+    original = MelDistance.score
+
+    def until_the_second(self, pair):
+        if pair.id.endswith("talk1"):
+            raise KeyboardInterrupt
+        return original(self, pair)
+
+    monkeypatch.setattr(MelDistance, "score", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    journal = tmp_path / "out" / "journal.jsonl"
+    journal.write_text(journal.read_text() + '{"kind": "scores", "id": "speaker/ta')
+    scored = []
+    monkeypatch.setattr(MelDistance, "score", lambda self, pair: scored.append(pair.id) or original(self, pair))
+    result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert scored == ["speaker/talk1", "speaker/talk2"]
+    assert result.summary["num_scored"] == 3
+
+
+def test_folder_with_other_things_is_refused(folders, tmp_path):
+    with pytest.raises(ConfigError, match="holds other things"):
+        evaluate_folders(*folders, output=folders[0], options=FAST)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        evaluate_folders(*folders, output=tmp_path / "file", options=FAST)
+
+
+def test_journal_that_is_none_is_refused(folders, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.jsonl").write_text("[1]\n{}\n")
+    with pytest.raises(ConfigError, match="journal.jsonl:1: is not a journal"):
+        evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+
+
+# -- a model
+
+
+def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path):
+    result = evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    summary = summary_of(tmp_path / "out")
+    assert summary["num_scored"] == 3
+    assert summary["codes"]["codebook_size"] == 4096
+    assert summary["codes"]["num_codes"] == 3 * 76  # 24100 samples need 76 frames of 320
+    assert 0 < summary["codes"]["utilisation"] <= 228 / 4096
+    assert summary["codes"]["nominal_bitrate"] == 0.9
+    assert summary["codes"]["payload_bitrate"] == pytest.approx(76 * 12 / 24100 * 24, abs=0.01)
+    assert summary["codes"]["bitrate"] > summary["codes"]["payload_bitrate"]
+    assert summary["speed"]["encode_rtf"] > 0
+    assert summary["fingerprint"] == audio_fingerprint(model_directory)
+    row = rows_of(tmp_path / "out")[0]
+    size = (tmp_path / "out" / "codes" / "talk0.codes").stat().st_size
+    assert float(row["bitrate"]) == pytest.approx(size * 8 * 24 / 24100, rel=1e-5)
+    assert 0 <= float(row["reencoding"]) <= 1
+    assert audio.info(tmp_path / "out" / "estimates" / "talk0.wav").num_samples == 24100
+    assert {entry["metric"] for entry in summary["not_computed"]}.isdisjoint({"utilisation", "bitrate", "reencoding"})
+    assert result.values("reencoding").keys() == {"talk0", "talk1", "talk2"}
+
+
+def audio_fingerprint(directory: Path) -> str:
+    from codec.model.catalogue import fingerprint
+
+    return fingerprint(directory)
+
+
+def test_model_run_goes_on_and_another_model_starts_again(
+    model_directory, other_model_directory, data, tmp_path, monkeypatch
+):
+    import codec.files
+
+    evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    encoded = []
+    original = codec.files.encode_file
+    monkeypatch.setattr(
+        codec.files, "encode_file", lambda path, *a, **k: encoded.append(path) or original(path, *a, **k)
+    )
+    evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    assert encoded == []
+    evaluate_model(other_model_directory, data, output=tmp_path / "out", options=FAST)
+    assert len(encoded) == 6  # and once more for the agreement
+
+
+def test_unreadable_input_of_a_model_is_listed(model_directory, data):
+    (data / "broken.wav").write_bytes(b"no sound")
+    result = evaluate_model(model_directory, data, options=FAST)
+    assert [problem.id for problem in result.problems] == ["broken"]
+    assert result.summary["num_scored"] == 3
+
+
+# -- the command
+
+
+def test_command_prints_the_table_and_writes_the_results(folders, tmp_path, capsys):
+    output = str(tmp_path / "out")
+    assert run(["evaluate", *map(str, folders), "--metrics", "mel,si_sdr", "--jobs", "0", "-o", output]) == 0
+    printed = capsys.readouterr().out
+    assert "log-mel L1" in printed
+    assert "95 % interval" in printed
+    assert "not computed:" in printed
+    assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_command_evaluates_a_model(model_directory, data, capsys):
+    arguments = ["--model", str(model_directory), "--data", str(data), "--metrics", "mel", "--jobs", "0", "--json"]
+    assert run(["evaluate", *arguments]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["codes"]["num_codes"] == 228
+
+
+def test_command_is_strict_when_asked(folders, capsys):
+    shutil.copy(folders[0] / "speaker" / "talk0.wav", folders[0] / "alone.wav")
+    arguments = ["evaluate", *map(str, folders), "--metrics", "mel", "--jobs", "0", "-q"]
+    assert run(arguments) == 0
+    assert run([*arguments, "--strict"]) == 2
+    assert "1 problem" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([], "name two folders"),
+        (["a"], "name two folders"),
+        (["a", "b", "--model", "m"], "name two folders"),
+        (["--model", "m"], "name two folders"),
+        (["a", "b"], "a: no such folder"),
+        (["a", "b", "--metrics", "nonsense"], "unknown metric 'nonsense'"),
+        (["--model", "no-such-model", "--data", "a"], "unknown model"),
+    ],
+)
+def test_bad_command_is_one_sentence_and_exit_code_2(arguments, what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["evaluate", *arguments]) == 2
+    complaint = capsys.readouterr().err
+    assert what in complaint
+    assert complaint.count("\n") == 1

@@ -1,0 +1,181 @@
+"""Which files belong together, and which pairs cannot be scored."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codec import audio
+from codec.errors import AudioError, CodecError
+from codec.evaluation.pairs import Item, choose_some, find_references, load_pair, pair_folders
+
+
+def write(path: Path, wav: np.ndarray, rate: int = 24000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audio.write(path, wav, rate, overwrite=True)
+    return path
+
+
+@pytest.fixture
+def wav() -> np.ndarray:
+    return (0.1 * np.sin(np.arange(24000) / 10)).astype(np.float32)
+
+
+# -- pairing
+
+
+def test_files_of_one_relative_path_are_pairs_whatever_their_suffix(tmp_path, wav):
+    write(tmp_path / "a" / "x" / "1.wav", wav)
+    write(tmp_path / "b" / "x" / "1.flac", wav)
+    items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert [item.id for item in items] == ["x/1"]
+    assert problems == []
+
+
+def test_files_of_one_name_are_pairs_where_no_path_agrees(tmp_path, wav):
+    write(tmp_path / "a" / "speaker" / "1.wav", wav)
+    write(tmp_path / "a" / "speaker" / "2.wav", wav)
+    write(tmp_path / "b" / "1.wav", wav)
+    items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert [item.id for item in items] == ["speaker/1"]
+    assert [(problem.id, "no estimate" in problem.reason) for problem in problems] == [("speaker/2", True)]
+
+
+def test_missing_and_surplus_files_are_listed(tmp_path, wav):
+    for name in ("a/1", "a/2", "b/2", "b/3"):
+        write(tmp_path / f"{name}.wav", wav)
+    items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert [item.id for item in items] == ["2"]
+    reasons = {problem.id: problem.reason for problem in problems}
+    assert "has no estimate" in reasons["1"]
+    assert "has no reference" in reasons["3"]
+
+
+def test_two_files_of_one_name_are_listed(tmp_path, wav):
+    write(tmp_path / "a" / "1.wav", wav)
+    write(tmp_path / "a" / "1.flac", wav)
+    write(tmp_path / "b" / "1.wav", wav)
+    items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert len(items) == 1
+    assert "have the same name" in problems[0].reason
+
+
+def test_no_pair_at_all_is_an_error(tmp_path, wav):
+    write(tmp_path / "a" / "1.wav", wav)
+    write(tmp_path / "b" / "2.wav", wav)
+    with pytest.raises(AudioError, match="no file is named like"):
+        pair_folders(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(("make", "reason"), [(None, "no such folder"), ("file", "is a file"), ("empty", "no sound")])
+def test_useless_folder_is_an_error(tmp_path, wav, make, reason):
+    write(tmp_path / "a" / "1.wav", wav)
+    other = tmp_path / "b"
+    if make == "file":
+        other.write_text("x")
+    if make == "empty":
+        other.mkdir()
+    with pytest.raises(AudioError, match=reason):
+        pair_folders(tmp_path / "a", other)
+
+
+def test_references_of_a_manifest(tmp_path, wav):
+    from codec.manifest import Utterance, write_manifest
+
+    path = write(tmp_path / "wav" / "1.wav", wav)
+    manifest = tmp_path / "test.tsv"
+    write_manifest(manifest, [Utterance("s/1", path, len(wav), 24000, "s", "test")])
+    references, problems = find_references(manifest)
+    assert {id: path.resolve() for id, path in references.items()} == {"s/1": path.resolve()}
+    assert problems == []
+
+
+@pytest.mark.parametrize("id", ["../1", "/etc/1"])
+def test_id_that_leaves_the_folder_is_an_error(tmp_path, wav, id):
+    from codec.manifest import Utterance, write_manifest
+
+    write_manifest(tmp_path / "m.tsv", [Utterance(id, write(tmp_path / "1.wav", wav), len(wav), 24000, "s", "test")])
+    with pytest.raises(CodecError, match="relative paths"):
+        find_references(tmp_path / "m.tsv")
+
+
+def test_text_beside_a_reference_is_found(tmp_path, wav):
+    write(tmp_path / "a" / "1.wav", wav)
+    write(tmp_path / "b" / "1.wav", wav)
+    (tmp_path / "a" / "1.normalized.txt").write_text("Hello there.\n")
+    assert pair_folders(tmp_path / "a", tmp_path / "b")[0][0].text == "Hello there."
+
+
+def test_subset_is_spread_evenly():
+    ids = [str(number) for number in range(10)]
+    assert choose_some(ids, 3) == ["0", "3", "6"]
+    assert choose_some(ids, None) == ids
+    assert choose_some(ids, 20) == ids
+
+
+# -- loading
+
+
+def item(tmp_path: Path, reference: np.ndarray, estimate: np.ndarray, rates: tuple[int, int] = (24000, 24000)) -> Item:
+    files = [
+        write(tmp_path / name / "1.wav", wav, rate)
+        for name, wav, rate in zip(("a", "b"), (reference, estimate), rates, strict=True)
+    ]
+    return Item("1", *files)
+
+
+@pytest.mark.parametrize("surplus", [0, 320, -320])
+def test_lengths_within_the_tolerance_are_cut_to_the_shorter_and_told(tmp_path, wav, surplus):
+    estimate = np.concatenate([wav, wav])[: len(wav) + surplus]
+    pair, found = load_pair(item(tmp_path, wav, estimate), tolerance=320)
+    assert found == surplus
+    assert len(pair.reference) == len(wav) + min(surplus, 0)
+
+
+@pytest.mark.parametrize(("surplus", "what"), [(321, "321 samples .* longer"), (-321, "321 samples .* shorter")])
+def test_lengths_beyond_the_tolerance_are_refused(tmp_path, wav, surplus, what):
+    estimate = np.concatenate([wav, wav])[: len(wav) + surplus]
+    with pytest.raises(AudioError, match=what):
+        load_pair(item(tmp_path, wav, estimate), tolerance=320)
+
+
+def test_tolerance_between_folders_is_a_frame_of_the_slowest_codec(tmp_path, wav):
+    load_pair(item(tmp_path, wav, np.concatenate([wav, wav[:599]])))
+    with pytest.raises(AudioError, match="600 are allowed"):
+        load_pair(item(tmp_path, wav, np.concatenate([wav, wav[:601]])))
+
+
+def test_reference_is_brought_to_the_rate_of_the_estimate(tmp_path, wav):
+    estimate = audio.resample(wav, 24000, 16000)
+    pair, _ = load_pair(item(tmp_path, wav, estimate, (24000, 16000)), tolerance=1)
+    assert pair.sample_rate == 16000
+    assert np.abs(pair.reference - pair.estimate)[100:-100].max() < 1e-3
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_silence_is_refused_by_name(tmp_path, wav, which):
+    both = [wav, wav]
+    both[which] = np.zeros_like(wav)
+    with pytest.raises(AudioError, match=rf"{'ab'[which]}.1\.wav: is digital silence"):
+        load_pair(item(tmp_path, *both))
+    both[which] = 0.0005 * wav
+    with pytest.raises(AudioError, match=r"is silence, its largest sample is"):
+        load_pair(item(tmp_path, *both))
+
+
+def test_nan_is_refused_by_name(tmp_path, wav):
+    import soundfile
+
+    files = item(tmp_path, wav, wav)
+    broken = wav.copy()
+    broken[100] = np.nan
+    soundfile.write(files.estimate, broken, 24000, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"b.1\.wav: sample 100 .* is NaN"):
+        load_pair(files)
+
+
+def test_unreadable_file_is_refused_by_name(tmp_path, wav):
+    files = item(tmp_path, wav, wav)
+    files.estimate.write_bytes(b"no sound")
+    with pytest.raises(AudioError, match="is not a sound file"):
+        load_pair(files)

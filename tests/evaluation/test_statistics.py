@@ -1,0 +1,71 @@
+"""Means, their intervals, and what is counted of codes."""
+
+import numpy as np
+import pytest
+
+from codec.evaluation.reencoding import agreement
+from codec.evaluation.statistics import bootstrap_interval, summarise
+from codec.evaluation.utilisation import CodeCounter
+
+
+def test_interval_is_that_of_the_central_limit_theorem():
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    low, high = bootstrap_interval(values)
+    expected = 1.96 * values.std(ddof=1) / 400**0.5
+    assert low == pytest.approx(values.mean() - expected, abs=0.02)  # a tenth of the interval
+    assert high == pytest.approx(values.mean() + expected, abs=0.02)
+
+
+def test_interval_is_the_same_again_and_needs_two_values():
+    values = [1.0, 2.0, 4.0]
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval([1.0]) is None
+    assert bootstrap_interval([]) is None
+
+
+def test_large_sets_are_resampled_in_parts(monkeypatch):
+    from codec.evaluation import statistics
+
+    values = np.random.default_rng(0).normal(size=100)
+    whole = bootstrap_interval(values)
+    monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", 700)
+    assert bootstrap_interval(values) == whole
+
+
+def test_summary_has_plain_and_weighted_means():
+    summary = summarise([1.0, 3.0], [1.0, 3.0])
+    assert summary["mean"] == 2.0
+    assert summary["weighted_mean"] == 2.5
+    assert summary["median"] == 2.0
+    assert summary["num"] == 2
+
+
+def test_summary_of_nothing_has_no_mean():
+    assert summarise([], []) == {"num": 0}
+
+
+def test_code_statistics_of_an_even_and_of_a_collapsed_codebook():
+    counter = CodeCounter(8)
+    counter.add(np.arange(8))
+    counter.add(np.arange(8))
+    even = counter.statistics()
+    assert even["utilisation"] == 1.0
+    assert even["perplexity"] == pytest.approx(8)
+    assert even["entropy"] == pytest.approx(3)
+    assert even["entropy_share"] == pytest.approx(1)
+    assert even["num_codes"] == 16
+    collapsed = CodeCounter(8)
+    collapsed.add(np.zeros(10, np.int64))
+    assert collapsed.statistics()["utilisation"] == 0.125
+    assert collapsed.statistics()["perplexity"] == 1.0
+    assert collapsed.statistics()["entropy"] == 0.0
+
+
+def test_code_statistics_of_nothing():
+    assert CodeCounter(8).statistics() == {"num_codes": 0, "codebook_size": 8}
+
+
+def test_agreement_counts_missing_frames_as_different():
+    assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == 0.75
+    assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2])) == 0.5
+    assert agreement(np.array([], np.int64), np.array([], np.int64)) == 1.0

@@ -1,0 +1,42 @@
+"""Work in processes: every answer once, and a crash takes only its own item."""
+
+import os
+import signal
+
+import pytest
+
+from codec.evaluation.workers import Died, work
+
+_offset = 0
+
+
+def prepare(offset: int) -> None:
+    global _offset
+    _offset = offset
+
+
+def add(task: int) -> int:
+    if task == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task == 99:
+        raise ValueError("a mistake of ours")
+    return task + _offset
+
+
+def test_in_this_process():
+    assert list(work(add, [1, 2], 0, prepare, (10,))) == [(0, 11), (1, 12)]
+
+
+def test_crash_takes_only_its_own_item():
+    results = dict(work(add, [0, 1, 2, 3, 4, 5, 6, 7], 2, prepare, (10,)))
+    assert isinstance(results.pop(3), Died)
+    assert results == {number: number + 10 for number in (0, 1, 2, 4, 5, 6, 7)}
+
+
+def test_exception_of_a_task_reaches_the_caller():
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        list(work(add, [99], 1, prepare, (0,)))
+
+
+def test_no_tasks_no_processes():
+    assert list(work(add, [], 2, prepare, (0,))) == []
