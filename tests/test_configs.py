@@ -1,0 +1,127 @@
+"""Every file under configs/ composes and builds, and the named recipes are what they say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codec.config import compose
+from codec.errors import ConfigError
+from codec.model.codec import Codec
+from codec.training.discriminators import Discriminators, DiscriminatorsConfig
+from codec.training.losses import MelLoss, MelLossConfig
+from codec.training.trainer import Config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    if hasattr(value, "__dataclass_fields__"):
+        named = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        return {key: leaf for name, item in named.items() for key, leaf in flat(item, f"{prefix}.{name}").items()}
+    return {prefix.lstrip("."): value}
+
+
+def differences(one: Config, other: Config) -> set[str]:
+    a, b = flat(one), flat(other)
+    return {name for name in a.keys() | b.keys() if a.get(name, "absent") != b.get(name, "absent")}
+
+
+def chosen(file: Path) -> list[str]:
+    """The override that chooses a file of configs/."""
+    return [] if file == Path("config") else [f"{file.parent.as_posix()}={file.name}"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes_and_builds(file):
+    """On the meta device, where tensors have shapes and no memory, so that the largest are as cheap as the smallest."""
+    config = compose(chosen(file))
+    with torch.device("meta"):
+        codec = Codec(config.model)
+        Discriminators(config.adversary.discriminators)
+    MelLoss(config.mel, codec.sample_rate)
+    assert codec.num_frames(codec.sample_rate) == -(-codec.sample_rate // codec.hop_length)
+    assert round(config.data.window_seconds * codec.sample_rate) > max(n_fft for n_fft, _, _ in config.mel.resolutions)
+
+
+def test_every_file_says_what_it_is_for():
+    for file in FILES:
+        first = (CONFIGS / file).with_suffix(".yaml").read_text().splitlines()
+        comment = [line for line in first[:2] if line.startswith("# ") and "@package" not in line]
+        assert comment or file == Path("config"), file
+
+
+@pytest.mark.parametrize(
+    ("name", "codebook_size", "bitrate"),
+    [("4k", 4096, 0.9), ("8k", 8192, 0.975), ("65k", 65536, 1.2), ("262k", 262144, 1.35)],
+)
+def test_published_models_have_the_published_rates(name, codebook_size, bitrate):
+    with torch.device("meta"):
+        codec = Codec(compose([f"model=simvq-{name}"]).model)
+    assert (codec.codebook_size, codec.hop_length, codec.frame_rate) == (codebook_size, 320, 75)
+    assert codec.bitrate == pytest.approx(bitrate)
+    assert (codec.quantizer.codebook_dim, codec.encoder.config.is_causal) == (512, True)
+
+
+def test_paper_recipe_is_the_published_one():
+    config = compose(["recipe=paper"])
+    with torch.device("meta"):
+        num_parameters = sum(p.numel() for p in Codec(config.model).parameters())
+        num_judges = sum(p.numel() for p in Discriminators(config.adversary.discriminators).parameters())
+    assert num_parameters == pytest.approx(74.0e6 - 2.1e6, abs=0.1e6)  # the frozen table is no parameter
+    assert num_judges == pytest.approx(84.2e6, abs=0.1e6)
+    assert config.adversary.discriminators == DiscriminatorsConfig.paper()
+    assert config.mel == MelLossConfig.reference()
+    data, training = config.data, config.training
+    assert (data.batch_size, data.window_seconds, data.gain_db) == (128, 1.0, 0.0)
+    for optimizer in (training, config.adversary):
+        assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, [0.5, 0.9], 0.0)
+    weights = (training.mel_weight, training.commitment_weight, training.adversarial_weight)
+    assert (*weights, training.feature_matching_weight, training.convergence_weight) == (45, 1000, 1, 1, 0)
+    assert (training.steps, training.warmup_steps, training.final_rate, training.ema_decay) == (138_600, 0, 1.0, 0.999)
+    assert config.model.quantizer.beta == 0.25
+
+
+def test_larger_codebooks_change_nothing_else():
+    paper = compose(["recipe=paper"])
+    for name in ("8k", "65k", "262k"):
+        larger = compose(["recipe=paper", f"model=simvq-{name}"])
+        assert differences(paper, larger) == {"model.quantizer.codebook_size"}
+
+
+def test_our_recipe_differs_from_the_papers_where_it_says_so():
+    found = differences(compose(["recipe=paper"]), compose(["recipe=libritts"]))
+    assert {name for name in found if not name.startswith("adversary.discriminators.")} == {
+        "data.batch_size",
+        "data.window_seconds",
+        "data.speaker_balance",
+        "data.gain_db",
+        "adversary.max_gradient_norm",
+        "training.warmup_steps",
+        "training.final_rate",
+        "training.clip_norm",
+        "training.quantizer_start",
+    }
+    assert compose(["recipe=libritts"]).adversary.discriminators == DiscriminatorsConfig()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["recipe=papers"], "papers"),
+        (["training.learning_rat=1"], "learning_rat"),
+        (["data.batch_size=many"], "data.batch_size"),
+        (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
+        (["model.quantizer.codebook_sise=5"], "codebook_sise"),
+        (["model.quantizer.codebook_size=1"], "codebook_size must be at least 2"),
+        (["mel.scale=bark"], "mel scale must be one of htk, slaney, got 'bark'"),
+        (["modle=stream"], "modle"),
+    ],
+)
+def test_mistake_is_refused_by_name_in_one_sentence(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose(overrides)
+    assert "\n" not in str(caught.value)
