@@ -1,0 +1,62 @@
+"""Every command in a recipe's README is one that the program understands, with settings that compose."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from codec.cli import commands
+from codec.config import compose
+
+ROOT = Path(__file__).parents[2]
+READMES = [ROOT / "recipes" / name / "README.md" for name in ("libritts", "folder")]
+
+
+def commands_of(path: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+COMMANDS = [(path.parent.name, line) for path in READMES for line in commands_of(path)]
+
+
+@pytest.mark.parametrize(("recipe", "line"), COMMANDS, ids=[f"{recipe}-{line[:60]}" for recipe, line in COMMANDS])
+def test_command_is_understood(recipe, line):
+    words = shlex.split(line, comments=True)
+    if words[0] == "torchrun":
+        words = ["codec", *words[words.index("codec") + 1 :]]
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    elif words[0] == "codec":
+        group: click.Command = commands
+        arguments = words[1:]
+        while isinstance(group, click.Group):
+            name = arguments.pop(0)
+            group = group.commands[name]
+        group.make_context(name, list(arguments), resilient_parsing=False)
+        if name == "train":
+            assert compose(arguments).data.train
+    else:
+        assert words[:2] == ["pip", "install"]
+
+
+def test_table_of_differences_holds_the_values_of_the_recipes():
+    paper, ours = compose(["recipe=paper"]), compose(["recipe=libritts"])
+    text = (ROOT / "recipes" / "libritts" / "README.md").read_text()
+    windows = [f"{config.data.batch_size} x {config.data.window_seconds:g} s" for config in (paper, ours)]
+    assert f"| window | {windows[0]} | {windows[1]} |" in text
+    assert f"at most {ours.training.clip_norm:g}, discriminators {ours.adversary.max_gradient_norm:g} |" in text
+    assert f"1e-4 after {ours.training.warmup_steps:,} steps of warm-up" in text
+    assert f"last {ours.training.decay_steps:,} |" in text
+    assert f"| first {ours.training.quantizer_start} steps |" in text
+    assert f"to the power of {ours.data.speaker_balance:g} |" in text
+    assert f"+-{ours.data.gain_db:g} dB |" in text
+    assert f"{paper.training.steps:,} steps" in text
+
+
+def test_links_lead_somewhere():
+    for path in READMES:
+        for link in re.findall(r"\]\(([^)#]+)", path.read_text()):
+            assert link.startswith("http") or (path.parent / link).exists(), f"{path}: {link}"
