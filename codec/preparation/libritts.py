@@ -230,7 +230,11 @@ def _require_space(
     due: Sequence[str], archives: dict[str, Path | None], facts: Variant, root: Path, sources: Sources
 ) -> None:
     sizes = {part: path.stat().st_size for part in due if (path := archives[part]) is not None}
-    fetched = {part: facts.archives[part].num_bytes or 0 for part in due if archives[part] is None}
+    # The sizes of LibriTTS-R are not published; it is the same speech.
+    like = VARIANTS["libritts"].archives
+    fetched = {
+        part: (facts.archives[part].num_bytes or like[part].num_bytes or 0) for part in due if not archives[part]
+    }
     unpacked = UNPACKED_SIZE * sum([*sizes.values(), *fetched.values()])
     kept = sum(fetched.values()) if sources.keep_archives else max(fetched.values(), default=0)
     require_space(root, unpacked + kept, f"bringing {', '.join(due)}")
