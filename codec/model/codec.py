@@ -109,6 +109,11 @@ class Codec(nn.Module):
                 f"encoder and decoder must have the same hop length, "
                 f"got {self.encoder.hop_length} and {self.decoder.hop_length}"
             )
+        if getattr(config.decoder, "sample_rate", config.sample_rate) != config.sample_rate:
+            raise ConfigError(
+                f"sample_rate and decoder.sample_rate must be equal, "
+                f"got {config.sample_rate} and {config.decoder.sample_rate}"
+            )
         widths = (self.encoder.latent_dim, self.quantizer.codebook_dim, self.decoder.latent_dim)
         if len(set(widths)) > 1:
             raise ConfigError(

@@ -2,15 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State, WindowedAttention
+from codec.model.source import PitchPredictor, Source
 from codec.model.stft import CausalInverseSTFT
 
-MAX_LOG_MAGNITUDE = math.log(100)
+MAX_LOG_GAIN = math.log(100)
+
+
+class Synthesis(NamedTuple):
+    """What the decoder makes of a latent."""
+
+    wav: Tensor  # (B, 1, N * hop_length)
+    log_pitch: Tensor  # (B, N), natural logarithm of Hz, at the last hop of each frame's window
 
 
 @dataclass
@@ -18,6 +27,7 @@ class SpectralDecoderConfig:
     """Settings of `SpectralDecoder`."""
 
     kind: str = "spectral"
+    sample_rate: int = 24000  # Hz
     hop_length: int = 320  # samples per frame
     n_fft: int = 1280  # samples of the synthesis window, a multiple of hop_length
     width: int = 384
@@ -28,15 +38,23 @@ class SpectralDecoderConfig:
     attention_window: int = 128  # frames, the present one included
     kernel_size: int = 7
     latent_dim: int = 16
+    pitch_width: int = 64
+    lowest_pitch: float = 55.0  # Hz
+    highest_pitch: float = 550.0  # Hz
 
     def __post_init__(self) -> None:
         sizes = (self.hop_length, self.width, self.expansion, self.num_blocks, self.kernel_size, self.latent_dim)
-        if min(*sizes, self.attention_heads, self.attention_window) < 1:
+        if min(*sizes, self.attention_heads, self.attention_window, self.pitch_width) < 1:
             raise ConfigError("decoder: every size must be at least 1")
         if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
             raise ConfigError(
                 f"decoder.n_fft must be even and a multiple, at least twice, of hop_length {self.hop_length}, "
                 f"got {self.n_fft}"
+            )
+        if not 0 < self.lowest_pitch < self.highest_pitch < self.sample_rate / 4:
+            raise ConfigError(
+                f"decoder: 0 < lowest_pitch < highest_pitch < sample_rate / 4 must hold, "
+                f"got {self.lowest_pitch:g}, {self.highest_pitch:g} and {self.sample_rate}"
             )
         if self.width % self.attention_heads:
             raise ConfigError(
@@ -49,7 +67,7 @@ class SpectralDecoderConfig:
 
 
 class SpectralDecoder(nn.Module):
-    """A causal trunk of ConvNeXt blocks and windowed attention, and an inverse-STFT head.
+    """A causal trunk of ConvNeXt blocks and windowed attention, and an inverse-STFT head that filters a sound source.
 
     Source: Vocos (arXiv:2306.00814), with the attention of WavTokenizer (arXiv:2408.16532) bounded to a window.
     """
@@ -70,18 +88,33 @@ class SpectralDecoder(nn.Module):
             layers.append(ConvNeXtBlock(width, config.expansion, config.kernel_size, layer_scale))
         self.layers = nn.ModuleList(layers)
         self.output_norm = nn.LayerNorm(width)
-        self.output = Linear(width, config.n_fft + 2)
+        num_bins = config.n_fft // 2 + 1
+        self.filters = Linear(width, 3 * num_bins)
+        self.pitch = PitchPredictor(
+            config.latent_dim, config.pitch_width, config.kernel_size, config.lowest_pitch, config.highest_pitch
+        )
+        self.source = Source(config.n_fft, config.hop_length, config.sample_rate)
         self.inverse_stft = CausalInverseSTFT(config.n_fft, config.hop_length)
 
     def forward(self, latent: Tensor, state: State | None = None) -> Tensor:
         """Decode frames: (B, D, N) -> (B, 1, N * hop_length); with a state, those after the last call's."""
+        return self.synthesize(latent, state).wav
+
+    def synthesize(self, latent: Tensor, state: State | None = None) -> Synthesis:
+        """Decode frames as `forward` does, and also tell the pitch they were given."""
         x = self.input_norm(self.input(latent.transpose(1, 2), state))  # (B, N, H)
         for layer in self.layers:
             x = layer(x, state)
         x = self.output_norm(x)
         # Phases need more than the 8 bits of bfloat16.
         with torch.autocast(x.device.type, enabled=False):
-            log_magnitude, phase = self.output(x.float()).chunk(2, dim=-1)  # (B, N, n_fft // 2 + 1) each
+            x = x.float()
+            pulse_gain, pulse_phase, noise_gain = self.filters(x).chunk(3, dim=-1)  # (B, N, n_fft // 2 + 1) each
+            log_pitch = self.pitch(latent, state)  # (B, N)
+            # Spectral losses say little about the pitch: a harmonic is drawn to the nearest one, right or wrong.
+            pulses, noise = self.source(log_pitch.detach().exp(), state)
             # Clamped before the exponential: afterwards the gradient of an overflow would be inf * 0 = NaN.
-            magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
-            return self.inverse_stft(torch.polar(magnitude, phase), state).unsqueeze(1)
+            pulse_filter = torch.polar(torch.exp(pulse_gain.clamp(max=MAX_LOG_GAIN)), pulse_phase)
+            noise_filter = torch.exp(noise_gain.clamp(max=MAX_LOG_GAIN))
+            wav = self.inverse_stft(pulses * pulse_filter + noise * noise_filter, state)
+            return Synthesis(wav.unsqueeze(1), log_pitch)

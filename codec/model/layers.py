@@ -34,7 +34,8 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = extend_left(self, x, self.kernel_size[0] - 1, state)
-        return conv1d(x, self.weight, self.bias, groups=self.groups)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return conv1d(x, self.weight.to(x.dtype), bias, groups=self.groups)
 
 
 class Linear(nn.Linear):

@@ -32,7 +32,6 @@ class CausalInverseSTFT(nn.Module):
     """
 
     window: Tensor
-    centring: Tensor
 
     def __init__(self, n_fft: int, hop_length: int, envelope_floor: float = 0.1):
         super().__init__()
@@ -40,11 +39,9 @@ class CausalInverseSTFT(nn.Module):
         self.hop_length = hop_length
         self.envelope_floor = envelope_floor
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.register_buffer("centring", 1 - 2 * (torch.arange(n_fft // 2 + 1) % 2), persistent=False)
 
     def forward(self, spectrum: Tensor, state: State | None = None) -> Tensor:
-        # Phases refer to the window's middle, where its energy lies: there, neighbouring bins of one partial agree.
-        frames = torch.fft.irfft(spectrum * self.centring, n=self.n_fft) * self.window  # (B, N, n_fft)
+        frames = torch.fft.irfft(spectrum, n=self.n_fft) * self.window  # (B, N, n_fft)
         # Signal and squared window are overlap-added side by side, so that their tails travel together.
         frames = torch.cat([frames, (self.window**2).expand(1, *frames.shape[1:])])  # (B + 1, N, n_fft)
         summed = self._overlap_add(frames)  # (B + 1, (N - 1) * hop + n_fft)

@@ -21,10 +21,12 @@ from torch import Tensor
 from codec.errors import ConfigError
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
+from codec.model.decoder import SpectralDecoder, Synthesis
 from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
 from codec.training.distributed import Ranks
 from codec.training.losses import MelLoss, MelLossConfig, stft_loss
+from codec.training.pitch import pitch_loss
 from codec.training.monitor import CodeUsage, Monitor
 from codec.training.state import (
     ExponentialMovingAverage,
@@ -73,6 +75,7 @@ class TrainingConfig:
     mel_weight: float = 15.0
     convergence_weight: float = 7.5  # of the STFT spectral convergence
     commitment_weight: float = 10.0
+    pitch_weight: float = 20.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 2.0
 
@@ -141,7 +144,9 @@ class Trainer:
         if self.ranks.is_first:
             self._save_config()
         self._encode = torch.compile(self.codec.encoder) if self.settings.compile else self.codec.encoder
-        self._decode = torch.compile(self.codec.decoder) if self.settings.compile else self.codec.decoder
+        decoder = self.codec.decoder
+        decode = decoder.synthesize if isinstance(decoder, SpectralDecoder) else decoder
+        self._decode = torch.compile(decode) if self.settings.compile else decode
 
     def fit(self) -> Path:
         """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first."""
@@ -182,10 +187,15 @@ class Trainer:
         with self._autocast():
             latent = self._encode(wav)  # (B, 1, T) -> (B, D, N)
             quantized, quantizer_loss = self._quantize(latent)
-            fake = self._decode(quantized)[..., : wav.shape[-1]]  # (B, D, N) -> (B, 1, T)
+            fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop)
+            fake = fake[..., : wav.shape[-1]]
         mel = self.mel_loss(wav, fake)
         loss = settings.mel_weight * mel + settings.commitment_weight * quantizer_loss
         scalars = {"loss/mel": mel, "loss/quantizer": quantizer_loss}
+        if log_pitch is not None:
+            pitch = pitch_loss(log_pitch, wav, self.codec.decoder.config)
+            loss = loss + settings.pitch_weight * pitch
+            scalars["loss/pitch"] = pitch
         if settings.convergence_weight:
             convergence = stft_loss(wav, fake).convergence
             loss = loss + settings.convergence_weight * convergence
@@ -246,6 +256,13 @@ class Trainer:
         codec.load_state_dict(self.codec.state_dict())
         self.ema.copy_to(codec)
         return codec.eval()
+
+    def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Waveform, and the pitch where the decoder states one."""
+        # A decoder that draws random numbers draws those of the step, whether the run was interrupted or not.
+        torch.manual_seed(self.settings.seed + self.step)
+        result = self._decode(quantized)
+        return result if isinstance(result, Synthesis) else (result, None)
 
     def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         if self.step < self.settings.quantizer_start:

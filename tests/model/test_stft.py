@@ -11,8 +11,8 @@ N_FFT, HOP = 64, 16
 
 
 def analyse(wav: torch.Tensor, inverse: CausalInverseSTFT) -> torch.Tensor:
-    """Windowed spectra (B, N, F) of the frames n * hop .. n * hop + n_fft - 1, phases as the decoder states them."""
-    return torch.fft.rfft(wav.unfold(-1, N_FFT, HOP) * inverse.window) * inverse.centring
+    """Windowed spectra (B, N, F) of the frames n * hop .. n * hop + n_fft - 1."""
+    return torch.fft.rfft(wav.unfold(-1, N_FFT, HOP) * inverse.window)
 
 
 def test_resynthesis_of_an_analysis_returns_the_signal():

@@ -1,0 +1,100 @@
+"""The pitch of training speech, to supervise the pitch that the stream family's decoder states."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codec.model.decoder import SpectralDecoderConfig
+
+DECIMATION = 3
+CORRELATION_SECONDS = 0.03
+VOICING_THRESHOLD = 0.6
+OCTAVE_TOLERANCE = 0.85
+
+
+class Pitch(NamedTuple):
+    """Pitch track."""
+
+    log_pitch: Tensor  # (B, N), natural logarithm of Hz; meaningless where not voiced
+    is_voiced: Tensor  # (B, N) bool
+
+
+@torch.no_grad()
+def track_pitch(
+    wav: Tensor, sample_rate: int, hop_length: int, first: int, num_frames: int, lowest: float, highest: float
+) -> Pitch:
+    """Pitch by the peak of the normalised cross-correlation of a stretch with the one a period earlier.
+
+    Of the lags whose correlation comes within `OCTAVE_TOLERANCE` of the best, the shortest peak is taken, since every
+    multiple of a period correlates as well. The peak is refined by a parabola.
+
+    Args:
+        wav: (B, T) or (B, 1, T).
+        sample_rate: Hz.
+        hop_length: samples between frames.
+        first: sample at the middle of the first frame.
+        num_frames: N.
+        lowest: Hz.
+        highest: Hz.
+
+    Returns:
+        The track of frames around first, first + hop_length, ...; voiced where the correlation exceeds
+        `VOICING_THRESHOLD` and the stretch is louder than -60 dB of full scale.
+
+    Source: the normalised cross-correlation of RAPT (Talkin, 1995), without its dynamic programming.
+    """
+    wav = wav.reshape(len(wav), 1, -1).float()
+    rate = sample_rate / DECIMATION
+    shortest, longest = int(rate / highest), int(rate / lowest) + 1  # lags in decimated samples
+    width = round(CORRELATION_SECONDS * rate)
+    length = width + longest + 1
+    # All stretches end half a correlation window and half a lag after their frame's middle.
+    before = length * DECIMATION // 2 - first
+    needed = (num_frames - 1) * hop_length + length * DECIMATION
+    wav = F.pad(wav, (max(before, 0), max(needed - before - wav.shape[-1], 0)))[..., max(-before, 0) :]
+    frames = wav[:, 0].unfold(-1, length * DECIMATION, hop_length)[:, :num_frames]
+    frames = frames.unflatten(-1, (length, DECIMATION)).mean(-1)  # (B, N, length): low-passed enough for a pitch
+    frames = frames - frames.mean(-1, keepdim=True)
+    late = frames[..., -width:]
+    size = 1 << (length + width).bit_length()
+    product = torch.fft.rfft(frames, size) * torch.fft.rfft(late, size).conj()
+    correlation = torch.fft.irfft(product, size)[..., : longest + 2].flip(-1)  # lag 0 last -> lag 0 first
+    energy = F.pad(frames.square().cumsum(-1), (1, 0))
+    energy = (energy[..., width:] - energy[..., :-width])[..., : longest + 2].flip(-1)
+    normal = correlation / (energy * energy[..., :1]).sqrt().clamp(min=1e-9)  # (B, N, longest + 2)
+    inner = normal[..., shortest : longest + 1]
+    is_peak = (inner >= normal[..., shortest - 1 : longest]) & (inner >= normal[..., shortest + 1 : longest + 2])
+    peaks = torch.where(is_peak, inner, -torch.ones_like(inner))
+    best = peaks.amax(-1, keepdim=True)
+    chosen = (peaks >= OCTAVE_TOLERANCE * best).float().argmax(-1, keepdim=True)  # the first
+    lag = chosen + shortest
+    left, middle, right = (normal.gather(-1, lag + offset) for offset in (-1, 0, 1))
+    curvature = (left - 2 * middle + right).clamp(max=-1e-9)
+    refined = lag + (0.5 * (left - right) / curvature).clamp(-0.5, 0.5)
+    loud = late.square().mean(-1) > 1e-6
+    is_voiced = (middle.squeeze(-1) > VOICING_THRESHOLD) & loud
+    log_pitch = torch.log(rate / refined.squeeze(-1)).clamp(torch.tensor(lowest).log(), torch.tensor(highest).log())
+    return Pitch(log_pitch, is_voiced)
+
+
+def pitch_loss(log_pitch: Tensor, wav: Tensor, config: SpectralDecoderConfig) -> Tensor:
+    """Mean absolute difference in log Hz between stated and tracked pitch, unvoiced frames counting as zero.
+
+    Args:
+        log_pitch: (B, N), as the decoder states it: at the last hop of each frame's window.
+        wav: (B, 1, T), the speech it should sound like.
+        config: of the decoder.
+    """
+    first = config.n_fft - config.hop_length // 2
+    target = track_pitch(
+        wav,
+        config.sample_rate,
+        config.hop_length,
+        first,
+        log_pitch.shape[1],
+        config.lowest_pitch,
+        config.highest_pitch,
+    )
+    return ((log_pitch - target.log_pitch).abs() * target.is_voiced).mean()
