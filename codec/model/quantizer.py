@@ -1,19 +1,35 @@
-"""Quantizers: latent (B, D, *) -> codes (B, *), quantized latent, loss. `SimVQ` is the one this project is about."""
+"""Quantizers: latent (B, D, *) -> codes (B, *), quantized latent, loss. `SimVQ` is the one this project is about.
 
+Knows tensors only, neither speech nor training loops. B batch, N vectors, D their width, K codes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
+from codec.model.timeconv import DerivedWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SEARCH_TILE = 1 << 20
-"""Distances held at once by the nearest-code search; the N x K matrix never exists as a whole."""
+SEARCH_TILE = 1 << 21
+"""Distances held at once by the nearest-code search on a CPU; the N x K matrix never exists as a whole."""
+
+CODE_TILE = 1 << 10
+"""Codes compared at once on a CPU."""
+
+LARGEST_VALUE = 1e18
+"""Latents beyond it would overflow float32 once squared."""
+
+SHORTEST = 1e-6
+"""Vectors shorter than this have no direction that the rotation trick could turn."""
 
 
 class QuantizerOutput(NamedTuple):
@@ -31,17 +47,20 @@ class VQConfig:
     kind: str = "vq"
     codebook_size: int = 4096
     codebook_dim: int = 512
-    beta: float = 0.25  # weight of the commitment loss beside the codebook loss
+    codebook_init: str = "gaussian"  # or "uniform"; both have variance 1 / codebook_dim
+    is_codebook_trained: bool = True
+    beta: float = 0.25  # weight of the commitment loss
+    codebook_weight: float = 1.0  # weight of the codebook loss
     relative_loss: bool = False  # divide the loss by the variance of the effective codebook
+    rotation_trick: bool = False  # rotate the gradient with the latent instead of copying it
 
     def __post_init__(self) -> None:
-        if self.codebook_size < 2 or self.codebook_dim < 1:
-            raise ConfigError(
-                f"quantizer: codebook_size must be at least 2 and codebook_dim at least 1, "
-                f"got {self.codebook_size} and {self.codebook_dim}"
-            )
-        if self.beta < 0:
-            raise ConfigError(f"quantizer.beta must not be negative, got {self.beta}")
+        check_sizes(self.codebook_size, self.codebook_dim)
+        if self.codebook_init not in ("gaussian", "uniform"):
+            raise ConfigError(f"quantizer.codebook_init must be gaussian or uniform, got {self.codebook_init!r}")
+        for name in ("beta", "codebook_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"quantizer.{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass
@@ -50,48 +69,55 @@ class SimVQConfig(VQConfig):
 
     kind: str = "simvq"
     codebook_dim: int = 16
+    is_codebook_trained: bool = False
     relative_loss: bool = True
     bias: bool = True  # of the projection
 
 
-class VQ(nn.Module):
-    """Nearest-neighbour quantization in a learned codebook.
+def check_sizes(codebook_size: int, codebook_dim: int) -> None:
+    """Refuse a codebook that cannot be.
 
-    The latent z is replaced by the nearest row q of the codebook. The loss is
+    Raises:
+        ConfigError: fewer than two codes, or codes without dimensions.
+    """
+    if codebook_size < 2 or codebook_dim < 1:
+        raise ConfigError(
+            f"quantizer: codebook_size must be at least 2 and codebook_dim at least 1, "
+            f"got {codebook_size} and {codebook_dim}"
+        )
 
-        beta * ||z - sg(q)||^2 + ||sg(z) - q||^2      (mean over elements; sg stops the gradient)
 
-    and the gradient at q is copied to z.
+class Quantizer(nn.Module):
+    """What all quantizers share: checks of what comes in, shapes, lookup, the codes kept ready in eval mode.
+
+    A kind of quantizer says what its codes are (`_make_effective_codebook`), which of them a vector gets (`_search`),
+    and what happens to a vector in training (`_train`).
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the width of a code and of the latent.
-        beta: weight of the commitment loss.
-        relative_loss: divide the loss by the variance of the effective codebook (detached), which makes its weight
-            independent of the latent's scale.
-
-    Source: VQ-VAE, arXiv:1711.00937, equation 3.
     """
 
-    codebook: Tensor
-
-    def __init__(self, codebook_size: int, codebook_dim: int, *, beta: float = 0.25, relative_loss: bool = False):
+    def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
+        check_sizes(codebook_size, codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
-        self.beta = beta
-        self.relative_loss = relative_loss
-        self._make_codebook(torch.randn(codebook_size, codebook_dim) * codebook_dim**-0.5)
-        self._cached_codebook: Tensor | None = None
+        self._kept_codebook = DerivedWeight()
+        self._kept_half_norms = DerivedWeight()
 
     def effective_codebook(self) -> Tensor:
-        """The codes that latents are compared with: (K, D) float32. Computed once in eval mode."""
+        """The codes that latents are compared with: (K, D) float32.
+
+        With gradient in training mode; in eval mode computed once and kept until a parameter or buffer changes.
+
+        Raises:
+            ModelError: in eval mode, if it has NaN or infinite values.
+        """
         if self.training:
-            return self._project(self.codebook)
-        if self._cached_codebook is None:
-            with torch.no_grad():
-                self._cached_codebook = self._project(self.codebook)
-        return self._cached_codebook
+            return self._make_effective_codebook()
+        with torch.no_grad():
+            return self._kept_codebook.get(self._sources(), self._make_checked_codebook)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """Quantize a latent.
@@ -101,109 +127,218 @@ class VQ(nn.Module):
 
         Returns:
             codes (B, *) int64, quantized (B, D, *) float32, loss. Outside training `quantized` is the code vector
-            itself, bit for bit what `lookup(codes)` gives.
+            itself, bit for bit what `lookup(codes)` gives. All is computed in float32, also under autocast.
 
         Raises:
-            ModelError: wrong width or no vectors; outside training also NaN or infinite values.
+            ModelError: wrong width or type, or no vectors; outside training also values that are NaN, infinite or too
+                large to be squared. In training those make the loss NaN or infinite, so that the step can be skipped
+                without waiting for the device.
         """
         if latent.ndim < 2 or latent.shape[1] != self.codebook_dim or latent.numel() == 0:
             raise ModelError(
                 f"the quantizer takes latents of shape (B, {self.codebook_dim}, ...) with at least one vector, "
                 f"got {tuple(latent.shape)}"
             )
+        if not latent.is_floating_point():
+            raise ModelError(f"the quantizer takes floating point latents, got {latent.dtype}")
         with torch.autocast(latent.device.type, enabled=False):
             vectors = latent.float().movedim(1, -1)  # (B, *, D)
-            flat = vectors.reshape(-1, self.codebook_dim)
-            # In training a broken latent makes the loss broken, and the step is skipped without waiting for the device.
-            if not self.training and not torch.isfinite(flat).all():
-                raise ModelError("cannot quantize a latent with NaN or infinite values")
-            with torch.no_grad():
-                codes = nearest_code(flat, self.effective_codebook()).view(vectors.shape[:-1])
-            if not self.training:
+            flat = vectors.reshape(-1, self.codebook_dim)  # (N, D)
+            if self.training:
+                codes, quantized, loss = self._train(flat)
+            else:
+                _check_values(flat)
+                codes = self._search(flat)
                 quantized = F.embedding(codes, self.effective_codebook())
-                return QuantizerOutput(codes, quantized.movedim(-1, 1), self._loss(vectors, quantized))
-            # Gradients flow through the selected rows only: gathering before projecting keeps memory at
-            # O(N D + D^2) instead of O(K D).
-            selected = self._project(F.embedding(codes, self.codebook))
-            loss = self._loss(vectors, selected)
-            quantized = vectors + (selected - vectors).detach()
-            return QuantizerOutput(codes, quantized.movedim(-1, 1), loss)
+                loss = self._loss(flat, quantized)
+        quantized = quantized.view(vectors.shape).movedim(-1, 1)  # (N, D) -> (B, D, *)
+        return QuantizerOutput(codes.view(vectors.shape[:-1]), quantized, loss)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The quantized latent of codes: (B, *) int64 in [0, K) -> (B, D, *) float32.
+        """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32.
 
         Raises:
-            ModelError: a code outside [0, K).
+            ModelError: codes that are no integers, or a code outside [0, K).
         """
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ModelError(f"codes must be integers, got {codes.dtype}")
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             worst = codes.min() if codes.min() < 0 else codes.max()
             raise ModelError(f"codes must lie in 0..{self.codebook_size - 1}, got {int(worst)}")
-        return F.embedding(codes, self.effective_codebook()).movedim(-1, 1)
+        return F.embedding(codes.long(), self.effective_codebook()).movedim(-1, 1)
 
     @torch.no_grad()
     def match(self, latent: Tensor) -> None:
-        """Give the effective codebook the mean and covariance of a latent (B, D, *).
+        """Lay the codes over the distribution of a latent (B, D, *), once, before training with them starts.
 
-        Early latents fill few of their dimensions, and codes outside that subspace would never be nearest. Giving
-        the codes the latents' distribution once, at the start, puts all of them to use. Vectors with NaN are left out;
-        with fewer than two others nothing is changed.
+        Vectors with NaN or infinity are left out; with fewer than two others nothing is changed.
         """
         vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
         vectors = vectors[torch.isfinite(vectors).all(dim=1)]
-        if len(vectors) < 2:
-            return
+        if len(vectors) >= 2:
+            self._match(vectors)
+
+    def _make_effective_codebook(self) -> Tensor:
+        """(K, D) float32, with gradient where gradients are on."""
+        raise NotImplementedError
+
+    def _search(self, vectors: Tensor) -> Tensor:
+        """The code of each of `vectors` (N, D): (N,) int64."""
+        raise NotImplementedError
+
+    def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (N,), quantized (N, D) with its gradient, and loss, for `vectors` (N, D)."""
+        raise NotImplementedError
+
+    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+        """The scalar that is minimised beside the task's own loss."""
+        raise NotImplementedError
+
+    def _match(self, vectors: Tensor) -> None:
+        """`match` for finite vectors (N, D), N >= 2."""
+        raise NotImplementedError
+
+    def _make_checked_codebook(self) -> Tensor:
+        codebook = self._make_effective_codebook()
+        if not torch.isfinite(codebook).all():
+            raise ModelError("the quantizer's weights give codes with NaN or infinite values")
+        return codebook
+
+    def _half_norms(self) -> Tensor:
+        """||c||^2 / 2 of every code c: (K,)."""
+        with torch.no_grad():
+            return self._kept_half_norms.get(self._sources(), lambda: half_squared_norms(self.effective_codebook()))
+
+    def _sources(self) -> tuple[Tensor, ...]:
+        return (*self.parameters(), *self.buffers())
+
+    def train(self, mode: bool = True) -> "Self":
+        self._kept_codebook.clear()
+        self._kept_half_norms.clear()
+        return super().train(mode)
+
+
+class VQ(Quantizer):
+    """Nearest-neighbour quantization in a learned codebook.
+
+    The latent z is replaced by the nearest row q of the codebook. The loss is
+
+        beta * ||z - sg(q)||^2 + codebook_weight * ||sg(z) - q||^2      (mean over elements; sg stops the gradient)
+
+    and the gradient at q is copied to z (straight-through estimator).
+
+    Args:
+        codebook_size: K, the number of codes.
+        codebook_dim: D, the width of a code and of the latent.
+        codebook_init: distribution the rows are drawn from, "gaussian" or "uniform", of variance 1 / D.
+        is_codebook_trained: whether the codebook is a parameter; otherwise it stays as it was drawn.
+        beta: weight of the commitment loss.
+        codebook_weight: weight of the codebook loss.
+        relative_loss: divide the loss by the variance of the effective codebook (detached), which makes its weight
+            independent of the latent's scale.
+        rotation_trick: pass the gradient at q to z turned by the rotation that takes q to z and scaled by |q| / |z|,
+            instead of copying it (arXiv:2410.06424).
+
+    Source: VQ-VAE, arXiv:1711.00937, equation 3.
+    """
+
+    codebook: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        *,
+        codebook_init: str = "gaussian",
+        is_codebook_trained: bool = True,
+        beta: float = 0.25,
+        codebook_weight: float = 1.0,
+        relative_loss: bool = False,
+        rotation_trick: bool = False,
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        self.beta = beta
+        self.codebook_weight = codebook_weight
+        self.relative_loss = relative_loss
+        self.rotation_trick = rotation_trick
+        rows = _draw_rows(codebook_init, codebook_size, codebook_dim)
+        if is_codebook_trained:
+            self.codebook = nn.Parameter(rows)
+        else:
+            self.register_buffer("codebook", rows)
+
+    def _make_effective_codebook(self) -> Tensor:
+        return self._project(self.codebook.float())
+
+    def _search(self, vectors: Tensor) -> Tensor:
+        return nearest_code(vectors, self.effective_codebook(), half_norms=self._half_norms())
+
+    def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        codes = nearest_code(vectors, self.codebook, self._project)
+        # Gradients flow through the selected rows only: gathering before projecting keeps memory at
+        # O(N D + D^2) instead of O(K D).
+        selected = self._project(F.embedding(codes, self.codebook).float())
+        pass_gradient = rotate if self.rotation_trick else straight_through
+        return codes, pass_gradient(vectors, selected), self._loss(vectors, selected)
+
+    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+        commitment = F.mse_loss(vectors, quantized.detach())
+        codebook = F.mse_loss(quantized, vectors.detach())
+        loss = self.beta * commitment + self.codebook_weight * codebook
+        return loss / self._variance().clamp(min=1e-8) if self.relative_loss else loss
+
+    def _match(self, vectors: Tensor) -> None:
+        """Give the codes the mean and covariance of the vectors.
+
+        Early latents fill few of their dimensions, and codes outside that subspace would never be nearest. With the
+        latents' own distribution all codes are put to use at the start.
+        """
         values, axes = torch.linalg.eigh(torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim))
         root = axes @ torch.diag(values.clamp(min=0).sqrt()) @ axes.T
         self._transform(root * self.codebook_dim**0.5, vectors.mean(0))  # the codebook starts with variance 1 / D
-        self._cached_codebook = None
-
-    def _make_codebook(self, rows: Tensor) -> None:
-        self.codebook = nn.Parameter(rows)
 
     def _project(self, rows: Tensor) -> Tensor:
+        """The effective codes of some rows of the codebook: (n, D) -> (n, D)."""
         return rows
 
     def _transform(self, matrix: Tensor, offset: Tensor) -> None:
+        """Make every effective code what `matrix` (D, D) and `offset` (D,) make of its row."""
         self.codebook.copy_(self.codebook @ matrix.T + offset)
-
-    def _loss(self, vectors: Tensor, selected: Tensor) -> Tensor:
-        commitment = F.mse_loss(vectors, selected.detach())
-        codebook = F.mse_loss(selected, vectors.detach())
-        loss = self.beta * commitment + codebook
-        return loss / self._variance().clamp(min=1e-8) if self.relative_loss else loss
 
     def _variance(self) -> Tensor:
         return self.codebook.detach().var(dim=0).mean()
-
-    def train(self, mode: bool = True) -> "Self":
-        self._cached_codebook = None
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "Self":
-        self._cached_codebook = None
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._cached_codebook = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class SimVQ(VQ):
     """Nearest-neighbour quantization in a codebook of which only a linear map is learned.
 
-    C (K, D) is drawn once from a Gaussian of standard deviation D^-1/2 and frozen. The latent is replaced by the
-    nearest row of the effective codebook C W^T + b; loss and straight-through gradient are those of `VQ`. Since every
-    effective code is a function of the same W and b, each update moves all of them and none can die. In the paper's
-    notation, with d the one-hot selection and eta the learning rate,
+    C (K, D) is drawn once and frozen; `projection` is a linear layer W. The latent z (B, D, *) is replaced by the
+    nearest row q of the effective codebook C W (+ b), and its gradient is the one at q. The loss is that of `VQ`,
 
-        W <- (I - eta E[C^T d^T d C]) W + eta E[C^T d^T z].
+        L = beta * ||z - sg(C_k W)||^2 + codebook_weight * ||sg(z) - C_k W||^2 .
+
+    With d the one-hot selection of the row k that is nearest to z (rows are vectors, as in the paper), and eta the
+    learning rate, gradient descent on ||z - d C W||^2 / 2 is
+
+        W <- W - eta E[C^T d^T (d C W - z)]
+           = (I - eta E[C^T d^T d C]) W + eta E[C^T d^T z] .
+
+    Every effective code is a function of the same W: each update moves all of them, also those that were not selected,
+    and none can die. In a `VQ`, by contrast, c_k <- c_k - eta E[d^T (d C - z)]_k is zero for every code not selected.
+    Here L is a mean over the N vectors and their D elements, so dL/dW = (2 codebook_weight / D) E[C^T d^T (d C W - z)];
+    `projection.weight` holds W transposed. In training the effective codebook is computed once per step, tile by tile
+    for the search, and without gradient; gradients flow through the selected rows only.
 
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the width of a code and of the latent.
         bias: whether the projection has a bias b.
-        beta: weight of the commitment loss.
-        relative_loss: divide the loss by the variance of the effective codebook (detached).
+        is_codebook_trained: also learn C, which gives up what the method is about; for ablations.
+        codebook_init, beta, codebook_weight, relative_loss, rotation_trick: as for `VQ`.
+
+    Attributes:
+        codebook: C, (K, D), a buffer unless it is trained.
+        projection: the linear layer.
 
     Source: SimVQ, arXiv:2411.02038, section 4.
     """
@@ -214,17 +349,37 @@ class SimVQ(VQ):
         codebook_dim: int,
         *,
         bias: bool = True,
+        codebook_init: str = "gaussian",
+        is_codebook_trained: bool = False,
         beta: float = 0.25,
+        codebook_weight: float = 1.0,
         relative_loss: bool = False,
+        rotation_trick: bool = False,
     ):
-        super().__init__(codebook_size, codebook_dim, beta=beta, relative_loss=relative_loss)
+        super().__init__(
+            codebook_size,
+            codebook_dim,
+            codebook_init=codebook_init,
+            is_codebook_trained=is_codebook_trained,
+            beta=beta,
+            codebook_weight=codebook_weight,
+            relative_loss=relative_loss,
+            rotation_trick=rotation_trick,
+        )
         self.projection = nn.Linear(codebook_dim, codebook_dim, bias=bias)
 
-    def _make_codebook(self, rows: Tensor) -> None:
-        self.register_buffer("codebook", rows)
+    def _make_effective_codebook(self) -> Tensor:
+        rows = self.codebook.float()
+        if torch.is_grad_enabled():
+            return self._project(rows)
+        codes = torch.empty_like(rows)
+        for tile, place in zip(rows.split(16 * CODE_TILE), codes.split(16 * CODE_TILE), strict=True):
+            place.copy_(self._project(tile))
+        return codes
 
     def _project(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.projection.weight, self.projection.bias)
+        bias = self.projection.bias
+        return linear(rows, self.projection.weight.float(), None if bias is None else bias.float())
 
     def _transform(self, matrix: Tensor, offset: Tensor) -> None:
         self.projection.weight.copy_(matrix)
@@ -232,23 +387,142 @@ class SimVQ(VQ):
             self.projection.bias.copy_(offset)
 
     def _variance(self) -> Tensor:
-        # Of C W^T, averaged over dimensions, C having variance 1 / D: independent of the batch and of K.
-        return self.projection.weight.detach().square().sum() / self.codebook_dim**2
+        # Of C W, averaged over dimensions. A frozen C has variance 1 / D, so this is independent of the batch and of K.
+        of_rows = super()._variance() if isinstance(self.codebook, nn.Parameter) else 1 / self.codebook_dim
+        return self.projection.weight.detach().float().square().sum() / self.codebook_dim * of_rows
+
+
+def straight_through(vectors: Tensor, selected: Tensor) -> Tensor:
+    """`selected`, with the gradient of the result copied to `vectors`."""
+    return vectors + (selected - vectors).detach()
+
+
+def rotate(vectors: Tensor, selected: Tensor) -> Tensor:
+    """`selected` as a rotated and scaled copy of `vectors`, both (N, D), rotation and scale taken as constants.
+
+    The rotation in the plane of the unit vectors e and f of the two is R = 1 - 2 m m^T + 2 f e^T with m the unit vector
+    between them, so R e = f, and |f| / |e| R turns one into the other. Vectors too short to have a direction are passed
+    straight through.
+
+    Source: the rotation trick, arXiv:2410.06424, section 4.
+    """
+    with torch.no_grad():
+        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        target_length = torch.linalg.vector_norm(selected, dim=-1, keepdim=True)
+        start, end = vectors / length.clamp(min=SHORTEST), selected / target_length.clamp(min=SHORTEST)
+        middle = F.normalize(start + end, dim=-1)
+        scale = target_length / length.clamp(min=SHORTEST)
+    along_middle = (vectors * middle).sum(-1, keepdim=True)
+    along_start = (vectors * start).sum(-1, keepdim=True)
+    rotated = scale * (vectors - 2 * along_middle * middle + 2 * along_start * end)
+    has_direction = (length > SHORTEST) & (target_length > SHORTEST)
+    return straight_through(torch.where(has_direction, rotated, vectors), selected)
 
 
 @torch.no_grad()
-def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the row of `codebook` (K, D) nearest to each of `vectors` (N, D), the lowest of equals: (N,) int64.
+def nearest_code(
+    vectors: Tensor,
+    codebook: Tensor,
+    project: Callable[[Tensor], Tensor] | None = None,
+    half_norms: Tensor | None = None,
+) -> Tensor:
+    """Index of the row of `codebook` nearest to each of `vectors`, the lowest of equals.
 
-    ||x - c||^2 and ||c||^2 / 2 - x.c have the same minimum over c. Computed in float32, in tiles. For a vector with NaN
-    the result is some valid code.
+    ||x - c||^2 and ||c||^2 / 2 - x.c have the same minimum over c. Computed in float32, tile by tile: beside the
+    arguments, memory holds `SEARCH_TILE` distances and one tile of codes. On a CPU the code of a vector does not depend,
+    bit for bit, on how many others it is searched with.
+
+    Args:
+        vectors: (N, D). For one with NaN the result is some valid code.
+        codebook: (K, D).
+        project: makes the codes of some rows, (k, D) -> (k, D); by default they are the rows.
+        half_norms: (K,), what `half_squared_norms` gives for the codes, where it is already known.
+
+    Returns:
+        (N,) int64.
     """
-    half_norms = codebook.square().sum(1) / 2  # (K,)
-    num_vectors, num_codes = len(vectors), len(codebook)
-    code_tile = min(num_codes, SEARCH_TILE)
-    vector_tile = max(SEARCH_TILE // code_tile, 1)
-    codes = torch.empty(num_vectors, dtype=torch.int64, device=vectors.device)
-    for i in range(0, num_vectors, vector_tile):
-        x = vectors[i : i + vector_tile]
-        codes[i : i + vector_tile] = torch.addmm(half_norms, x, codebook.T, alpha=-1).argmin(1)
-    return codes
+    on_cpu = vectors.device.type == "cpu"
+    # Matrix products of a few rows take other paths, which round differently.
+    negated = -F.pad(vectors.float(), (0, 0, 0, max(8 - len(vectors), 0)))
+    best = negated.new_full((len(negated),), math.inf)
+    codes = torch.zeros(len(negated), dtype=torch.int64, device=vectors.device)
+    scale = 1 if on_cpu else 16  # a GPU needs larger tiles to be busy
+    num_tiles = math.ceil(len(codebook) / (CODE_TILE * scale))
+    vector_tile = max(SEARCH_TILE * scale * num_tiles // len(codebook), 8)
+    first = 0
+    with _full_float32(vectors.device):
+        for rows in codebook.tensor_split(num_tiles):
+            tile = rows.float() if project is None else project(rows.float())
+            norms = half_squared_norms(tile) if half_norms is None else half_norms[first : first + len(tile)]
+            for i in range(0, len(negated), vector_tile):
+                part = slice(i, i + vector_tile)
+                scores = linear(negated[part], tile, norms)  # (n, D), (k, D) -> (n, k)
+                _keep_lowest(scores, first, best[part], codes[part])
+            first += len(tile)
+    return codes[: len(vectors)]
+
+
+def half_squared_norms(rows: Tensor) -> Tensor:
+    """||c||^2 / 2 of every row c: (n, D) -> (n,)."""
+    return rows.square().sum(1) / 2
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, where no gradient is wanted at the full matrix rate of a CPU.
+
+    In float32 torch leaves matrix products to its BLAS library, which on many CPUs reaches half the rate of oneDNN.
+    Tensors of oneDNN's own layout make torch choose that one.
+    """
+    is_packable = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_packable:
+        return F.linear(x, weight, bias)
+    packed_bias = None if bias is None else bias.detach().to_mkldnn()
+    return F.linear(x.detach().to_mkldnn(), weight.detach().to_mkldnn(), packed_bias).to_dense()
+
+
+def _keep_lowest(scores: Tensor, first: int, best: Tensor, codes: Tensor) -> None:
+    """Where a row of `scores` (n, k) undercuts `best` (n,), put its minimum there and its place into `codes` (n,)."""
+    if scores.device.type == "cpu":
+        # Finding a minimum is ten times cheaper than finding its place, and few tiles bring a new one.
+        lowest = scores.amin(1)
+        rows = (lowest < best).nonzero().squeeze(1)
+        codes[rows] = scores[rows].argmin(1) + first
+    else:
+        lowest, places = scores.min(1)
+        codes.copy_(torch.where(lowest < best, places + first, codes))
+    torch.minimum(best, lowest, out=best)
+
+
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Without TF32 on a GPU, whatever the user allows elsewhere: it keeps 10 of 23 bits and would move codes."""
+    backend = torch.backends.cuda.matmul
+    name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(backend, name)
+    if device.type != "cuda" or before == full:
+        yield
+        return
+    setattr(backend, name, full)
+    try:
+        yield
+    finally:
+        setattr(backend, name, before)
+
+
+def _check_values(vectors: Tensor) -> None:
+    is_good = vectors.abs() <= LARGEST_VALUE  # false for NaN
+    if not is_good.all():
+        vector, dimension = (~is_good).nonzero()[0].tolist()
+        raise ModelError(
+            f"cannot quantize a latent with NaN or infinite values, or beyond {LARGEST_VALUE:g}: dimension {dimension} "
+            f"of vector {vector} is {vectors[vector, dimension].item():g}"
+        )
+
+
+def _draw_rows(distribution: str, codebook_size: int, codebook_dim: int) -> Tensor:
+    """(K, D) of variance 1 / D."""
+    if distribution == "gaussian":
+        return torch.randn(codebook_size, codebook_dim) * codebook_dim**-0.5
+    if distribution == "uniform":
+        return (torch.rand(codebook_size, codebook_dim) * 2 - 1) * (3 / codebook_dim) ** 0.5
+    raise ConfigError(f"codebook_init must be gaussian or uniform, got {distribution!r}")

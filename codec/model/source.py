@@ -1,8 +1,8 @@
 """The sound source of the stream family's decoder: pulses at a given pitch, and noise, as the spectra of its frames.
 
-An inverse-STFT head states the phase of every bin anew for every frame. A steady voice looks the same in every frame, so
-a small network learns phases that do not move, which is a buzz at the frame rate. Here pulses carry the phase from frame
-to frame instead, and the network shapes their spectrum and that of a noise: it says what to sing, not each sine.
+An inverse-STFT head states the phase of every bin anew for every frame. A steady voice looks the same in every frame,
+so a small network learns phases that do not move, which is a buzz at the frame rate. Here pulses carry the phase from
+frame to frame instead, and the network shapes their spectrum and that of a noise: it says what to sing, not each sine.
 
 Source: the harmonic-plus-noise source of neural source-filter models (arXiv:1904.12088) and its use before an inverse
 STFT (HiFTNet, arXiv:2309.09493).

@@ -1,0 +1,51 @@
+"""The pitch tracker on sounds of known pitch."""
+
+import math
+
+import pytest
+import torch
+
+from codec.model.decoder import SpectralDecoderConfig
+from codec.training.pitch import pitch_loss, track_pitch
+
+RATE, HOP, FIRST = 24000, 320, 1120
+
+
+def voice(frequency: torch.Tensor) -> torch.Tensor:
+    """Harmonics falling off as 1 / k of a pitch given per sample: (1, T)."""
+    phase = 2 * math.pi * torch.cumsum(frequency.double() / RATE, dim=0)
+    return 0.1 * sum(torch.sin(k * phase) / k for k in range(1, 20)).float()[None]  # type: ignore[union-attr]
+
+
+def track(wav: torch.Tensor, num_frames: int = 100):
+    return track_pitch(wav, RATE, HOP, FIRST, num_frames, 55.0, 550.0)
+
+
+@pytest.mark.parametrize("frequency", [60.0, 100.0, 210.0, 333.0, 480.0])
+def test_a_steady_pitch_is_found_within_half_a_percent(frequency: float):
+    pitch = track(voice(torch.full((2 * RATE,), frequency)))
+    assert pitch.is_voiced.all()
+    assert (pitch.log_pitch - math.log(frequency)).abs().max() < 0.005
+
+
+def test_a_glide_is_found_at_the_middle_of_each_frame():
+    frequency = 100 * 2 ** (torch.arange(2 * RATE) / RATE)
+    pitch = track(voice(frequency))
+    expected = frequency[FIRST + HOP * torch.arange(100)].log()
+    assert (pitch.log_pitch - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1], ids=["silence", "noise"])
+def test_nothing_is_voiced_in(level: float):
+    noise = level * torch.randn(1, 2 * RATE, generator=torch.Generator().manual_seed(0))
+    assert track(noise).is_voiced.float().mean() < 0.02
+
+
+def test_loss_is_the_distance_in_log_hertz_over_voiced_frames():
+    config = SpectralDecoderConfig()
+    wav = voice(torch.full((2 * RATE,), 200.0))[:, None]
+    right = torch.full((1, 100), math.log(200.0))
+    assert pitch_loss(right, wav, config) < 0.005
+    octave = pitch_loss((right + math.log(2)).requires_grad_(), wav, config)
+    assert abs(float(octave) - math.log(2)) < 0.01
+    assert pitch_loss(right, 0 * wav, config) == 0
