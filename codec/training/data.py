@@ -22,6 +22,10 @@ from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
 
 
+FILES_IN_FLIGHT = 512
+"""Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
+
+
 @dataclass
 class DataConfig:
     """Which audio to train on and how to cut it."""
@@ -79,11 +83,15 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: 
     Raises:
         AudioError: the source is missing or has no sound files.
         CorpusError: the manifest is not one.
-        ConfigError: the cache was made at another sample rate.
+        ConfigError: the cache was made at another sample rate, or of other files.
     """
     if not (cache_folder / "index.json").exists():
         _build_cache(source, cache_folder, sample_rate, num_workers)
     cache = AudioCache(cache_folder)
+    if source.exists() and cache.paths != [name for _, name, _ in _sounds(source)]:
+        raise ConfigError(
+            f"{cache_folder}: was made of other sound files than {source} holds; delete it or choose another data.cache"
+        )
     if cache.sample_rate != sample_rate:
         raise ConfigError(
             f"{cache_folder}: holds audio at {cache.sample_rate} Hz, the model needs {sample_rate} Hz; "
@@ -94,16 +102,17 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: 
 
 def _build_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: int) -> None:
     sounds = _sounds(source)
-    paths = [path for path, _, _ in sounds]
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
         with ProcessPoolExecutor(num_workers) as pool:
-            decoded = pool.map(_decode, paths, [sample_rate] * len(paths), chunksize=16)
-            for (_, name, speaker), samples in zip(sounds, decoded, strict=True):
-                clips.append({"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)})
-                stream.write(samples.tobytes())
-                offset += len(samples)
+            for start in range(0, len(sounds), FILES_IN_FLIGHT):
+                some = sounds[start : start + FILES_IN_FLIGHT]
+                decoded = pool.map(_decode, [path for path, _, _ in some], [sample_rate] * len(some), chunksize=8)
+                for (_, name, speaker), samples in zip(some, decoded, strict=True):
+                    clips.append({"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)})
+                    stream.write(samples.tobytes())
+                    offset += len(samples)
     with open_output(cache_folder / "index.json", overwrite=True) as stream:
         stream.write(json.dumps({"sample_rate": sample_rate, "clips": clips}).encode())
 

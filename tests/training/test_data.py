@@ -1,5 +1,6 @@
 """The cache holds what the files hold, and a step's batch is a function of seed and step alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,14 @@ def test_a_cache_of_another_rate_is_refused(training_folder: Path, tmp_path: Pat
     open_cache(training_folder, tmp_path, 24000)
     with pytest.raises(ConfigError, match="24000 Hz, the model needs 16000 Hz"):
         open_cache(training_folder, tmp_path, 16000)
+
+
+def test_a_cache_of_other_files_is_refused(training_folder: Path, tmp_path: Path):
+    shutil.copytree(training_folder, tmp_path / "audio")
+    open_cache(tmp_path / "audio", tmp_path / "cache", 24000)
+    next((tmp_path / "audio" / "first").iterdir()).unlink()
+    with pytest.raises(ConfigError, match="other sound files"):
+        open_cache(tmp_path / "audio", tmp_path / "cache", 24000)
 
 
 def test_a_batch_depends_on_seed_and_step_only(cache: AudioCache):
