@@ -21,7 +21,6 @@ from codec.errors import AudioError, ConfigError
 from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
 
-
 FILES_IN_FLIGHT = 512
 """Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
 
