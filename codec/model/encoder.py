@@ -2,8 +2,8 @@
 
 Where the reference family filters the waveform with a tower of strided convolutions, this one starts from short-time
 spectra, as its decoder ends with them: all learned layers then run at the frame rate, which makes it many times
-cheaper at equal size. Two analyses complement each other: one long window resolves pitch, several short windows inside
-each hop resolve onsets.
+cheaper at equal size. Three analyses complement each other: one long window resolves partials, several short windows
+inside each hop resolve onsets, and a correlation shows the period of the voice.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State
 from codec.model.stft import log_magnitude_frames
 
@@ -25,6 +26,7 @@ class SpectralEncoderConfig:
     hop_length: int = 320  # samples per frame
     n_fft: int = 1280  # samples of the long window; the encoder looks n_fft - hop_length samples ahead
     short_n_fft: int = 320  # samples of the short windows, one every short_n_fft / 4 samples
+    num_lags: int = 147  # of the correlation, in steps of 3 samples
     width: int = 256
     expansion: int = 3  # inner width of a block / width
     num_blocks: int = 6
@@ -42,10 +44,15 @@ class SpectralEncoderConfig:
         smallest = self.hop_length + self.short_n_fft * 3 // 4
         if self.n_fft < smallest or self.n_fft % 2:
             raise ConfigError(f"encoder.n_fft must be even and at least {smallest}, got {self.n_fft}")
+        if not 1 <= self.num_lags <= self.n_fft // (2 * DECIMATION):
+            raise ConfigError(
+                f"encoder.num_lags must be between 1 and n_fft / {2 * DECIMATION} = {self.n_fft // (2 * DECIMATION)}, "
+                f"got {self.num_lags}"
+            )
 
 
 class SpectralEncoder(nn.Module):
-    """Log-magnitude spectra, a causal ConvNeXt stack at the frame rate, and a projection to the latent.
+    """Log-magnitude spectra and a correlation, a causal ConvNeXt stack at the frame rate, and a projection to the latent.
 
     Source: the ConvNeXt trunk is that of Vocos (arXiv:2306.00814), run backwards.
     """
@@ -60,7 +67,7 @@ class SpectralEncoder(nn.Module):
         """Samples beyond the end of frame n that its code depends on."""
         short_per_frame = config.hop_length // self.short_hop_length
         num_features = (config.n_fft // 2 + 1) + short_per_frame * (config.short_n_fft // 2 + 1)
-        self.input = Linear(num_features, config.width)
+        self.input = Linear(num_features + config.num_lags, config.width)
         self.input_norm = nn.LayerNorm(config.width)
         layer_scale = 1 / max(config.num_blocks, 1)
         self.blocks = nn.ModuleList(
@@ -89,7 +96,7 @@ class SpectralEncoder(nn.Module):
         return self.output(self.output_norm(x)).transpose(1, 2)
 
     def _features(self, wav: Tensor) -> Tensor:
-        """(B, N * hop + lookahead) -> (B, N, features): the long spectrum beside the short ones of the frame's hop."""
+        """(B, N * hop + lookahead) -> (B, N, features): long spectrum, short ones, correlation."""
         config = self.config
         with torch.autocast(wav.device.type, enabled=False):
             wav = wav.float()
@@ -100,5 +107,8 @@ class SpectralEncoder(nn.Module):
             stop = start + num_frames * config.hop_length - self.short_hop_length + config.short_n_fft
             short = log_magnitude_frames(wav[:, start:stop], config.short_n_fft, self.short_hop_length)
             short = short.unflatten(1, (num_frames, -1)).flatten(2)
+            stretch = config.n_fft - config.n_fft % DECIMATION
+            stretches = wav[:, config.n_fft - stretch :].unfold(-1, stretch, config.hop_length)
+            correlation = lag_correlation(stretches, config.num_lags)  # (B, N, num_lags)
             # Log-magnitudes of speech lie around -6 with a spread of about 2.
-            return (torch.cat([long, short], dim=-1) + 6) / 2
+            return torch.cat([(long + 6) / 2, (short + 6) / 2, correlation], dim=-1)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.decoder import SpectralDecoderConfig
 
-DECIMATION = 3
 CORRELATION_SECONDS = 0.03
 VOICING_THRESHOLD = 0.6
 OCTAVE_TOLERANCE = 0.85
@@ -45,25 +45,17 @@ def track_pitch(
 
     Source: the normalised cross-correlation of RAPT (Talkin, 1995), without its dynamic programming.
     """
-    wav = wav.reshape(len(wav), 1, -1).float()
+    wav = wav.reshape(len(wav), -1).float()
     rate = sample_rate / DECIMATION
     shortest, longest = int(rate / highest), int(rate / lowest) + 1  # lags in decimated samples
     width = round(CORRELATION_SECONDS * rate)
-    length = width + longest + 1
-    # All stretches end half a correlation window and half a lag after their frame's middle.
-    before = length * DECIMATION // 2 - first
-    needed = (num_frames - 1) * hop_length + length * DECIMATION
-    wav = F.pad(wav, (max(before, 0), max(needed - before - wav.shape[-1], 0)))[..., max(-before, 0) :]
-    frames = wav[:, 0].unfold(-1, length * DECIMATION, hop_length)[:, :num_frames]
-    frames = frames.unflatten(-1, (length, DECIMATION)).mean(-1)  # (B, N, length): low-passed enough for a pitch
-    frames = frames - frames.mean(-1, keepdim=True)
-    late = frames[..., -width:]
-    size = 1 << (length + width).bit_length()
-    product = torch.fft.rfft(frames, size) * torch.fft.rfft(late, size).conj()
-    correlation = torch.fft.irfft(product, size)[..., : longest + 2].flip(-1)  # lag 0 last -> lag 0 first
-    energy = F.pad(frames.square().cumsum(-1), (1, 0))
-    energy = (energy[..., width:] - energy[..., :-width])[..., : longest + 2].flip(-1)
-    normal = correlation / (energy * energy[..., :1]).sqrt().clamp(min=1e-9)  # (B, N, longest + 2)
+    length = (width + longest + 1) * DECIMATION
+    # A stretch and its copy one period earlier lie around the middle of the frame.
+    before = length // 2 - first
+    after = (num_frames - 1) * hop_length + length - before - wav.shape[-1]
+    wav = F.pad(wav, (max(before, 0), max(after, 0)))[:, max(-before, 0) :]
+    stretches = wav.unfold(-1, length, hop_length)[:, :num_frames]
+    normal = lag_correlation(stretches, longest + 2)  # (B, N, longest + 2)
     inner = normal[..., shortest : longest + 1]
     is_peak = (inner >= normal[..., shortest - 1 : longest]) & (inner >= normal[..., shortest + 1 : longest + 2])
     peaks = torch.where(is_peak, inner, -torch.ones_like(inner))
@@ -73,7 +65,7 @@ def track_pitch(
     left, middle, right = (normal.gather(-1, lag + offset) for offset in (-1, 0, 1))
     curvature = (left - 2 * middle + right).clamp(max=-1e-9)
     refined = lag + (0.5 * (left - right) / curvature).clamp(-0.5, 0.5)
-    loud = late.square().mean(-1) > 1e-6
+    loud = stretches[..., -width * DECIMATION :].square().mean(-1) > 1e-6
     is_voiced = (middle.squeeze(-1) > VOICING_THRESHOLD) & loud
     log_pitch = torch.log(rate / refined.squeeze(-1)).clamp(torch.tensor(lowest).log(), torch.tensor(highest).log())
     return Pitch(log_pitch, is_voiced)
