@@ -52,7 +52,7 @@ class SpectralEncoderConfig:
 
 
 class SpectralEncoder(nn.Module):
-    """Log-magnitude spectra and a correlation, a causal ConvNeXt stack at the frame rate, and a projection to the latent.
+    """Log-magnitude spectra and a correlation, then a causal ConvNeXt stack at the frame rate, then the latent.
 
     Source: the ConvNeXt trunk is that of Vocos (arXiv:2306.00814), run backwards.
     """
