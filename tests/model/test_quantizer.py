@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import codec
 from codec import errors
-from codec.model.quantizer import SimVQ, nearest_code
+from codec.model.quantizer import VQ, SimVQ, VQConfig, rotate
+from codec.model.search import half_squared_norms, nearest_code
 
 K, D = 64, 6
 
@@ -36,10 +38,57 @@ def test_codes_equal_brute_force_in_float64(quantizer: SimVQ):
     assert torch.equal(nearest_code(vectors, effective), distance.argmin(dim=1))
 
 
+def test_search_equals_brute_force_in_float64_across_tiles():
+    """3,000 codes in three tiles, far from the origin, where ||x||^2 would swallow the differences in float32."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(3000, 32, generator=generator) + 10
+    vectors = codebook[torch.randperm(3000, generator=generator)[:400]] + 0.7 * torch.randn(
+        400, 32, generator=generator
+    )
+    distance = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    found = distance.gather(1, nearest_code(vectors, codebook)[:, None]).squeeze(1)
+    assert (found / distance.amin(1) - 1).max() < 1e-6  # float32 keeps 7 digits
+
+
+def test_of_equal_codes_the_lowest_is_taken():
+    codebook = torch.randn(5, D, generator=torch.Generator().manual_seed(0)).repeat(700, 1)  # several tiles
+    assert torch.equal(nearest_code(codebook[:5] + 1e-3, codebook), torch.arange(5))
+
+
+def test_projecting_tile_by_tile_equals_projecting_the_table():
+    torch.manual_seed(0)
+    quantizer = SimVQ(2500, D)
+    vectors, effective = latents(300, D), quantizer.effective_codebook().detach()
+    expected = nearest_code(vectors, effective, half_norms=half_squared_norms(effective))
+    assert torch.equal(nearest_code(vectors, quantizer.codebook, quantizer._project), expected)
+    assert torch.equal(quantizer.eval()(vectors).codes, expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_codes_do_not_depend_on_batch_or_order(count: int):
+    torch.manual_seed(0)
+    quantizer = SimVQ(2500, 64).eval()
+    latent = latents(257, 64)
+    whole = quantizer(latent).codes
+    chunks = torch.cat([quantizer(chunk).codes for chunk in latent.split(count)])
+    order = torch.randperm(257, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(chunks, whole)
+    assert torch.equal(quantizer(latent[order]).codes, whole[order])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_codes_on_a_gpu_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    quantizer, latent = SimVQ(20_000, 64).eval(), latents(500, 64)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)  # must make no difference
+    on_cpu, on_gpu = quantizer(latent).codes, quantizer.cuda()(latent.cuda()).codes.cpu()
+    assert (on_cpu != on_gpu).float().mean() < 0.01  # ties in float32
+
+
 def test_tiling_does_not_change_codes(quantizer: SimVQ, monkeypatch: pytest.MonkeyPatch):
     vectors, effective = latents(101, D), quantizer.effective_codebook().detach()
     whole = nearest_code(vectors, effective)
-    monkeypatch.setattr("codec.model.quantizer.SEARCH_TILE", 7 * K)
+    monkeypatch.setattr("codec.model.search.SEARCH_TILE", 7 * K)
     assert torch.equal(nearest_code(vectors, effective), whole)
 
 
@@ -54,6 +103,34 @@ def test_codebook_stays_bit_equal_and_every_code_moves_at_every_step(quantizer: 
         optimizer.step()
         assert (quantizer.effective_codebook() != before).any(dim=1).all()
     assert torch.equal(quantizer.codebook, frozen)
+
+
+def test_vanilla_vq_moves_only_selected_codes():
+    """What SimVQ is there to avoid."""
+    torch.manual_seed(0)
+    vanilla = VQ(K, D)
+    before = vanilla.codebook.detach().clone()
+    output = vanilla(latents(1, D, 3))
+    output.loss.backward()
+    torch.optim.SGD(vanilla.parameters(), lr=0.1).step()
+    moved = (vanilla.codebook != before).any(dim=1).nonzero().squeeze(1)
+    assert set(moved.tolist()) <= set(output.codes.flatten().tolist())
+
+
+def test_gradient_step_is_the_papers_update_rule():
+    """W <- (I - eta E[C^T d^T d C]) W + eta E[C^T d^T z] with rows as vectors; our loss is a mean over D elements."""
+    torch.manual_seed(0)
+    quantizer, eta = SimVQ(K, D, bias=False), 0.3
+    latent = latents(1, D, 200)
+    output = quantizer(latent)
+    output.loss.backward()
+    c, z = quantizer.codebook, latent[0].T
+    one_hot = torch.nn.functional.one_hot(output.codes[0], K).float()  # d, (N, K)
+    w = quantizer.projection.weight.detach().T.clone()
+    gram = c.T @ one_hot.T @ one_hot @ c / len(z)
+    expected = (torch.eye(D) - eta * gram) @ w + eta * c.T @ one_hot.T @ z / len(z)
+    torch.optim.SGD(quantizer.parameters(), lr=eta * D / 2).step()
+    torch.testing.assert_close(quantizer.projection.weight.detach().T, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_gradient_of_the_projection_equals_the_papers_update():
@@ -76,6 +153,80 @@ def test_latent_gets_the_straight_through_gradient_and_the_commitment(quantizer:
     ((output.quantized * upstream).sum() + output.loss).backward()
     commitment = quantizer.beta * 2 / latent.numel() * (latent - output.quantized).detach()
     torch.testing.assert_close(latent.grad, upstream + commitment, atol=1e-6, rtol=1e-4)
+
+
+def test_rotation_trick_turns_the_gradient_with_the_latent():
+    """The value stays; at |q| = |z| the gradient keeps its length and its angle to the vector it is the gradient at."""
+    vectors = latents(40, D).requires_grad_()
+    selected = torch.nn.functional.normalize(vectors.detach() + latents(80, D)[40:], dim=1)
+    upstream = latents(120, D)[80:]
+    output = rotate(vectors, selected)
+    (output * upstream).sum().backward()
+    torch.testing.assert_close(output, selected)
+    scale = selected.norm(dim=1) / vectors.detach().norm(dim=1)
+    torch.testing.assert_close(vectors.grad.norm(dim=1), scale * upstream.norm(dim=1))
+    cosines = [torch.cosine_similarity(g, v, dim=1) for g, v in ((vectors.grad, vectors), (upstream, selected))]
+    torch.testing.assert_close(cosines[0].detach(), cosines[1], atol=1e-5, rtol=1e-4)
+
+
+def test_rotation_trick_survives_vectors_without_direction_and_opposite_ones():
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1e-20, 0.0]]).requires_grad_()
+    selected = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.0, 0.0]])
+    output = rotate(vectors, selected)
+    output.sum().backward()
+    assert torch.equal(output, selected)
+    assert torch.isfinite(vectors.grad).all()
+
+
+def test_rotation_trick_changes_the_latents_gradient_only():
+    outputs = []
+    for rotation_trick in (False, True):
+        torch.manual_seed(0)
+        outputs.append(SimVQ(K, D, rotation_trick=rotation_trick)(latents(1, D, 20)))
+    assert torch.equal(outputs[0].codes, outputs[1].codes)
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    torch.testing.assert_close(outputs[0].quantized, outputs[1].quantized)
+
+
+def test_uniform_codebook_is_uniform_and_has_the_gaussians_variance():
+    torch.manual_seed(0)
+    uniform = SimVQ(20_000, D, codebook_init="uniform").codebook
+    assert uniform.abs().max() <= (3 / D) ** 0.5
+    for rows in (uniform, SimVQ(20_000, D).codebook):
+        torch.testing.assert_close(rows.var(), torch.tensor(1 / D), rtol=0.02, atol=0)
+
+
+def test_trained_codebook_is_a_parameter_under_the_same_name():
+    trained, frozen = SimVQ(K, D, is_codebook_trained=True), SimVQ(K, D)
+    assert set(trained.state_dict()) == set(frozen.state_dict()) == {"codebook", "projection.weight", "projection.bias"}
+    output = trained(latents(1, D, 3))
+    output.loss.backward()
+    moved = trained.codebook.grad.any(dim=1).nonzero().squeeze(1)
+    assert set(moved.tolist()) == set(output.codes.flatten().tolist())
+
+
+def test_weights_scale_the_two_losses():
+    def loss(**weights: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        return SimVQ(K, D, **weights)(latents(1, D, 20)).loss
+
+    assert loss(beta=0.0, codebook_weight=0.0) == 0
+    torch.testing.assert_close(loss(beta=0.5, codebook_weight=2.0), 2.5 * loss(beta=0.0, codebook_weight=1.0))
+
+
+def test_training_keeps_no_table_of_codes():
+    """The graph and what is saved for backward hold N x D and D x D tensors: nothing as long as the codebook."""
+    saved = []
+    quantizer = SimVQ(5000, D)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        quantizer(latents(1, D, 10).requires_grad_())
+    assert saved
+    assert max(saved) < 5000
+
+
+def test_quantizer_is_public():
+    quantizer = codec.SimVQ(codebook_size=16, codebook_dim=4)
+    assert quantizer(torch.randn(1, 4, 5)).codes.shape == (1, 5)
 
 
 def test_lookup_in_eval_mode_is_the_quantized_latent_bit_for_bit(quantizer: SimVQ):
@@ -116,6 +267,55 @@ def test_relative_loss_does_not_depend_on_the_latents_scale():
     torch.testing.assert_close(quantizer(latent * 100).loss, small, rtol=1e-3, atol=1e-6)
 
 
+def test_kept_codebook_follows_changes_in_place(quantizer: SimVQ):
+    quantizer.eval()
+    before = quantizer.effective_codebook()
+    with torch.no_grad():
+        quantizer.projection.bias += 1
+    torch.testing.assert_close(quantizer.effective_codebook(), before + 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [(float("nan"), "dimension 2 of vector 1 is nan"), (-3e19, "dimension 2 of vector 1 is -3e[+]19")],
+)
+def test_value_that_cannot_be_quantized_is_named(quantizer: SimVQ, value: float, named: str):
+    latent = latents(1, D, 4)
+    latent[0, 2, 1] = value
+    with pytest.raises(errors.ModelError, match=named):
+        quantizer.eval()(latent)
+
+
+def test_half_precision_latents_are_computed_in_float32_and_their_overflow_is_refused(quantizer: SimVQ):
+    quantizer.eval()
+    latent = (100 * latents(1, D, 50)).half()  # squared beyond the range of half precision
+    assert torch.equal(quantizer(latent).codes, quantizer(latent.float()).codes)
+    with pytest.raises(errors.ModelError, match=r"is -?inf"):
+        quantizer(latent * 1000)
+
+
+def test_half_precision_weights_are_used_in_float32():
+    torch.manual_seed(0)
+    halved = SimVQ(K, D).half()
+    restored = SimVQ(K, D)
+    restored.load_state_dict(halved.state_dict())
+    latent = latents(1, D, 50)
+    assert torch.equal(halved.eval()(latent).quantized, restored.eval()(latent).quantized)
+
+
+def test_broken_weights_are_refused(quantizer: SimVQ):
+    with torch.no_grad():
+        quantizer.projection.weight[0, 0] = float("inf")
+    with pytest.raises(errors.ModelError, match="codes with NaN or infinite"):
+        quantizer.eval()(latents(1, D, 4))
+
+
+@pytest.mark.parametrize("settings", [{"codebook_size": 1}, {"codebook_init": "zeros"}, {"beta": -1.0}])
+def test_impossible_settings_are_refused(settings: dict):
+    with pytest.raises(errors.ConfigError, match=next(iter(settings))):
+        VQConfig(**settings)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_latents_are_refused(quantizer: SimVQ, bad: float):
     latent = latents(1, D, 4)
@@ -136,6 +336,13 @@ def test_wrong_shapes_are_refused_by_name(quantizer: SimVQ, shape: tuple[int, ..
 def test_codes_out_of_range_are_refused_by_value(quantizer: SimVQ, code: int):
     with pytest.raises(errors.ModelError, match=rf"0\.\.63, got {code}"):
         quantizer.lookup(torch.tensor([[0, code]]))
+
+
+def test_latents_and_codes_of_wrong_type_are_refused(quantizer: SimVQ):
+    with pytest.raises(errors.ModelError, match=r"floating point latents, got torch\.int64"):
+        quantizer(torch.zeros(1, D, 4, dtype=torch.int64))
+    with pytest.raises(errors.ModelError, match=r"integers, got torch\.float32"):
+        quantizer.lookup(torch.zeros(1, 4))
 
 
 def test_search_runs_in_float32_under_autocast(quantizer: SimVQ):
