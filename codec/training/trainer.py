@@ -75,7 +75,7 @@ class TrainingConfig:
     mel_weight: float = 15.0
     convergence_weight: float = 7.5  # of the STFT spectral convergence
     commitment_weight: float = 10.0
-    pitch_weight: float = 20.0  # of the pitch that the stream family's decoder states
+    pitch_weight: float = 60.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 2.0
 

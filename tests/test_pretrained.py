@@ -1,0 +1,60 @@
+"""The model in the box: it is there, small enough, found by its codes, and speech comes through it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import codec
+from codec.model import catalogue
+
+
+@pytest.fixture(scope="module")
+def model() -> codec.Codec:
+    return codec.load()
+
+
+def test_the_box_is_small_enough_for_the_wheel():
+    weights = catalogue.boxed_models()["stream"] / catalogue.WEIGHTS_NAME
+    assert weights.stat().st_size <= 24 * 2**20
+
+
+def test_its_rates_are_those_it_is_sold_with(model: codec.Codec):
+    assert (model.sample_rate, model.frame_rate, model.codebook_size, model.bitrate) == (24000, 75, 4096, 0.9)
+    assert model.is_streamable
+
+
+def test_its_card_names_its_fingerprint(model: codec.Codec):
+    card = (catalogue.boxed_models()["stream"] / catalogue.CARD_NAME).read_text()
+    assert model.fingerprint in card
+
+
+def test_speech_comes_through_intelligibly_and_exactly_as_long(speech: Path, tmp_path: Path):
+    stoi = pytest.importorskip("pystoi", reason="needs pystoi").stoi
+    codec.encode_file(speech, tmp_path / "speech.codes")
+    codec.decode_file(tmp_path / "speech.codes", tmp_path / "again.wav")
+    reference, rate = soundfile.read(speech)
+    estimate, again_rate = soundfile.read(tmp_path / "again.wav")
+    assert (rate, len(reference)) == (again_rate, len(estimate))
+    assert stoi(reference, estimate, rate) > 0.7  # 0.7 is where most words are understood
+
+
+def test_ten_seconds_take_less_than_the_promised_rate(speech: Path, tmp_path: Path):
+    wav, rate = soundfile.read(speech)
+    soundfile.write(tmp_path / "ten.wav", np.resize(wav, 10 * rate), rate)
+    codec.encode_file(tmp_path / "ten.wav", tmp_path / "ten.codes")
+    assert (tmp_path / "ten.codes").stat().st_size * 8 / 10_000 <= 0.955
+
+
+def test_whole_file_and_small_pieces_give_the_same_codes(model: codec.Codec, speech: Path):
+    wav = torch.from_numpy(soundfile.read(speech, dtype="float32")[0])
+    encoder = codec.StreamEncoder(model)
+    pieces = torch.cat([encoder.push(piece) for piece in wav.split(1234)] + [encoder.flush()])
+    assert torch.equal(pieces, model.encode(wav[None, None])[0])
+
+
+def test_silence_stays_quiet(model: codec.Codec):
+    silence = torch.zeros(1, 1, 48000)
+    assert model.decode(model.encode(silence)).square().mean().sqrt() < 10 ** (-50 / 20)
