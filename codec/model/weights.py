@@ -10,7 +10,8 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from codec.errors import ConfigError, ModelError
 from codec.model import catalogue
@@ -36,7 +37,8 @@ def load(model: str | Path = "stream", device: str = "cpu") -> Codec:
     except (ConfigError, ValueError) as error:
         raise ModelError(f"{config_path}: {error}") from error
     tensors = read_tensors(weights_path)
-    codec = Codec(config)
+    with _Undrawn():
+        codec = Codec(config)
     _check_fit(codec.state_dict(), tensors, weights_path)
     codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     # Of the file as it is: a setting added later, with its default, must not rename the models of today.
@@ -98,6 +100,24 @@ def choose_device(device: str) -> torch.device:
         usable = ", ".join(name for name, is_available in available.items() if is_available)
         raise ConfigError(f"device {device!r} is not available here; choose auto or one of: {usable}")
     return torch.device(device)
+
+
+_DRAWING = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules made within keep whatever lies in memory where they would draw random numbers, which takes time.
+
+    For modules whose state is loaded right afterwards. What is computed, like windows and filter banks, is as always.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.rand, torch.randn):
+            return torch.empty(*args, **kwargs)
+        if func in _DRAWING:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _check_fit(expected: dict[str, Any], found: dict[str, Tensor], path: Path) -> None:
