@@ -35,20 +35,27 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="folder of held-out speech")
     parser.add_argument("--test-name", default="../shared/data/test", help="how the card calls it")
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[], help="runs this one was started from, in order")
     arguments = parser.parse_args()
 
     BOX.mkdir(parents=True, exist_ok=True)
     for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME, "discriminators.safetensors"):
         shutil.copyfile(arguments.run / arguments.name / name, BOX / name)
-    records = [json.loads(line) for line in (arguments.run / "log.jsonl").read_text().splitlines()]
-    config = json.loads((arguments.run / "config.json").read_text())
-    draw_curves(records, HERE / "curves.png")
+    shutil.copyfile(arguments.run / "config.json", HERE / "run.json")
+    config = json.loads((HERE / "run.json").read_text())
+    stages = [read_log(run) for run in [*arguments.earlier, arguments.run]]
+    draw_curves(stages, HERE / "curves.png")
     summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation").summary
     shutil.rmtree(HERE / "evaluation" / "estimates")
     shutil.rmtree(HERE / "evaluation" / "codes")
     utilisation = use_of_codes(Path(config["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
-    (BOX / catalogue.CARD_NAME).write_text(card(config, records, summary, utilisation, arguments))
+    (BOX / catalogue.CARD_NAME).write_text(card(config, stages, summary, utilisation, arguments))
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """The records of a run."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def use_of_codes(cache_folder: Path) -> dict[str, float]:
@@ -65,8 +72,8 @@ def use_of_codes(cache_folder: Path) -> dict[str, float]:
     return {"utilisation": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
 
 
-def draw_curves(records: list[dict[str, float]], path: Path) -> None:
-    """Training and validation curves of the run, one panel each."""
+def draw_curves(stages: list[list[dict[str, float]]], path: Path) -> None:
+    """Training and validation curves, one panel each, the stages of training one behind the other."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -74,8 +81,12 @@ def draw_curves(records: list[dict[str, float]], path: Path) -> None:
 
     figure, panels = plt.subplots(len(CURVES), 1, figsize=(8, 2 * len(CURVES)), sharex=True)
     for panel, name in zip(panels, CURVES, strict=True):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        panel.plot(*zip(*points, strict=True), linewidth=0.8)
+        start = 0.0
+        for records in stages:
+            points = [(start + record["step"], record[name]) for record in records if name in record]
+            if points:
+                panel.plot(*zip(*points, strict=True), linewidth=0.8)
+            start += max(record["step"] for record in records)
         panel.set_ylabel(name, fontsize=8)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
@@ -96,11 +107,16 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
     imsave(path, grid.permute(1, 2, 0).numpy())
 
 
-def card(config: dict, records: list[dict], summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
+def card(
+    config: dict, stages: list[list[dict]], summary: dict, utilisation: dict, arguments: argparse.Namespace
+) -> str:
     """The model card, Markdown."""
     model = codec.load("stream")
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    steps = max(record["step"] for record in records)
+    steps_of_stages = [int(max(record["step"] for record in records)) for records in stages]
+    steps = sum(steps_of_stages)
+    with_adversary = [[r["step"] for r in records if "loss/adversarial" in r] for records in stages]
+    adversarial_steps = sum(int(max(found) - min(found)) for found in with_adversary if found)
     audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
     rows = []
     for column in summary["metrics"].values():
@@ -139,15 +155,17 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
 ## Training
 
 - Command: `codec train recipe=stream-cpu data.train=../shared/data/train data.validation=../shared/data/dev
-  training.run=RUN`, with the settings of [config.json of the run](../../../recipes/stream/run.json).
+  training.run=RUN`, with the settings of [run.json](../../../recipes/stream/run.json). Stages of
+  {", ".join(map(str, steps_of_stages))} steps, each started from the weights of the one before
+  ([what changed between them](../../../recipes/stream/README.md#the-released-run)).
 - Data: 6.5 h of read speech, 24 kHz, 5324 clips, more than 223 speakers, English, French, German, Chinese and others:
   LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
   domain), Nabu Casa and Thorsten-Voice (CC0-1.0).
 - {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
-  {audio_hours:.1f} h of audio seen. Discriminators (period, scale, complex STFT) from step
-  {config["training"]["adversarial_start"]} on; they are kept beside the weights in the repository, for fine-tuning,
-  and are not in the wheel.
+  {audio_hours:.1f} h of audio seen. Log-mel, spectral convergence, pitch and commitment losses; discriminators
+  (period, scale, complex STFT) took part in about {adversarial_steps} steps. They are kept beside the weights in the
+  repository, for fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 
