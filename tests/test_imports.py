@@ -17,7 +17,7 @@ PACKAGE = ROOT / "codec"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "numpy", "soundfile", "soxr", "safetensors", "hydra", "scipy", "matplotlib")
 OPTIONAL = ("torchaudio", "transformers", "hydra", "omegaconf", "pesq", "pystoi", "librosa", "scipy", "matplotlib",
-            "tensorboard", "yaml", "huggingface_hub", "torchcrepe")  # fmt: skip
+            "tensorboard", "yaml", "huggingface_hub", "torchcrepe", "onnxruntime", "vector_quantize_pytorch")  # fmt: skip
 
 
 def imported_by(file: Path) -> set[str]:
@@ -93,6 +93,8 @@ def test_left_never_imports_right(rule):
         ("librosa", ["evaluation"]),
         ("transformers", ["evaluation", "hub.py"]),
         ("torchcrepe", ["evaluation"]),
+        ("onnxruntime", ["evaluation"]),
+        ("vector_quantize_pytorch", ["model/rivals.py"]),
         ("click", ["cli.py"]),
         ("pickle", ["model/importer.py"]),
     ],

@@ -11,6 +11,18 @@ from codec.errors import AudioError, ConfigError, ModelError
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
 from codec.model.quantizer import VQ, SimVQ, SimVQConfig, VQConfig
+from codec.model.rivals import (
+    EMAVQ,
+    FSQ,
+    LFQ,
+    EMAVQConfig,
+    FactorisedVQ,
+    FactorisedVQConfig,
+    FeatureVQ,
+    FeatureVQConfig,
+    FSQConfig,
+    LFQConfig,
+)
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
 
@@ -18,7 +30,15 @@ ENCODERS: dict[str, tuple[type, type]] = {
     "spectral": (SpectralEncoderConfig, SpectralEncoder),
     "seanet": (SEANetEncoderConfig, SEANetEncoder),
 }
-QUANTIZERS: dict[str, tuple[type, type]] = {"simvq": (SimVQConfig, SimVQ), "vq": (VQConfig, VQ)}
+QUANTIZERS: dict[str, tuple[type, type]] = {
+    "simvq": (SimVQConfig, SimVQ),
+    "vq": (VQConfig, VQ),
+    "ema": (EMAVQConfig, EMAVQ),
+    "fc": (FactorisedVQConfig, FactorisedVQ),
+    "fsq": (FSQConfig, FSQ),
+    "lfq": (LFQConfig, LFQ),
+    "lc": (FeatureVQConfig, FeatureVQ),
+}
 DECODERS: dict[str, tuple[type, type]] = {
     "spectral": (SpectralDecoderConfig, SpectralDecoder),
     "vocos": (VocosDecoderConfig, VocosDecoder),
