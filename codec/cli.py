@@ -346,7 +346,14 @@ def export(model: str, path: str, overwrite: bool) -> None:
 @click.argument("folders", metavar="[REFERENCE ESTIMATE]", nargs=-1)
 @option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
 @click.option("--data", metavar="DIR|MANIFEST", help="What to encode with --model.")
-@click.option("--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or groups of them.")
+@click.option(
+    "--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or core, paper (as SimVQ), full."
+)
+@click.option("--utmos-weights", metavar="FILE", help="Checkpoint of UTMOS22 strong, in any of its layouts.")
+@click.option("--dnsmos-weights", metavar="DIR", help="Folder with sig_bak_ovr.onnx and model_v8.onnx.")
+@click.option("--asr-model", metavar="DIR|ID", help="Speech recogniser of transformers, for wer and dwer.")
+@click.option("--speaker-model", metavar="DIR|ID", help="x-vector model of transformers, for speaker.")
+@click.option("--download", is_flag=True, help="Fetch weights of metrics that are not here.")
 @click.option("--output", "-o", metavar="DIR", help="Table, summary and report go here; a run begun there goes on.")
 @click.option("--jobs", type=int, help="Processes.  [default: one per core]")
 @click.option("--limit", type=int, metavar="N", help="Only N utterances, spread over the data.")
@@ -365,6 +372,11 @@ def evaluate(
     model: str | None,
     data: str | None,
     metrics: str,
+    utmos_weights: str | None,
+    dnsmos_weights: str | None,
+    asr_model: str | None,
+    speaker_model: str | None,
+    download: bool,
     output: str | None,
     jobs: int | None,
     limit: int | None,
@@ -386,7 +398,14 @@ def evaluate(
 
     if (len(folders) != 2) if model is None else (folders or data is None):
         raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data")
-    settings = Settings(device=device)
+    settings = Settings(
+        device=device,
+        utmos_weights=Path(utmos_weights) if utmos_weights else None,
+        dnsmos_weights=Path(dnsmos_weights) if dnsmos_weights else None,
+        asr_model=asr_model,
+        speaker_model=speaker_model,
+        allow_download=download,
+    )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     options = Options(names, settings, jobs, hop_length, limit)
     lines: dict[str, _ProgressLine] = {}

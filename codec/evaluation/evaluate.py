@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -38,7 +38,10 @@ Progress = Callable[[str, float, float], None]
 """Called with what is being done, the seconds of sound done and the seconds in all."""
 
 JOURNAL_NAME = "journal.jsonl"
-PACKAGES = ("numpy", "torch", "pesq", "pystoi", "scipy", "librosa", "torchaudio", "torchcrepe", "transformers")
+PACKAGES = (
+    *("numpy", "torch", "pesq", "pystoi", "scipy", "librosa"),
+    *("torchaudio", "torchcrepe", "transformers", "onnxruntime"),
+)
 
 
 MODEL_COLUMNS = (
@@ -70,6 +73,36 @@ class Options:
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which metrics are computed, and why the others are not."""
+
+    names: list[str]
+    missing: list[dict[str, str]]  # metric, reason, and the command that would compute it
+
+
+def make_plan(names: Sequence[str], settings: Settings) -> Plan:
+    """Find out which of the metrics can be computed here; weights are fetched where that is allowed, and tried."""
+    plan = Plan([], [])
+    for name, metric in METRICS.items():
+        command = (metric.obstacle(settings) or ("", f"--metrics {name}"))[1]
+        if name not in names:
+            plan.missing.append({"metric": name, "reason": "not asked for", "command": command})
+            continue
+        try:
+            metric.provide(settings)
+            obstacle = metric.obstacle(settings)
+            if obstacle is None and metric.is_model:
+                metric(settings)
+        except CodecError as error:
+            obstacle = " ".join(str(error).split()), command
+        if obstacle is None:
+            plan.names.append(name)
+        else:
+            plan.missing.append({"metric": name, "reason": obstacle[0], "command": obstacle[1]})
+    return plan
 
 
 @dataclass
@@ -114,12 +147,13 @@ def evaluate_folders(
     options = options or Options()
     names = choose(options.metrics)
     items, problems = pair_folders(Path(reference), Path(estimate))
+    plan = make_plan(names, options.settings)
     chosen = set(choose_some([item.id for item in items], options.limit))
     subset = len(chosen) < len(items)
     problems = [] if subset else problems
     with Journal(_journal_path(output)) as journal:
         rows, more = _score(
-            [item for item in items if item.id in chosen], names, options, options.hop_length, journal, progress
+            [item for item in items if item.id in chosen], plan, options, options.hop_length, journal, progress
         )
     about = {
         "reference": os.fspath(reference),
@@ -127,7 +161,7 @@ def evaluate_folders(
         "command": shlex.join(["codec", "evaluate", os.fspath(reference), os.fspath(estimate)]),
         "is_subset": subset,
     }
-    evaluation = _conclude(rows, problems + more, names, options, about)
+    evaluation = _conclude(rows, problems + more, plan, options, about)
     evaluation.items = {item.id: item for item in items if item.id in chosen}
     return _deliver(evaluation, output)
 
@@ -158,7 +192,7 @@ def evaluate_model(
     options = options or Options()
     device = str(choose_device(options.settings.device))
     options = replace(options, settings=replace(options.settings, device=device))
-    names = choose(options.metrics)
+    plan = make_plan(choose(options.metrics), options.settings)
     found = describe(os.fspath(model))
     references, problems = find_references(Path(data))
     chosen = choose_some(list(references), options.limit)
@@ -186,7 +220,7 @@ def evaluate_model(
             Item(task.id, task.reference, task.estimate, find_text(task.reference)) for task in tasks if task.id in made
         ]
         tolerance = options.hop_length if options.hop_length is not None else found.hop_length
-        rows, more = _score(items, names, options, tolerance, journal, progress)
+        rows, more = _score(items, plan, options, tolerance, journal, progress)
         problems += more
         about = {
             "model": found.name,
@@ -197,7 +231,7 @@ def evaluate_model(
             "codes": _code_statistics(tasks, made, found.codebook_size, found.frame_rate),
             "speed": _speed(made, options),
         }
-        evaluation = _conclude(rows, problems, names, options, about, made)
+        evaluation = _conclude(rows, problems, plan, options, about, made)
         evaluation.items = {item.id: item for item in items}
         return _deliver(evaluation, output)
 
@@ -230,18 +264,17 @@ def _reconstruct(
 
 def _score(
     items: list[Item],
-    names: list[str],
+    plan: Plan,
     options: Options,
     tolerance: float | None,
     journal: Journal,
     progress: Progress | None,
 ) -> tuple[list[Row], list[Problem]]:
-    computable = [name for name in names if METRICS[name].obstacle(options.settings) is None]
-    identities = {METRICS[name].identity(options.settings): name for name in computable}
+    identities = {METRICS[name].identity(options.settings): name for name in plan.names}
     tasks = [scoring.Task(item, tolerance, journal.get("scores", item.id)) for item in items]
     advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
     rows, problems = [], []
-    arguments = (computable, options.settings)
+    arguments = (plan.names, options.settings)
     for number, row in work(scoring.score, tasks, _jobs(options, len(tasks)), scoring.prepare, arguments):
         id = items[number].id
         if isinstance(row, Died):
@@ -265,7 +298,7 @@ def _score(
 def _conclude(
     rows: list[Row],
     problems: list[Problem],
-    names: list[str],
+    plan: Plan,
     options: Options,
     about: dict[str, Any],
     made: dict[str, Reconstruction] | None = None,
@@ -274,17 +307,18 @@ def _conclude(
     evaluation = Evaluation(rows, problems, {}, made or {})
     seconds = {row.id: row.seconds for row in rows}
     metrics: dict[str, dict[str, Any]] = {}
-    computed = [name for name in names if METRICS[name].obstacle(options.settings) is None]
-    columns = [(name, column) for name in computed for column in METRICS[name].columns]
+    columns = [(name, column) for name in plan.names for column in METRICS[name].columns]
     for name, column in columns + [("", column) for column in MODEL_COLUMNS if made]:
         values = evaluation.values(column.name)
+        weights = list(evaluation.values(column.weight).values()) if column.weight else None
         metrics[column.name] = {
             "label": column.label,
             "unit": column.unit,
             "better": column.better,
             "digits": column.digits,
+            "is_shown": column.is_shown,
             "num_undefined": sum(bool(name) and problem.metric == name for problem in problems),
-            **summarise(list(values.values()), [seconds[id] for id in values]),
+            **summarise(list(values.values()), [seconds[id] for id in values], weights),
         }
     scored = {row.id for row in rows if row.scores}
     excluded = {problem.id for problem in problems if not problem.metric} - scored
@@ -296,12 +330,12 @@ def _conclude(
         "num_excluded": len(excluded),
         "seconds": sum(seconds.values()),
         "metrics": metrics,
-        "not_computed": _not_computed(names, options.settings, "codes" in about),
+        "not_computed": _not_computed(plan, "codes" in about),
         "problems": [
             {"id": problem.id, "metric": problem.metric or "all", "reason": problem.reason} for problem in problems
         ],
         "lengths": _lengths(rows),
-        "conditions": _conditions(rows, options),
+        "conditions": _conditions(rows, plan, options),
     }
     return evaluation
 
@@ -365,14 +399,8 @@ def _speed(made: dict[str, Reconstruction], options: Options) -> dict[str, Any]:
     }
 
 
-def _not_computed(names: list[str], settings: Settings, has_codes: bool) -> list[dict[str, str]]:
-    missing = []
-    for name, metric in METRICS.items():
-        obstacle = metric.obstacle(settings)
-        if obstacle is not None:
-            missing.append({"metric": name, "reason": obstacle[0], "command": obstacle[1]})
-        elif name not in names:
-            missing.append({"metric": name, "reason": "not asked for", "command": f"--metrics {name}"})
+def _not_computed(plan: Plan, has_codes: bool) -> list[dict[str, str]]:
+    missing = list(plan.missing)
     if not has_codes:
         for name in ("utilisation", "perplexity", "entropy", "bitrate", "reencoding", "real-time factors"):
             command = "codec evaluate --model MODEL --data REFERENCE"
@@ -386,7 +414,7 @@ def _lengths(rows: list[Row]) -> dict[str, Any]:
     return {"num_different": len(cut), "largest_difference": largest.surplus if largest else 0}
 
 
-def _conditions(rows: list[Row], options: Options) -> dict[str, Any]:
+def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]:
     versions = {"codec": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -399,6 +427,7 @@ def _conditions(rows: list[Row], options: Options) -> dict[str, Any]:
         "intervals": f"95 %, bootstrap over files, {NUM_RESAMPLES} resamples, seed {SEED}",
         "length_tolerance": options.hop_length if options.hop_length is not None else f"{FOLDER_TOLERANCE} s or a hop",
         "device": options.settings.device,
+        "weights": {name: found for name in plan.names if (found := METRICS[name].weights(options.settings))},
         "versions": versions,
     }
 

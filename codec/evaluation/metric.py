@@ -8,7 +8,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Column:
     better: str  # "higher" or "lower"; "" where neither is
     unit: str = ""
     digits: int = 3  # behind the point, in tables
+    weight: str = ""  # the column by which values are weighted where they are averaged; "" weighs files alike
+    is_shown: bool = True  # in tables and reports; weights are not
 
 
 @dataclass
@@ -82,9 +84,9 @@ class Settings:
 
     device: str = "cpu"
     utmos_weights: Path | None = None
-    dnsmos_weights: Path | None = None
-    asr_model: str | None = None
-    speaker_model: str | None = None
+    dnsmos_weights: Path | None = None  # a folder
+    asr_model: str | None = None  # a folder or a Hub id
+    speaker_model: str | None = None  # a folder or a Hub id
     allow_download: bool = False
 
 
@@ -97,6 +99,8 @@ class Metric(ABC):
     """Modules without which it cannot be computed."""
     version: ClassVar[int] = 1
     """Raised whenever a value may change, so that stored scores are computed again."""
+    is_model: ClassVar[bool] = False
+    """Whether making it loads weights, and so may fail with a ModelError."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -116,6 +120,20 @@ class Metric(ABC):
         if missing:
             return f"{', '.join(missing)} not installed", "pip install 'codec[eval]'"
         return None
+
+    @classmethod
+    def provide(cls, settings: Settings) -> None:
+        """Fetch what is missing, where that is allowed. Called once, before `obstacle`.
+
+        Raises:
+            ModelError: it cannot be had.
+        """
+        return None
+
+    @classmethod
+    def weights(cls, settings: Settings) -> dict[str, Any]:
+        """What its weights are, for the record; empty where it has none."""
+        return {}
 
     @classmethod
     def identity(cls, settings: Settings) -> str:

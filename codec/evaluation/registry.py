@@ -3,30 +3,43 @@
 from collections.abc import Sequence
 
 from codec.errors import ConfigError
+from codec.evaluation.asr import RelativeWordErrors, WordErrors
+from codec.evaluation.dnsmos import Dnsmos
 from codec.evaluation.mcd import MelCepstralDistortion
 from codec.evaluation.mel import MelDistance
 from codec.evaluation.metric import Metric
 from codec.evaluation.pesq import NarrowbandPesq, WidebandPesq
+from codec.evaluation.pitch import Pitch
 from codec.evaluation.si_sdr import SiSdr
+from codec.evaluation.speaker import SpeakerSimilarity
 from codec.evaluation.stft import StftDistance
 from codec.evaluation.stoi import ExtendedStoi, Stoi
+from codec.evaluation.utmos import Utmos
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric
     for metric in (
+        Utmos,
         WidebandPesq,
         NarrowbandPesq,
         Stoi,
         ExtendedStoi,
+        Pitch,
         MelDistance,
         StftDistance,
         MelCepstralDistortion,
         SiSdr,
+        WordErrors,
+        RelativeWordErrors,
+        SpeakerSimilarity,
+        Dnsmos,
     )
 }
+"""None of the modules above imports a network: what is heavy is imported when a metric is made."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "core": ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel", "stft", "mcd", "si_sdr"),
+    "paper": ("utmos", "pesq_wb", "stoi", "pitch"),
     "full": tuple(METRICS),
 }
 

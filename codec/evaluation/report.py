@@ -40,6 +40,8 @@ def table(summary: dict[str, Any]) -> str:
     """What a person wants to see in a terminal."""
     rows = [["metric", "mean", "95 % interval", "median", "files", "better"]]
     for values in summary["metrics"].values():
+        if not values["is_shown"]:
+            continue
         label = values["label"] + (f" ({values['unit']})" if values["unit"] else "")
         if not values["num"]:
             rows.append([label, "-", "", "", "0", values["better"]])

@@ -95,7 +95,7 @@ def test_what_cannot_be_scored_is_listed_and_left_out_of_the_mean(folders, tmp_p
 def test_nothing_scored_is_an_error_and_the_reasons_are_kept(folders, tmp_path):
     for path in folders[1].rglob("*.wav"):
         path.write_bytes(b"broken")
-    with pytest.raises(AudioError, match="nothing could be scored: speaker/talk0: .*not a sound file.*2 more"):
+    with pytest.raises(AudioError, match=r"nothing could be scored: speaker/talk0: .*not a sound file.*2 more"):
         evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
     assert len(summary_of(tmp_path / "out")["problems"]) == 3
 
@@ -129,8 +129,9 @@ def test_subset_says_so(folders):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "what"), [({"jobs": -1}, "jobs must be at least 0"), ({"limit": 0}, "limit must"), ({"hop_length": -1}, "hop")]
-)  # fmt: skip
+    ("wrong", "what"),
+    [({"jobs": -1}, "jobs must be at least 0"), ({"limit": 0}, "limit must"), ({"hop_length": -1}, "hop")],
+)
 def test_wrong_option_is_named(wrong, what):
     with pytest.raises(ConfigError, match=what):
         Options(**wrong)
@@ -190,7 +191,7 @@ def test_folder_with_other_things_is_refused(folders, tmp_path):
 def test_journal_that_is_none_is_refused(folders, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "journal.jsonl").write_text("[1]\n{}\n")
-    with pytest.raises(ConfigError, match="journal.jsonl:1: is not a journal"):
+    with pytest.raises(ConfigError, match=r"journal\.jsonl:1: is not a journal"):
         evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
 
 

@@ -171,7 +171,8 @@ def test_columns_are_unique_and_every_convention_is_written_down():
     assert len(columns) == len(set(columns))
     for metric in METRICS.values():
         assert len(metric.__doc__ or "") > 100, metric
-        assert all(column.better in ("higher", "lower") for column in metric.columns)
+        assert metric.columns[0].better in ("higher", "lower")
+        assert all(not column.weight or column.weight in columns for column in metric.columns)
 
 
 def test_pair_must_be_of_one_length():

@@ -1,0 +1,50 @@
+"""Models of `transformers` that a user names: a folder, or an id of the Hugging Face Hub."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codec.errors import ModelError
+from codec.evaluation.weights import sha256
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is."""
+
+    name: str
+    allow_download: bool
+
+
+def load_pretrained(kind: Any, source: Source, what: str, **options: Any) -> Any:
+    """What `kind.from_pretrained` makes of it.
+
+    Raises:
+        ModelError: it is not there, may not be fetched, or is not `what`.
+    """
+    is_local = os.path.isdir(source.name)
+    try:
+        return kind.from_pretrained(source.name, local_files_only=is_local or not source.allow_download, **options)
+    except Exception as error:  # of a dozen unrelated types
+        advice = "" if is_local or source.allow_download else "; allow fetching it with --download"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise ModelError(f"{source.name}: cannot be loaded as {what} ({reason}){advice}") from error
+
+
+def obstacle_of(name: str | None, command: str) -> tuple[str, str] | None:
+    """Why a model cannot be loaded, as far as can be seen without trying."""
+    return ("no model is named", command) if name is None else None
+
+
+def describe(name: str | None) -> str:
+    """The name, with a sum of the files where it is a folder, so that stored scores of other weights do not pass."""
+    if name is None or not os.path.isdir(name):
+        return str(name)
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).iterdir()):
+        if path.is_file():
+            digest.update(f"{path.name} {sha256(path)}\n".encode())
+    return f"{Path(name).resolve().name} ({digest.hexdigest()[:16]})"
