@@ -26,8 +26,8 @@ from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
 from codec.training.distributed import Ranks
 from codec.training.losses import MelLoss, MelLossConfig, stft_loss
-from codec.training.pitch import pitch_loss
 from codec.training.monitor import CodeUsage, Monitor
+from codec.training.pitch import pitch_loss
 from codec.training.state import (
     ExponentialMovingAverage,
     flatten_optimizer,
