@@ -26,7 +26,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import SimVQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
-from codec.model.weights import load, read_tensors, save
+from codec.model.weights import blank, load, read_tensors, save
 from codec.output import open_output
 
 ALLOWED_GLOBALS = frozenset(
@@ -192,11 +192,10 @@ def convert(
     unused, absent = _sort_unused(kind, state, names, sources)
     report = ImportReport(kind, weights, config, matched=list(sources), unused=unused, missing=absent)
     try:
-        with torch.device("meta"):
-            shapes = {name: tuple(tensor.shape) for name, tensor in Codec(config).state_dict().items()}
+        codec = blank(config)
     except ConfigError as error:
         raise ModelError(f"its shapes are not those of a {kind} model: {error}") from error
-    _check_shapes(kind, state, names, shapes)
+    _check_shapes(kind, state, names, {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()})
     tensors, differing = {}, 0
     for key, name in sources.items():
         tensor = state[key]
@@ -213,7 +212,6 @@ def convert(
             f"the rows of {differing} adaptive norm tensors, one per bandwidth, differ; "
             f"row 0, which inference uses, is kept"
         )
-    codec = Codec(config)
     codec.load_state_dict(tensors)
     return codec.eval(), report
 
@@ -242,7 +240,7 @@ def replace_codebook(codec: Codec) -> Codec:
     state = codec.state_dict()
     state["quantizer.projection.weight"] = torch.eye(old.codebook_dim)
     state["quantizer.projection.bias"] = torch.zeros(old.codebook_dim)
-    result = Codec(replace(codec.config, quantizer=quantizer))
+    result = blank(replace(codec.config, quantizer=quantizer))
     result.load_state_dict(state)
     return result.train(codec.training)
 

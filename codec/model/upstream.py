@@ -233,7 +233,11 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
         found = re.compile(
             f"({re.escape(EMA_PREFIX)})?" + pattern.replace(".", r"\.?").replace("#", r"(?P<number>\d+)")
         )
-        return max((int(match["number"]) for match in map(found.match, shapes) if match), default=-1)
+        numbers = {int(match["number"]): key for key in shapes if (match := found.match(key))}
+        last = max(numbers, default=-1)
+        if last >= len(shapes):
+            raise ModelError(f"has the unknown key {numbers[last]}")
+        return last
 
     prefix = ENCODER_PREFIXES[kind]
     num_stages = (highest(f"{prefix}model.#.(block|shortcut)") + 2) // 3

@@ -37,13 +37,21 @@ def load(model: str | Path = "stream", device: str = "cpu") -> Codec:
     except (ConfigError, ValueError) as error:
         raise ModelError(f"{config_path}: {error}") from error
     tensors = read_tensors(weights_path)
-    with _Undrawn():
-        codec = Codec(config)
+    codec = blank(config)
     _check_fit(codec.state_dict(), tensors, weights_path)
     codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     # Of the file as it is: a setting added later, with its default, must not rename the models of today.
     codec.fingerprint = catalogue.fingerprint(directory)
     return codec.to(choose_device(device)).eval()
+
+
+def blank(config: CodecConfig) -> Codec:
+    """A codec whose weights are whatever lay in memory; for those who load its state right afterwards.
+
+    Drawing random numbers for tens of millions of weights would take longer than everything else.
+    """
+    with _Undrawn():
+        return Codec(config)
 
 
 def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
@@ -106,10 +114,7 @@ _DRAWING = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, 
 
 
 class _Undrawn(TorchFunctionMode):
-    """Modules made within keep whatever lies in memory where they would draw random numbers, which takes time.
-
-    For modules whose state is loaded right afterwards. What is computed, like windows and filter banks, is as always.
-    """
+    """Within, nothing is drawn. What is computed, like windows and filter banks, is as always."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
