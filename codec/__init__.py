@@ -14,6 +14,7 @@ _HOME_OF = {
     "SimVQ": "codec.model.quantizer",
     "StreamEncoder": "codec.streaming",
     "StreamDecoder": "codec.streaming",
+    "WindowDecoder": "codec.streaming",
     "encode_file": "codec.files",
     "decode_file": "codec.files",
     "read_codes": "codec.bitstream",
@@ -25,6 +26,7 @@ __all__ = [
     "SimVQ",
     "StreamDecoder",
     "StreamEncoder",
+    "WindowDecoder",
     "__version__",
     "decode_file",
     "encode_file",
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from codec.model.codec import Codec
     from codec.model.quantizer import SimVQ
     from codec.model.weights import load
-    from codec.streaming import StreamDecoder, StreamEncoder
+    from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,18 @@
-"""Encoding and decoding piece by piece: any chunk sizes, the codes and samples of the whole signal, bounded memory."""
+"""Encoding and decoding piece by piece: any chunk sizes, the codes and samples of the whole signal, bounded memory.
+
+Only `WindowDecoder`, for decoders that look at whole clips, gives samples that are close to those of the whole signal
+and not equal.
+"""
 
 import torch
 from torch import Tensor
 
 from codec.errors import AudioError, ModelError
 from codec.model.codec import Codec
+from codec.model.decoder import SpectralDecoder
 from codec.model.layers import State
+from codec.model.seanet import SEANetEncoder
+from codec.model.vocos import VocosDecoder
 
 MAX_FRAMES = 750
 """Frames handled at once; a larger chunk is cut, so that memory does not depend on how the caller feeds it."""
@@ -15,16 +22,14 @@ class StreamEncoder:
     """Turns sound that arrives in pieces into codes, each as soon as its lookahead has arrived.
 
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
-    codes, up to the rounding of float32 arithmetic.
-
-    Raises:
-        ModelError: the model needs the whole clip at once.
+    codes, up to the rounding of float32 arithmetic. Any model can do that.
     """
 
     def __init__(self, codec: Codec):
-        _check_streamable(codec)
         self.codec = codec
         self._device = next(codec.parameters()).device
+        # An encoder that mirrors the signal at its ends keeps its own state.
+        self._mirroring = codec.encoder.stream() if isinstance(codec.encoder, SEANetEncoder) else None
         self._reset()
 
     def _reset(self) -> None:
@@ -55,6 +60,9 @@ class StreamEncoder:
     @torch.no_grad()
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
+        if self._mirroring is not None:
+            self._num_samples = 0
+            return self._quantize(self._mirroring.flush())
         num_codes = self.codec.num_frames(self._num_samples)
         end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead
         codes = self._advance(torch.zeros(end - self._num_samples))
@@ -63,14 +71,23 @@ class StreamEncoder:
 
     def _advance(self, wav: Tensor) -> Tensor:
         encoder, hop_length = self.codec.encoder, self.codec.hop_length
+        if self._mirroring is not None:
+            parts = wav.to(self._device, torch.float32).split(MAX_FRAMES * hop_length)
+            return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
         self._waiting = torch.cat([self._waiting, wav.to(self._device, torch.float32)])
         codes = [torch.zeros(0, dtype=torch.int64)]
         while (num_frames := min((len(self._waiting) - encoder.lookahead) // hop_length, MAX_FRAMES)) > 0:
             ready = self._waiting[: num_frames * hop_length + encoder.lookahead]
             latent = encoder.encode_frames(ready[None, None], self._state)
-            codes.append(self.codec.quantizer(latent).codes[0].cpu())
+            codes.append(self._quantize(latent))
             self._waiting = self._waiting[num_frames * hop_length :]
         return torch.cat(codes)
+
+    def _quantize(self, latent: Tensor) -> Tensor:
+        """(1, D, n) -> (n,)."""
+        if not latent.shape[-1]:
+            return torch.zeros(0, dtype=torch.int64)
+        return self.codec.quantizer(latent).codes[0].cpu()
 
 
 class StreamDecoder:
@@ -79,11 +96,12 @@ class StreamDecoder:
     The same network as `Codec.decode`, driven with a state.
 
     Raises:
-        ModelError: the model needs the whole clip at once.
+        ModelError: the model's decoder looks at the whole clip.
     """
 
     def __init__(self, codec: Codec):
-        _check_streamable(codec)
+        if not isinstance(codec.decoder, SpectralDecoder):
+            raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
         self.codec = codec
         self._device = next(codec.parameters()).device
         self._state: State = {}
@@ -110,6 +128,46 @@ class StreamDecoder:
         return torch.zeros(0)
 
 
-def _check_streamable(codec: Codec) -> None:
-    if not codec.is_streamable:
-        raise ModelError("this model looks at whole clips and cannot stream; use Codec.encode and Codec.decode")
+class WindowDecoder:
+    """Turns codes that arrive in pieces into nearly the sound of `Codec.decode`, for decoders that look at whole clips.
+
+    Each pass sees a window and some frames on either side; neighbouring windows are faded into each other. Memory is
+    that of one pass. A signal of up to `window + overlap` codes is decoded whole, and then equals `Codec.decode`.
+
+    Args:
+        codec: a model of the reference family.
+        window: codes whose sound each pass yields, at once.
+        overlap: further codes that it sees on either side.
+
+    Raises:
+        ModelError: the model's decoder streams exactly.
+        ConfigError: window or overlap is too small.
+    """
+
+    def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):
+        if not isinstance(codec.decoder, VocosDecoder):
+            raise ModelError("this model's decoder streams exactly; use StreamDecoder")
+        self.codec = codec
+        self._device = next(codec.parameters()).device
+        self._windows = codec.decoder.stream(window, overlap)
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        """Feed codes (n,) int64, n >= 0, get the samples that are complete: (m * hop_length,) float32.
+
+        Raises:
+            ModelError: a code outside [0, K), or another shape.
+        """
+        if codes.ndim != 1:
+            raise ModelError(f"a stream takes codes of shape (n,), got {tuple(codes.shape)}")
+        wav = [torch.zeros(0)]
+        for some in codes.split(MAX_FRAMES):
+            if len(some):
+                latent = self.codec.quantizer.lookup(some.to(self._device)[None])
+                wav.append(self._windows.push(latent)[0, 0].cpu())
+        return torch.cat(wav)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """End the signal: the samples still due. The decoder is then ready for another one."""
+        return self._windows.flush()[0, 0].cpu()

@@ -90,7 +90,7 @@ class VocosStream:
     """Decodes a latent that arrives in pieces, in overlapping windows.
 
     Attention and group norm span the window instead of the signal, so the sound is close to that of one pass but not
-    equal, unless the whole fits into one window. Neighbouring windows are faded into each other.
+    equal, unless the whole has at most window + overlap frames. Neighbouring windows are faded into each other.
 
     Args:
         decoder: in eval mode.
@@ -118,7 +118,7 @@ class VocosStream:
         """Feed frames (B, D, n), get the sound that is complete: (B, 1, m * hop_length), m a multiple of the window."""
         self._latent = latent if self._latent is None else torch.cat([self._latent, latent], dim=-1)
         sound = [latent.new_zeros(len(latent), 1, 0)]
-        while self._latent.shape[-1] >= self._num_past + self.window + self.overlap:
+        while self._latent.shape[-1] > self._num_past + self.window + self.overlap:
             end = self._num_past + self.window
             sound.append(self._decode(self._latent[..., : end + self.overlap], end))
             kept = min(end, self.overlap)
