@@ -11,15 +11,16 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from codec.errors import ConfigError
+from codec.model import weights
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.losses import MelLossConfig
-from codec.training.trainer import Config, TrainingConfig
+from codec.training.settings import Config, TrainingConfig
 
 
 @dataclass
@@ -48,28 +49,66 @@ def compose(overrides: list[str]) -> Config:
     """The settings of a run.
 
     Args:
-        overrides: hydra overrides, for example `["model=stream", "training.steps=100"]`.
+        overrides: hydra overrides, for example `["model=stream", "training.steps=100"]`. With `training.init` and no
+            override of `model`, the model's configuration is that of the initial model.
 
     Raises:
-        ConfigError: unknown or ill-typed setting, value out of range, unknown variant.
+        ConfigError: unknown or ill-typed settings, values out of range, unknown variants; all of them in one message.
+        ModelError: `training.init` cannot be used.
     """
+    composed = _compose(overrides)
+    known = {setting.name for setting in fields(Config)}
+    mistakes = [f"{name}: is not a setting" for name in sorted(map(str, composed)) if name not in known]
+    parts: dict[str, Any] = {}
+    for name in ("data", "mel", "adversary", "training", "model"):
+        try:
+            parts[name] = _read_model(composed.model) if name == "model" else OmegaConf.to_object(composed[name])
+        except (ConfigError, OmegaConfBaseException) as error:
+            mistakes.append(_one_sentence(error))
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
+    is_model_chosen = any(_key(override).split(".")[0] == "model" for override in overrides)
+    if parts["training"].init and not is_model_chosen and parts["model"] == CodecConfig():
+        parts["model"] = weights.load(parts["training"].init).config
+    return Config(**parts)
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    """All files and overrides as hydra puts them together; it stops at the first mistake, so the others are sought."""
     try:
-        with initialize_config_module("codec.configs", version_base="1.3"):
-            composed = hydra_compose("config", overrides=overrides)
-        unknown = sorted(set(composed) - {setting.name for setting in fields(Config)})
-        if unknown:
-            raise ConfigError(f"{unknown[0]}: is not a setting")
-        parts = {name: OmegaConf.to_object(composed[name]) for name in ("data", "mel", "adversary", "training")}
-        model = CodecConfig.from_dict(OmegaConf.to_container(composed.model, resolve=True))  # type: ignore[arg-type]
+        return _hydra(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise ConfigError(_one_sentence(error)) from error
-    return Config(model=model, **parts)  # type: ignore[arg-type]
+        groups = [override for override in overrides if "." not in _key(override)]
+        mistakes = []
+        for override in overrides:
+            try:
+                _hydra([override] if override in groups else [*groups, override])
+            except (HydraException, OmegaConfBaseException) as other:
+                mistakes.append(_one_sentence(other))
+        unique = dict.fromkeys(mistakes or [_one_sentence(error)])
+        raise ConfigError("; ".join(unique)) from error
+
+
+def _hydra(overrides: list[str]) -> DictConfig:
+    with initialize_config_module("codec.configs", version_base="1.3"):
+        return hydra_compose("config", overrides=overrides)
+
+
+def _key(override: str) -> str:
+    """`model.encoder.width` of `+model.encoder.width=3`."""
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def _read_model(values: Any) -> CodecConfig:
+    return CodecConfig.from_dict(OmegaConf.to_container(values, resolve=True))  # type: ignore[arg-type]
 
 
 def _one_sentence(error: Exception) -> str:
     """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error.__cause__, ConfigError):
+        return str(error.__cause__)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")

@@ -11,7 +11,7 @@ from codec.errors import ConfigError
 from codec.model.codec import Codec
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
 from codec.training.losses import MelLoss, MelLossConfig
-from codec.training.trainer import Config
+from codec.training.settings import Config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))

@@ -5,10 +5,8 @@ have seen, there is no sampler state to save, and every process of a distributed
 """
 
 import json
-import queue
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +78,7 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: 
     """The cache of all sound files of a manifest or below a folder, made first where it is missing.
 
     Raises:
-        AudioError: the source is missing or has no sound files.
+        AudioError: the source is missing or has no sound files, or a file cannot be decoded; the cache is damaged.
         CorpusError: the manifest is not one.
         ConfigError: the cache was made at another sample rate, or of other files.
     """
@@ -91,6 +89,8 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: 
         raise ConfigError(
             f"{cache_folder}: was made of other sound files than {source} holds; delete it or choose another data.cache"
         )
+    if len(cache.audio) != cache.lengths.sum():
+        raise AudioError(f"{cache_folder}: its audio does not have the length of its index; delete the folder")
     if cache.sample_rate != sample_rate:
         raise ConfigError(
             f"{cache_folder}: holds audio at {cache.sample_rate} Hz, the model needs {sample_rate} Hz; "
@@ -108,10 +108,15 @@ def _build_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers
             for start in range(0, len(sounds), FILES_IN_FLIGHT):
                 some = sounds[start : start + FILES_IN_FLIGHT]
                 decoded = pool.map(_decode, [path for path, _, _ in some], [sample_rate] * len(some), chunksize=8)
-                for (_, name, speaker), samples in zip(some, decoded, strict=True):
-                    clips.append({"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)})
-                    stream.write(samples.tobytes())
-                    offset += len(samples)
+                try:
+                    for (_, name, speaker), samples in zip(some, decoded, strict=True):
+                        clips.append({"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)})
+                        stream.write(samples.tobytes())
+                        offset += len(samples)
+                except BrokenProcessPool as error:
+                    raise AudioError(f"{source}: a process that decoded audio was killed; start again") from error
+    if not offset:
+        raise AudioError(f"{source}: its sound files hold no audio")
     with open_output(cache_folder / "index.json", overwrite=True) as stream:
         stream.write(json.dumps({"sample_rate": sample_rate, "clips": clips}).encode())
 
@@ -162,31 +167,6 @@ class WindowSampler:
         rng = np.random.default_rng((self.seed, step))
         windows = [self._window(rng) for _ in range(self.config.batch_size)]
         return torch.from_numpy(np.stack(windows[rank::num_ranks]))[:, None]
-
-    def batches(self, start: int, rank: int = 0, num_ranks: int = 1, prefetch: int = 4) -> Iterator[Tensor]:
-        """The batches of steps `start`, `start + 1`, ..., cut ahead of time by a thread."""
-        ready: queue.Queue[Tensor] = queue.Queue(prefetch)
-        stopped = threading.Event()
-
-        def cut() -> None:
-            step = start
-            while not stopped.is_set():
-                batch = self.batch(step, rank, num_ranks)
-                batch = batch.pin_memory() if torch.cuda.is_available() else batch
-                while not stopped.is_set():
-                    try:
-                        ready.put(batch, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                step += 1
-
-        threading.Thread(target=cut, daemon=True).start()
-        try:
-            while True:
-                yield ready.get()
-        finally:
-            stopped.set()
 
     def _window(self, rng: np.random.Generator) -> np.ndarray:
         window = np.zeros(self.num_samples, dtype=np.int16)

@@ -5,6 +5,7 @@ every process takes the same number of them. Nothing here can wait for a process
 calls at the same steps, whatever data they hold.
 """
 
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for another, for example for the first one's validation or its cache of decoded audio."""
 
 
 class Ranks:
@@ -22,12 +26,21 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes logs and files."""
         return self.rank == 0
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """This process's own GPU, where several share a machine's; else the device that was chosen."""
+        if chosen.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches have the same shape
+            if self.size > 1:
+                chosen = torch.device("cuda", self.local_rank)
+                torch.cuda.set_device(chosen)
+        return chosen
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:

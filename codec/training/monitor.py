@@ -1,27 +1,51 @@
-"""What one sees of a run: a terminal line with the time left; TensorBoard scalars, audio and spectrogram pictures."""
+"""What one sees of a run: a terminal line with the time left; TensorBoard scalars, histograms, audio and pictures."""
 
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from codec.errors import CodecError
+from codec.training.alarms import MEMORY, Watch
+from codec.training.discriminators import Discriminators
 from codec.training.validation import ValidationResult
+
+LOG_NAME = "log.jsonl"
+SHOWN = {
+    "loss/mel": "mel",
+    "loss/adversarial": "adversarial",
+    "discriminators/lead": "lead",
+    "codes/perplexity": "perplexity",
+}
+"""What the terminal line shows, and how it is called there; everything else is in the logs."""
 
 
 class CodeUsage:
     """Utilisation and perplexity of the codes of recent batches, counted on the device without waiting for it."""
 
-    def __init__(self, codebook_size: int, device: torch.device, memory: float = 0.98):
+    def __init__(self, codebook_size: int, device: torch.device, memory: float = MEMORY):
         self.counts = torch.zeros(codebook_size, device=device)
         self.memory = memory
 
     def add(self, codes: Tensor) -> None:
         """Count the codes of a batch; older batches fade by `memory` each time."""
-        self.counts.mul_(self.memory).add_(torch.bincount(codes.flatten(), minlength=len(self.counts)))
+        codes = codes.flatten()
+        # Not bincount, which reads the largest code back from a GPU to size its result.
+        fresh = torch.zeros_like(self.counts).index_add_(0, codes, self.counts.new_ones(()).expand(len(codes)))
+        self.counts.mul_(self.memory).add_(fresh)
+
+    def attainable_perplexity(self, num_frames: float) -> float:
+        """What the perplexity could be at most, with batches of this many frames."""
+        return min(len(self.counts), num_frames / (1 - self.memory))
 
     @staticmethod
     def summarise(counts: Tensor) -> dict[str, Tensor]:
@@ -31,44 +55,204 @@ class CodeUsage:
         return {"codes/utilisation": (counts > 1e-3).float().mean(), "codes/perplexity": entropy.exp()}
 
 
+class BrokenSteps:
+    """Steps with a value that is not finite, counted on the device without waiting for it."""
+
+    def __init__(self, device: torch.device):
+        self.skipped = torch.zeros((), device=device)  # steps that left the codec as it was, since the run began
+        self.skipped_in_a_row = torch.zeros((), device=device)
+        self.names: list[str] = []  # of the values that were seen, in the order of their computation
+        self.counts = torch.zeros(0, device=device)  # how often each was not finite since the last explanation
+
+    def add(self, is_skipped: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Count one step: whether it was skipped (scalar, 0 or 1), and its values in the order of their computation."""
+        self.skipped += is_skipped
+        self.skipped_in_a_row.add_(is_skipped).mul_(is_skipped)
+        self.names += [name for name in values if name not in self.names]
+        self.counts = F.pad(self.counts, (0, len(self.names) - len(self.counts)))
+        present = torch.stack([values.get(name, is_skipped).float() for name in self.names])
+        self.counts += (~present.isfinite()).float()
+
+    def explain(self, counts: Tensor) -> str:
+        """In a sentence what was not finite, the cause first; empty if all was finite. Counting begins anew."""
+        broken = [(name, int(count)) for name, count in zip(self.names, counts.tolist(), strict=True) if count]
+        self.counts.zero_()
+        if not broken:
+            return ""
+        (first, count), *others = broken
+        then = "; then " + ", ".join(f"{name} in {number}" for name, number in others) if others else ""
+        return f"{first} was not finite in {count} step{'s' if count > 1 else ''}{then}"
+
+
 class Monitor:
-    """Writes logs below a run folder: `log.jsonl` for programs, TensorBoard events, a line on stderr for people."""
+    """Writes logs below a run folder: `log.jsonl` for programs, TensorBoard events, a line on stderr for people.
 
-    def __init__(self, run: Path, first_step: int, last_step: int):
-        self.writer = SummaryWriter(run / "tensorboard", purge_step=first_step)
-        self.log_file = open(run / "log.jsonl", "a", buffering=1)
+    Logs are written as well as possible: a full disk costs lines, not the run.
+
+    Args:
+        run: the run folder; None makes a monitor that keeps silent, for all processes but the first.
+        first_step: where this process starts.
+        last_step: where the run ends.
+        watch: looks for alarming values.
+    """
+
+    def __init__(self, run: Path | None, first_step: int, last_step: int, watch: Watch):
+        self.run, self.watch = run, watch
         self.first_step, self.last_step = first_step, last_step
-        self.started = time.monotonic()
+        self._started = self._last_time = time.monotonic()
+        self._last_step, self._num_steps = first_step, 0
+        self._writer: SummaryWriter | None = None
+        self._is_complaining = False
 
-    def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Record scalars of a step by their full names."""
-        values = {name: float(value) for name, value in scalars.items()}
-        elapsed = time.monotonic() - self.started
-        values["steps_per_second"] = (step - self.first_step) / elapsed
-        self._write(step, values)
-        left = (self.last_step - step) / values["steps_per_second"]
-        shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items())
-        print(f"step {step}/{self.last_step}  {left / 3600:.1f} h left  {shown}", file=sys.stderr, flush=True)
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._as_well_as_possible():
+            if self._writer:
+                self._writer.close()
+
+    def log(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+        """Record values of a step by their full names: scalars on the device, and plain numbers."""
+        if self.run is None:
+            return
+        together = torch.stack([value.float() for value in tensors.values()]).tolist()  # waits for the device, once
+        values = {**dict(zip(tensors, together, strict=True)), **numbers}
+        values |= self.watch.derive(values)
+        now = time.monotonic()
+        self._num_steps += max(step - self._last_step, 0)
+        values["steps_per_second"] = max(step - self._last_step, 0) / max(now - self._last_time, 1e-9)
+        self._last_step, self._last_time = step, now
+        self._record(step, values)
+        seconds_left = (self.last_step - step) * (now - self._started) / max(self._num_steps, 1)
+        print(terminal_line(step, self.last_step, seconds_left, values), file=sys.stderr, flush=True)
+        for sentence in self.watch.alarms(values):
+            self.event(step, "alarm", sentence)
+
+    def event(self, step: int, kind: str, sentence: str) -> None:
+        """Record and show in words that something happened: an alarm, skipped steps, a return to an earlier state."""
+        if self.run is None:
+            return
+        print(f"step {step}  {kind}: {sentence}", file=sys.stderr, flush=True)
+        with self._as_well_as_possible():
+            append_record(self.run / LOG_NAME, {"step": step, "event": kind, "text": sentence})
+            self._tensorboard().add_text(f"events/{kind}", sentence, step)
+
+    def log_codebook(self, step: int, counts: Tensor, projection: Tensor | None) -> None:
+        """Record how often the codes (K,) were used of late, and the effective rank of W if there is one."""
+        if self.run is None:
+            return
+        if projection is not None:
+            self._record(step, {"codes/effective_rank": effective_rank(projection)})
+        used = counts[counts > 0].cpu()
+        if len(used):
+            with self._as_well_as_possible():
+                self._tensorboard().add_histogram("codes/log10_share", (used / used.sum()).log10(), step)
 
     def log_validation(self, step: int, result: ValidationResult) -> None:
         """Record validation scores, and the first clips as sound and as spectrogram pairs."""
-        self._write(step, {f"validation/{name}": value for name, value in result.scores.items()})
+        if self.run is None:
+            return
+        self._record(step, {f"validation/{name}": value for name, value in result.scores.items()})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
         print(f"step {step}  validation  {shown}", file=sys.stderr, flush=True)
-        for index, (reference, estimate) in enumerate(result.examples):
-            self.writer.add_audio(f"reference/{index}", reference, step, result.sample_rate)
-            self.writer.add_audio(f"estimate/{index}", estimate, step, result.sample_rate)
-            self.writer.add_image(f"reference above estimate/{index}", spectrogram_pair(reference, estimate), step)
+        with self._as_well_as_possible():
+            writer = self._tensorboard()
+            for index, (reference, estimate) in enumerate(result.examples):
+                writer.add_audio(f"reference/{index}", reference, step, result.sample_rate)
+                writer.add_audio(f"estimate/{index}", estimate, step, result.sample_rate)
+                writer.add_image(f"reference above estimate/{index}", spectrogram_pair(reference, estimate), step)
 
-    def close(self) -> None:
-        """Flush and close the logs."""
-        self.writer.close()
-        self.log_file.close()
+    @contextmanager
+    def surviving(self, step: int, task: str) -> Iterator[None]:
+        """In this block what goes wrong, such as a full disk, is an event and not the end of the run."""
+        try:
+            yield
+        except (OSError, SafetensorError, CodecError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            self.event(step, "failure", f"{task} failed: {reason}; what was written before stays, training goes on")
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.log_file.write(json.dumps({"step": step} | values) + "\n")
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        assert self.run is not None
+        with self._as_well_as_possible():
+            append_record(self.run / LOG_NAME, {"step": step} | values)
+            for name, value in values.items():
+                self._tensorboard().add_scalar(name, value, step)
+
+    def _tensorboard(self) -> SummaryWriter:
+        """The writer; opened late, and again after it failed."""
+        if self._writer is None:
+            assert self.run is not None
+            self._writer = SummaryWriter(self.run / "tensorboard", purge_step=self._last_step)
+        return self._writer
+
+    @contextmanager
+    def _as_well_as_possible(self) -> Iterator[None]:
+        try:
+            yield
+            self._is_complaining = False
+        except OSError as error:
+            self._writer = None
+            if not self._is_complaining:
+                print(f"codec: the logs cannot be written ({error.strerror or error})", file=sys.stderr, flush=True)
+            self._is_complaining = True
+
+
+def undecided_loss(discriminators: Discriminators) -> float:
+    """The discriminators' loss if they tell nothing apart: logits of 0 (hinge) or 1/2 (least squares) everywhere."""
+    total = 0.0
+    for name, group, _ in discriminators.members():
+        share = 1 / len(discriminators.groups[name]) if group.reduction == "mean" else 1  # type: ignore[arg-type]
+        total += share * {"hinge": 2.0, "least-squares": 0.5}[group.loss]
+    return total
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add a line to a file of JSON lines; what an earlier failure cut short stays a line of its own.
+
+    Numbers that are not finite become null, which JSON has.
+    """
+    finite = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
+    line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+    with open(path, "a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, 2)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+
+
+def terminal_line(step: int, last_step: int, seconds_left: float, values: Mapping[str, float]) -> str:
+    """The state of a run in one line of at most 120 characters."""
+    minutes = round(seconds_left / 60)
+    words = [f"step {step}/{last_step}", f"{minutes // 60}:{minutes % 60:02} left"]
+    words += [f"{short} {_short(values[name])}" for name, short in SHOWN.items() if name in values]
+    words.append(f"{_short(values['steps_per_second'])} steps/s")
+    if values.get("skipped_steps"):
+        words.append(f"{values['skipped_steps']:.0f} skipped")
+    return "  ".join(words)
+
+
+def _short(value: float) -> str:
+    """Three digits, more before the point where there are more."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values: in how many directions a matrix really acts.
+
+    Source: Roy and Vetterli, The effective rank, EUSIPCO 2007.
+    """
+    values = torch.linalg.svdvals(matrix.detach().float().cpu())
+    share = values / values.sum()
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
 
 
 def spectrogram_pair(reference: Tensor, estimate: Tensor) -> Tensor:

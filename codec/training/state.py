@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from codec.errors import ModelError
 from codec.output import open_output
 
+STATE_NAME = "state.safetensors"
+PREVIOUS_NAME = "state.previous.safetensors"
+PORTABLE_NAME = "portable"
 PORTABLE_BYTES = 16 * 2**20
 """Size of a portable file, small enough for mail, pastes and most transfer limits."""
 
@@ -36,37 +41,108 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_state(path: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
-    """Write named groups of tensors and a few plain values; the old file stays until the new one is complete."""
+def save_state(
+    path: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any], previous: Path | None = None
+) -> None:
+    """Write named groups of tensors and a few plain values, with a checksum.
+
+    Args:
+        path: the old file stays there until the new one is complete.
+        parts: group name -> tensor name -> tensor.
+        counters: what JSON can hold.
+        previous: where the old file goes then; None gives it up.
+
+    Raises:
+        OSError: the system refuses, for example because the disk is full; the old file stays.
+    """
     tensors = {
         f"{part}/{name}": value.detach().to("cpu").contiguous()
         for part, group in parts.items()
         for name, value in group.items()
     }
+    metadata = {"counters": json.dumps(counters), "checksum": str(_checksum(tensors))}
     with open_output(path, overwrite=True) as stream:
-        stream.write(safetensors.torch.save(tensors, metadata={"counters": json.dumps(counters)}))
+        stream.write(safetensors.torch.save(tensors, metadata=metadata))
         stream.flush()
         os.fsync(stream.fileno())  # a machine that dies must not leave a renamed but empty file
+        if previous is not None and path.exists():
+            os.replace(path, previous)  # a process that dies now has left the previous state, which is read then
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of the bytes of all tensors in the order of their names."""
+    checksum = 0
+    for _, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum
 
 
 def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """What `save_state` wrote.
 
     Raises:
-        ModelError: missing, cut off, or something else.
+        ModelError: missing, cut off, damaged, or something else.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            counters = json.loads((file.metadata() or {}).get("counters", "null"))
-            parts: dict[str, dict[str, Tensor]] = {}
-            for key in file.keys():
-                part, name = key.split("/", 1)
-                parts.setdefault(part, {})[name] = file.get_tensor(key)
+            metadata = file.metadata() or {}
+            counters = json.loads(metadata.get("counters", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: is not a whole training state ({error})") from error
     if counters is None:
         raise ModelError(f"{path}: is not a training state, it has no counters")
+    if metadata.get("checksum", str(_checksum(tensors))) != str(_checksum(tensors)):
+        raise ModelError(f"{path}: is not a whole training state (its checksum does not fit)")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, name = key.split("/", 1)
+        parts.setdefault(part, {})[name] = tensor
     return parts, counters
+
+
+class Latest(NamedTuple):
+    """The newest whole state of a run."""
+
+    parts: dict[str, dict[str, Tensor]]
+    counters: dict[str, Any]
+    name: str  # of its file, or folder if it is a portable one
+    damage: str  # of a newer one, in a sentence; empty if there is none
+
+
+def load_latest(run: Path) -> Latest | None:
+    """The newest whole state of a run folder, None if there is none at all.
+
+    Raises:
+        ModelError: every state there is is damaged.
+    """
+    readers = {STATE_NAME: load_state, PREVIOUS_NAME: load_state, PORTABLE_NAME: load_portable}
+    damages: list[ModelError] = []
+    for name, read in readers.items():
+        if (run / name).exists():
+            try:
+                parts, counters = read(run / name)
+            except ModelError as error:
+                damages.append(error)
+            else:
+                return Latest(parts, counters, name, str(damages[0]) if damages else "")
+    if damages:
+        raise damages[0]
+    return None
+
+
+def check_room(run: Path) -> None:
+    """Refuse a disk that cannot take the states to come: the next one, while this one and the previous one stay.
+
+    Raises:
+        ModelError: there is too little room beside the run's first state.
+    """
+    needed, free = 2 * (run / STATE_NAME).stat().st_size, shutil.disk_usage(run).free
+    if free < needed:
+        raise ModelError(
+            f"{run}: {free / 2**20:.0f} MiB are free, the states to come need {needed / 2**20:.0f} MiB; "
+            "free some, or choose another training.run"
+        )
 
 
 def save_portable(folder: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
@@ -80,7 +156,9 @@ def save_portable(folder: Path, parts: dict[str, dict[str, Tensor]], counters: d
     room = 0
     for part, group in parts.items():
         for name, tensor in group.items():
-            half = tensor.half() if tensor.is_floating_point() else tensor
+            # An optimizer's second moments are too small for float16, and its steps too large.
+            dtype = torch.bfloat16 if part.endswith("optimizer") else torch.float16
+            half = tensor.to(dtype) if tensor.is_floating_point() else tensor
             size = half.nbytes + 256  # with its entry in the file's header
             if size + 1024 > PORTABLE_BYTES:
                 raise ModelError(f"{part}/{name}: {size} bytes do not fit into a portable file of {PORTABLE_BYTES}")

@@ -2,108 +2,58 @@
 
 Phases, by step: up to `quantizer_start` the latent passes unquantized, so that it takes shape before codes are laid
 over it; then the quantizer is matched to it and spectral losses train the codec; from `adversarial_start` on the
-discriminators join.
+discriminators join. A model that training starts from (`init`) skips the first phase.
+
+A step whose loss or gradient is not finite changes nothing. After too many of them in a row, training returns to the
+last good state with half the learning rate.
 """
 
 import dataclasses
 import json
 import math
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from codec.errors import ConfigError
+from codec.errors import CodecError, ConfigError
 from codec.model import weights
-from codec.model.codec import Codec, CodecConfig
-from codec.model.decoder import SpectralDecoder, Synthesis
-from codec.training.adversary import Adversary, AdversaryConfig
-from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
+from codec.model.catalogue import resolve
+from codec.model.codec import Codec
+from codec.model.decoder import Synthesis
+from codec.output import open_output
+from codec.training.adversary import Adversary
+from codec.training.alarms import Watch
+from codec.training.data import AudioCache, WindowSampler, open_cache
 from codec.training.distributed import Ranks
-from codec.training.losses import MelLoss, MelLossConfig, stft_loss
-from codec.training.monitor import CodeUsage, Monitor
+from codec.training.interruption import StopRequest, stop_requests
+from codec.training.loader import Loader
+from codec.training.losses import MelLoss, stft_loss
+from codec.training.memory import keep_freed_memory
+from codec.training.monitor import BrokenSteps, CodeUsage, Monitor, read_json, undecided_loss
 from codec.training.pitch import pitch_loss
+from codec.training.settings import Config, check, defining_settings, differences
 from codec.training.state import (
+    PORTABLE_NAME,
+    PREVIOUS_NAME,
+    STATE_NAME,
     ExponentialMovingAverage,
+    Latest,
+    check_room,
     flatten_optimizer,
-    load_portable,
-    load_state,
+    load_latest,
     restore_optimizer,
     save_portable,
     save_state,
 )
 from codec.training.validation import validate
 
-STATE_NAME = "state.safetensors"
-PORTABLE_NAME = "portable"
 CONFIG_NAME = "config.json"
 DISCRIMINATORS_NAME = "discriminators.safetensors"
+ADVERSARIAL_START = 20_000
+"""When discriminators join that have learned nothing yet: the codec must speak first."""
 STOP_EVERY = 10
 """Steps between two looks at whether another process was asked to stop."""
-
-
-@dataclass
-class TrainingConfig:
-    """How to train. Steps count updates of the generator."""
-
-    run: str = "runs/codec"  # folder of the run: state, logs, models
-    init: str = ""  # model directory to start from, with its discriminators where it has them
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "bf16"  # of matrix products and convolutions; quantizer, spectra and losses stay in float32
-    compile: bool = False  # torch.compile the codec
-
-    steps: int = 200_000
-    learning_rate: float = 5e-4
-    betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    decay_steps: int = 50_000  # length of the linear descent to `final_rate` at the end
-    final_rate: float = 0.02  # of the learning rate
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-
-    quantizer_start: int = 200
-    adversarial_start: int = 20_000
-    adversarial_seconds: float = 1.0  # of each window that the discriminators see
-
-    mel_weight: float = 15.0
-    convergence_weight: float = 7.5  # of the STFT spectral convergence
-    commitment_weight: float = 10.0
-    pitch_weight: float = 60.0  # of the pitch that the stream family's decoder states
-    adversarial_weight: float = 1.0
-    feature_matching_weight: float = 2.0
-
-    log_every: int = 50
-    validate_every: int = 2000
-    save_every: int = 500
-    portable: bool = False  # also keep a compact state, 16 bit and without optimizers, to go on with elsewhere
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "float32"):
-            raise ConfigError(f"training.precision must be bf16 or float32, got {self.precision!r}")
-        for name in ("steps", "log_every", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"training.{name} must be positive, got {getattr(self, name)}")
-
-
-@dataclass
-class Config:
-    """The whole tree of settings of a run."""
-
-    model: CodecConfig = field(default_factory=CodecConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    mel: MelLossConfig = field(default_factory=MelLossConfig)
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 class Trainer:
@@ -111,87 +61,89 @@ class Trainer:
 
     def __init__(self, config: Config):
         self.config = config
-        self.settings = config.training
+        self.settings = settings = config.training
         self.ranks = Ranks()
-        self.run = Path(self.settings.run)
+        check(config, self.ranks.size)
+        self.device = self.ranks.device(weights.choose_device(settings.device))
+        self.run = Path(settings.run)
         self.run.mkdir(parents=True, exist_ok=True)
-        self.device = weights.choose_device(self.settings.device)
-        if self.device.type == "cuda" and self.ranks.size > 1:
-            self.device = torch.device("cuda", self.ranks.local_rank)
-            torch.cuda.set_device(self.device)
-        torch.manual_seed(self.settings.seed)
+        torch.manual_seed(settings.seed)
         self.codec = self._initial_codec().to(self.device).train()
-        sample_rate = self.codec.sample_rate
-        self.sampler = WindowSampler(self._open_cache("train"), config.data, self.settings.seed)
+        frozen = [getattr(self.codec, part).requires_grad_(False) for part in settings.freeze]
+        self.frozen_buffers = [(buffer, buffer.clone()) for part in frozen for buffer in part.buffers()]
+        self.trained = [parameter for parameter in self.codec.parameters() if parameter.requires_grad]
+        self.sampler = WindowSampler(self._open_cache("train"), config.data, settings.seed)
         self.held_out = self._open_cache("validation") if config.data.validation else None
-        self.mel_loss = MelLoss(config.mel, sample_rate).to(self.device)
-        self.adversary = Adversary(config.adversary, self.device)
-        if (Path(self.settings.init) / DISCRIMINATORS_NAME).is_file():
-            self.adversary.load_weights(Path(self.settings.init) / DISCRIMINATORS_NAME)
+        self.mel_loss = MelLoss(config.mel, self.codec.sample_rate).to(self.device)
+        self.adversary, self.adversarial_start = self._initial_adversary()
         self.optimizer = torch.optim.AdamW(
-            self.codec.parameters(),
-            lr=self.settings.learning_rate,
-            betas=(self.settings.betas[0], self.settings.betas[1]),
-            weight_decay=self.settings.weight_decay,
+            self.trained,
+            lr=settings.learning_rate,
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.ema = ExponentialMovingAverage(self.codec, self.settings.ema_decay)
+        self.ema = ExponentialMovingAverage(self.codec, settings.ema_decay)
         self.usage = CodeUsage(self.codec.codebook_size, self.device)
+        self.broken = BrokenSteps(self.device)
         self.step = 0
-        self.skipped_steps = torch.zeros((), device=self.device)
+        self.optimizer_start = 0  # the step at which the optimizers began without any memory
+        self.num_returns = 0  # to an earlier state
         self.best_score = -math.inf
-        self._resume()
-        if self.ranks.is_first:
-            self._save_config()
-        self._encode = torch.compile(self.codec.encoder) if self.settings.compile else self.codec.encoder
+        self.resumed_from = self._resume()
         decoder = self.codec.decoder
-        decode = decoder.synthesize if isinstance(decoder, SpectralDecoder) else decoder
-        self._decode = torch.compile(decode) if self.settings.compile else decode
+        self._encode, self._decode = self.codec.encoder, getattr(decoder, "synthesize", decoder)
+        if settings.compile:
+            self._encode, self._decode = torch.compile(self._encode), torch.compile(self._decode)
 
     def fit(self) -> Path:
-        """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first."""
+        """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first.
+
+        Raises:
+            CodecError: training breaks down again and again, or audio cannot be read.
+            OSError: the first or the last state cannot be written.
+        """
         settings = self.settings
-        monitor = Monitor(self.run, self.step, settings.steps) if self.ranks.is_first else None
-        batches = self.sampler.batches(self.step, self.ranks.rank, self.ranks.size)
-        with _stop_signals() as stop:
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with self._monitor() as monitor, self._loader(monitor) as loader, stop_requests() as stop:
+            self._begin(monitor)
+            save_is_due = False
             while self.step < settings.steps and not self._should_stop(stop):
-                scalars = self.train_step(next(batches).to(self.device, non_blocking=True))
+                scalars = self.train_step(loader.batch(self.step))
                 self.step += 1
                 if self.step % settings.log_every == 0:
-                    scalars = self.ranks.mean(scalars) | CodeUsage.summarise(self.ranks.sum(self.usage.counts))
-                    if monitor:
-                        monitor.log(self.step, scalars)
-                if monitor and self.held_out is not None and self.step % settings.validate_every == 0:
+                    self._log(scalars, monitor, loader)
+                    if self.broken.skipped_in_a_row >= settings.max_skipped_in_a_row:
+                        self._return(monitor)
+                        loader.restart()
+                        continue
+                if self.step % settings.validate_every == 0 and self.ranks.is_first:
                     self._validate(monitor)
-                if self.step % settings.save_every == 0:
-                    self.save()
-        self.save()
-        directory = self.save_model("last")
-        if monitor:
-            monitor.close()
+                save_is_due |= self.step % settings.save_every == 0
+                if save_is_due and self._is_good():
+                    with monitor.surviving(self.step, "saving the state"):
+                        self.save()
+                    save_is_due = False
+            if self._is_good():
+                self.save()
+            directory = self.save_model("last")
         self.ranks.leave()
         return directory
-
-    def _should_stop(self, stop: "_StopRequest") -> bool:
-        """All processes must stop at the same step; asking them takes a message, so it is done every few steps."""
-        if self.ranks.size == 1:
-            return stop.requested
-        return self.step % STOP_EVERY == 0 and self.ranks.any(stop.requested, self.device)
 
     def train_step(self, wav: Tensor) -> dict[str, Tensor]:
         """One update of the codec, and of the discriminators once they have joined: (B, 1, T) -> scalars to log."""
         settings = self.settings
-        is_adversarial = self.step >= settings.adversarial_start
-        rate = self._set_learning_rate()
+        self._set_learning_rate()
 
         with self._autocast():
             latent = self._encode(wav)  # (B, 1, T) -> (B, D, N)
             quantized, quantizer_loss = self._quantize(latent)
-            fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop)
+            fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
             fake = fake[..., : wav.shape[-1]]
         mel = self.mel_loss(wav, fake)
         loss = settings.mel_weight * mel + settings.commitment_weight * quantizer_loss
-        scalars = {"loss/mel": mel, "loss/quantizer": quantizer_loss}
+        scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": mel}
         if log_pitch is not None:
             pitch = pitch_loss(log_pitch, wav, self.codec.decoder.config)
             loss = loss + settings.pitch_weight * pitch
@@ -200,7 +152,7 @@ class Trainer:
             convergence = stft_loss(wav, fake).convergence
             loss = loss + settings.convergence_weight * convergence
             scalars["loss/spectral_convergence"] = convergence
-        if is_adversarial:
+        if self.step >= self.adversarial_start:
             with self._autocast():
                 joint = self.adversary.joint_losses(
                     *self._crop(wav, fake), settings.adversarial_weight, settings.feature_matching_weight
@@ -213,12 +165,157 @@ class Trainer:
                 "loss/discriminator": joint.discriminator,
                 "gradient_norm/discriminators": self.adversary.step(),
             }
-        scalars |= {"loss/total": loss, "gradient_norm/codec": self._update(loss)}
-        scalars |= {"learning_rate": torch.tensor(rate * settings.learning_rate), "skipped_steps": self.skipped_steps}
-        return {name: value.detach() for name, value in scalars.items()}
+        norm, is_skipped = self._update(loss)
+        scalars |= {"loss/total": loss, "gradient_norm/codec": norm}
+        scalars = {name: value.detach() for name, value in scalars.items()}
+        self.broken.add(is_skipped, scalars)
+        return scalars
 
-    def save(self) -> None:
-        """Write the state from which the run goes on exactly; if configured, also the one that travels."""
+    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        start = -1 if self.settings.init else self.settings.quantizer_start
+        if self.step < start:
+            return latent.float(), latent.new_zeros((), dtype=torch.float32)
+        if self.step == start:
+            self.codec.quantizer.match(self.ranks.gather(latent.detach()))
+        codes, quantized, loss = self.codec.quantizer(latent)
+        self.usage.add(codes)
+        return quantized, loss
+
+    def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Waveform, and the pitch where the decoder states one."""
+        # A decoder that draws random numbers draws those of the step, whether the run was interrupted or not.
+        torch.manual_seed(self.settings.seed + self.step)
+        result = self._decode(quantized)
+        return result if isinstance(result, Synthesis) else (result, None)
+
+    def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The same random stretch of both, so that the discriminators, the costliest part, see less audio."""
+        length = min(round(self.settings.adversarial_seconds * self.codec.sample_rate), real.shape[-1])
+        generator = torch.Generator().manual_seed(self.settings.seed + self.step)
+        start = int(torch.randint(real.shape[-1] - length + 1, (), generator=generator))
+        return real[..., start : start + length], fake[..., start : start + length]
+
+    def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Step the codec and its average; returns the gradient's norm before clipping, and 1 if nothing was updated.
+
+        Nothing is if loss or norm is not finite. That is decided on the device, so that no step waits for it.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward(1 + 0 * loss.detach())  # times 1; NaN if the loss is not finite, in all processes then
+        self.ranks.average_gradients(self.trained)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm, foreach=True)
+        is_skipped = (~norm.isfinite()).float()
+        self.optimizer.found_inf = is_skipped  # type: ignore[attr-defined]  # read by fused updates
+        self.optimizer.step()
+        for buffer, original in self.frozen_buffers:  # such as the running means of a codebook
+            buffer.copy_(original)
+        self.ema.update(self.codec)
+        return norm, is_skipped
+
+    def _set_learning_rate(self) -> None:
+        factor = self._learning_rate_factor()
+        peaks = {self.optimizer: self.settings.learning_rate}
+        peaks[self.adversary.optimizer] = self.config.adversary.learning_rate
+        for optimizer, peak in peaks.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * peak
+
+    def _learning_rate_factor(self) -> float:
+        """Linear warm-up, a plateau, and a linear descent over the last `decay_steps`; half of it after each return."""
+        settings = self.settings
+        rise = min(1.0, (self.step - self.optimizer_start + 1) / max(settings.warmup_steps, 1))
+        left = (settings.steps - self.step) / max(min(settings.decay_steps, settings.steps), 1)
+        return rise * max(min(left, 1.0), settings.final_rate) * 0.5**self.num_returns
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    # ------------------------------------------------------------------------------------------- watching and stopping
+
+    def _begin(self, monitor: Monitor) -> None:
+        """Say where the run stands, and write its state if it has none that is whole, which shows that one can."""
+        latest, self.resumed_from = self.resumed_from, None  # its tensors are not needed any more
+        if latest is not None:
+            damage = f"{latest.damage}; " if latest.damage else ""
+            monitor.event(self.step, "resumed", f"{damage}going on from {latest.name}, step {self.step}")
+        if latest is None or latest.name != STATE_NAME:
+            self.save(keep_previous=False)
+        if self.ranks.is_first:
+            check_room(self.run)
+            values = json.loads(json.dumps(dataclasses.asdict(self.config)))
+            if changes := differences(read_json(self.run / CONFIG_NAME) or {}, values):
+                monitor.event(self.step, "settings", "; ".join(changes))
+            with open_output(self.run / CONFIG_NAME, overwrite=True) as stream:
+                stream.write((json.dumps(values, indent=2) + "\n").encode())
+
+    def _monitor(self) -> Monitor:
+        frames = self.config.data.batch_size * self.codec.num_frames(self.sampler.num_samples)
+        attainable = self.usage.attainable_perplexity(frames)
+        watch = Watch(attainable, undecided_loss(self.adversary.discriminators))
+        return Monitor(self.run if self.ranks.is_first else None, self.step, self.settings.steps, watch)
+
+    def _loader(self, monitor: Monitor) -> Loader:
+        return Loader(self.sampler, self.ranks, self.device, lambda text: monitor.event(self.step, "data", text))
+
+    def _log(self, scalars: dict[str, Tensor], monitor: Monitor, loader: Loader) -> None:
+        tensors = self.ranks.mean(scalars) | CodeUsage.summarise(self.ranks.sum(self.usage.counts))
+        rate = self.optimizer.param_groups[0]["lr"]
+        numbers = {"learning_rate": rate, "data/waiting": loader.waiting()}
+        monitor.log(self.step, tensors | {"skipped_steps": self.broken.skipped}, numbers)
+        if explanation := self.broken.explain(self.ranks.sum(self.broken.counts)):
+            monitor.event(self.step, "skipped", explanation)
+
+    def _validate(self, monitor: Monitor) -> None:
+        projection = getattr(self.codec.quantizer, "projection", None)  # W, where the codebook is C W
+        monitor.log_codebook(self.step, self.usage.counts, None if projection is None else projection.weight)
+        with monitor.surviving(self.step, "validation"):
+            self.save_model("last")
+            if self.held_out is None:
+                return
+            result = validate(self.averaged_codec(), self.held_out, self.mel_loss, self.settings.validation_clips)
+            monitor.log_validation(self.step, result)
+            if result.score > self.best_score:
+                self.best_score = result.score
+                self.save_model("best")
+
+    def _should_stop(self, stop: StopRequest) -> bool:
+        """All processes must stop at the same step; asking them takes a message, so it is done every few steps."""
+        if self.ranks.size == 1:
+            return stop.is_made
+        return self.step % STOP_EVERY == 0 and self.ranks.any(stop.is_made, self.device)
+
+    def _is_good(self) -> bool:
+        """Whether the last step was not skipped, so that its state is worth returning to. Waits for the device."""
+        return not self.broken.skipped_in_a_row
+
+    def _return(self, monitor: Monitor) -> None:
+        """Go back to the last good state, with half the learning rate and other windows."""
+        step, num_skipped = self.step, int(self.broken.skipped_in_a_row)
+        if self.num_returns == self.settings.max_returns:
+            raise CodecError(
+                f"{self.run}: {num_skipped} steps in a row up to step {step} were skipped, and training has already "
+                f"returned to an earlier state {self.num_returns} times; codec doctor {self.run} says more"
+            )
+        self.num_returns += 1
+        self._resume()
+        monitor.event(
+            step,
+            "return",
+            f"{num_skipped} steps in a row were skipped; back to the state of step {self.step}, "
+            f"with {0.5**self.num_returns:g} of the learning rate",
+        )
+
+    # ---------------------------------------------------------------------------------------------- saving and resuming
+
+    def save(self, keep_previous: bool = True) -> None:
+        """Write the state from which the run goes on exactly; if configured, also the one that travels.
+
+        Args:
+            keep_previous: keep the state before this one too.
+
+        Raises:
+            OSError: the system refuses; the state before stays.
+        """
         usage = self.ranks.sum(self.usage.counts)
         if not self.ranks.is_first:
             return
@@ -233,21 +330,24 @@ class Trainer:
         counters = {
             "step": self.step,
             "ema_updates": self.ema.num_updates,
-            "skipped_steps": int(self.skipped_steps),
+            "optimizer_start": self.optimizer_start,
+            "num_returns": self.num_returns,
+            "skipped_steps": int(self.broken.skipped),
             "best_score": self.best_score,
+            "settings": defining_settings(self.config),
         }
-        save_state(self.run / STATE_NAME, parts, counters)
+        save_state(self.run / STATE_NAME, parts, counters, self.run / PREVIOUS_NAME if keep_previous else None)
         if self.settings.portable:
-            kept = {name: parts[name] for name in ("codec", "ema", "discriminators")}
-            save_portable(self.run / PORTABLE_NAME, kept, counters)
+            kept = ["codec", "ema", "discriminators"]
+            kept += ["optimizer", "discriminator_optimizer"] if self.settings.portable_optimizers else []
+            save_portable(self.run / PORTABLE_NAME, {name: parts[name] for name in kept}, counters)
 
     def save_model(self, name: str) -> Path:
         """Write the averaged weights as a model directory below the run, discriminators beside them."""
         directory = self.run / name
-        if not self.ranks.is_first:
-            return directory
-        weights.save(self.averaged_codec(), directory, dtype=torch.float16)
-        self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
+        if self.ranks.is_first:
+            weights.save(self.averaged_codec(), directory, dtype=self._stored_dtype())
+            self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
         return directory
 
     def averaged_codec(self) -> Codec:
@@ -257,129 +357,63 @@ class Trainer:
         self.ema.copy_to(codec)
         return codec.eval()
 
-    def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Waveform, and the pitch where the decoder states one."""
-        # A decoder that draws random numbers draws those of the step, whether the run was interrupted or not.
-        torch.manual_seed(self.settings.seed + self.step)
-        result = self._decode(quantized)
-        return result if isinstance(result, Synthesis) else (result, None)
+    def _stored_dtype(self) -> torch.dtype:
+        """16 bit, unless that would change frozen parts and with them the codes."""
+        frozen = [tensor for part in self.settings.freeze for tensor in getattr(self.codec, part).state_dict().values()]
+        is_exact = all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in frozen)
+        return torch.float16 if is_exact else torch.float32
 
-    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        if self.step < self.settings.quantizer_start:
-            return latent.float(), latent.new_zeros((), dtype=torch.float32)
-        if self.step == self.settings.quantizer_start and not self.settings.init:
-            self.codec.quantizer.match(self.ranks.gather(latent.detach()))
-        codes, quantized, loss = self.codec.quantizer(latent)
-        self.usage.add(codes)
-        return quantized, loss
-
-    def _update(self, loss: Tensor) -> Tensor:
-        """Step the codec and its average; returns the gradient's norm before clipping.
-
-        If the norm is not finite, nothing is updated and the step is counted as skipped. That is decided on the
-        device, so that no step waits for it.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.ranks.average_gradients(self.codec.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), self.settings.clip_norm, foreach=True)
-        is_broken = (~norm.isfinite()).float()
-        self.optimizer.found_inf = is_broken  # type: ignore[attr-defined]  # read by fused updates
-        self.optimizer.step()
-        self.skipped_steps += is_broken
-        self.ema.update(self.codec)
-        return norm
-
-    def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """The same random stretch of both, so that the discriminators, the costliest part, see less audio."""
-        length = min(round(self.settings.adversarial_seconds * self.codec.sample_rate), real.shape[-1])
-        generator = torch.Generator().manual_seed(self.settings.seed + self.step)
-        start = int(torch.randint(real.shape[-1] - length + 1, (), generator=generator))
-        return real[..., start : start + length], fake[..., start : start + length]
-
-    def _set_learning_rate(self) -> float:
-        """Linear warm-up, a plateau, and a linear descent over the last `decay_steps`; returns the factor."""
-        settings = self.settings
-        rise = min(1.0, (self.step + 1) / max(settings.warmup_steps, 1))
-        left = (settings.steps - self.step) / max(min(settings.decay_steps, settings.steps), 1)
-        rate = rise * max(min(left, 1.0), settings.final_rate)
-        for optimizer, peak in self._optimizers():
-            for group in optimizer.param_groups:
-                group["lr"] = rate * peak
-        return rate
-
-    def _optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
-        """Each optimizer and the peak of its learning rate."""
-        return [
-            (self.optimizer, self.settings.learning_rate),
-            (self.adversary.optimizer, self.config.adversary.learning_rate),
-        ]
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-    def _validate(self, monitor: Monitor) -> None:
-        assert self.held_out is not None
-        result = validate(self.averaged_codec(), self.held_out, self.mel_loss)
-        monitor.log_validation(self.step, result)
-        if result.score > self.best_score:
-            self.best_score = result.score
-            self.save_model("best")
-
-    def _initial_codec(self) -> Codec:
-        if not self.settings.init:
-            return Codec(self.config.model)
-        codec = weights.load(self.settings.init)
-        if codec.config != self.config.model:
-            raise ConfigError(f"training.init: {self.settings.init} has another configuration than `model`")
-        return codec
-
-    def _open_cache(self, split: str) -> AudioCache:
-        data = self.config.data
-        with self.ranks.first_alone():
-            return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
-
-    def _resume(self) -> None:
-        if (self.run / STATE_NAME).exists():
-            parts, counters = load_state(self.run / STATE_NAME)
-        elif (self.run / PORTABLE_NAME).exists():
-            parts, counters = load_portable(self.run / PORTABLE_NAME)
-        else:
-            return
+    def _resume(self) -> Latest | None:
+        """Take over the run's newest whole state and return it; None if it has none."""
+        latest = load_latest(self.run)
+        if latest is None:
+            return None
+        parts, counters = latest.parts, latest.counters
+        if changes := differences(counters.get("settings", {}), defining_settings(self.config)):
+            raise ConfigError(
+                f"{self.run}: its state was made with other settings, {'; '.join(changes)}; "
+                "go back to those, or choose another training.run"
+            )
         self.codec.load_state_dict(parts["codec"])
         self.ema.shadow = {name: tensor.to(self.device) for name, tensor in parts["ema"].items()}
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         self.adversary.discriminators.load_state_dict(parts["discriminators"])
         restore_optimizer(self.adversary.optimizer, parts.get("discriminator_optimizer", {}))
-        if self.ranks.is_first and "usage" in parts:
+        self.usage.counts.zero_()
+        if self.ranks.is_first and "usage" in parts:  # where all processes' counts are together
             self.usage.counts.copy_(parts["usage"]["counts"])
         self.step = counters["step"]
         self.ema.num_updates = counters["ema_updates"]
-        self.skipped_steps.fill_(counters["skipped_steps"])
+        self.optimizer_start = counters.get("optimizer_start", 0) if "optimizer" in parts else self.step
+        self.num_returns = max(self.num_returns, counters.get("num_returns", 0))
+        self.sampler.seed = self.settings.seed + self.num_returns
+        self.broken.skipped.fill_(max(int(self.broken.skipped), counters["skipped_steps"]))
+        self.broken.skipped_in_a_row.zero_()
         self.best_score = counters["best_score"]
+        return latest
 
-    def _save_config(self) -> None:
-        values = dataclasses.asdict(self.config)
-        (self.run / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n")
+    def _initial_codec(self) -> Codec:
+        if not self.settings.init:
+            return Codec(self.config.model)
+        codec = weights.load(self.settings.init)
+        if changes := differences(codec.config.to_dict(), self.config.model.to_dict(), "model"):
+            raise ConfigError(
+                f"training.init: {self.settings.init} has another configuration, {'; '.join(changes)}; "
+                "leave `model` out to take it over"
+            )
+        return codec
 
+    def _initial_adversary(self) -> tuple[Adversary, int]:
+        """The discriminators, those of the initial model where it has some, and the step at which they join."""
+        adversary = Adversary(self.config.adversary, self.device)
+        path = resolve(self.settings.init) / DISCRIMINATORS_NAME if self.settings.init else None
+        start = ADVERSARIAL_START
+        if path is not None and path.is_file():
+            adversary.load_weights(path)
+            start = 0
+        return adversary, start if self.settings.adversarial_start is None else self.settings.adversarial_start
 
-class _StopRequest:
-    requested = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_StopRequest]:
-    """Turn SIGTERM and Ctrl-C into a request that is met after the present step; a second one interrupts at once."""
-    request = _StopRequest()
-
-    def handle(number: int, frame: Any) -> None:
-        if request.requested:
-            raise KeyboardInterrupt
-        request.requested = True
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def _open_cache(self, split: str) -> AudioCache:
+        data = self.config.data
+        with self.ranks.first_alone():
+            return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec.errors import AudioError
 from codec.evaluation.metric import Pair, Settings, Undefined
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
@@ -15,7 +16,7 @@ from codec.training.data import AudioCache
 from codec.training.losses import MelLoss
 
 NUM_EXAMPLES = 3
-MAX_SECONDS = 20.0
+MIN_SECONDS, MAX_SECONDS = 0.5, 20.0  # shorter clips are left out, longer ones cut
 
 
 @dataclass
@@ -33,13 +34,23 @@ class ValidationResult:
 
 
 @torch.no_grad()
-def validate(codec: Codec, clips: AudioCache, mel_loss: MelLoss) -> ValidationResult:
-    """Round-trip every clip and average what can be computed; a clip without a PESQ is left out of the PESQ mean."""
+def validate(codec: Codec, clips: AudioCache, mel_loss: MelLoss, max_clips: int) -> ValidationResult:
+    """Round-trip clips and average what can be computed; a clip without a PESQ is left out of the PESQ mean.
+
+    Args:
+        codec: in eval mode.
+        clips: held-out speech. Of more than `max_clips`, that many are taken at equal distances, always the same.
+        mel_loss: one of the scores.
+        max_clips: at least 1.
+
+    Raises:
+        AudioError: no clip is long enough.
+    """
     device = next(codec.parameters()).device
     rows: dict[str, list[float]] = {}
     examples = []
     counts = torch.zeros(codec.codebook_size)
-    for index in range(len(clips)):
+    for number, index in enumerate(_choose(clips, max_clips)):
         samples = clips.clip(index)[: round(MAX_SECONDS * clips.sample_rate)].astype(np.float32) / 32768
         reference = torch.from_numpy(samples).to(device)[None, None]  # (1, 1, T)
         output = codec(reference)
@@ -48,12 +59,20 @@ def validate(codec: Codec, clips: AudioCache, mel_loss: MelLoss) -> ValidationRe
         rows.setdefault("mel", []).append(float(mel_loss(reference, estimate)))
         for name, value in _intrusive_scores(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate).items():
             rows.setdefault(name, []).append(value)
-        if index < NUM_EXAMPLES:
+        if number < NUM_EXAMPLES:
             examples.append((reference[0, 0].cpu(), estimate[0, 0].cpu()))
     scores = {name: float(np.mean(values)) for name, values in rows.items()}
     probability = counts / counts.sum()
     scores["perplexity"] = float(torch.exp(-torch.special.xlogy(probability, probability).sum()))
     return ValidationResult(scores, examples, clips.sample_rate)
+
+
+def _choose(clips: AudioCache, max_clips: int) -> list[int]:
+    usable = np.flatnonzero(clips.lengths >= MIN_SECONDS * clips.sample_rate)
+    if not len(usable):
+        raise AudioError(f"no validation clip has at least {MIN_SECONDS} s")
+    places = np.linspace(0, len(usable) - 1, min(max_clips, len(usable))).round().astype(int)
+    return usable[places].tolist()
 
 
 def _intrusive_scores(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:

@@ -1,5 +1,7 @@
-"""A training set of seconds and a model that trains in seconds."""
+"""A training set of seconds, a model that trains in seconds, and processes that start at once."""
 
+import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,27 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> P
     return folder
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the decoded training set is kept for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def tiny_run(training_folder: Path, tmp_path: Path) -> list[str]:
+def tiny_run(training_folder: Path, cache_folder: Path, tmp_path: Path) -> list[str]:
     """Overrides of a run that passes through all phases in twelve steps, in exact arithmetic."""
     return [
         f"data.train={training_folder}",
-        f"data.cache={tmp_path / 'cache'}",
+        f"data.cache={cache_folder}",
         f"training.run={tmp_path / 'run'}",
         "adversary=small",
+        "adversary.discriminators.period.periods=[2,3]",
+        "adversary.discriminators.period.channels=[4,8,8,8,8]",
+        "adversary.discriminators.scale.factors=[1,2]",
+        "adversary.discriminators.scale.channels=[4,8,8,8]",
+        "adversary.discriminators.spectrum.n_ffts=[512]",
+        "adversary.discriminators.spectrum.overlap=[4]",
+        "adversary.discriminators.spectrum.channels=[4,4,4,4]",
         "model.encoder.width=16",
         "model.encoder.num_blocks=1",
         "model.decoder.width=24",
@@ -46,3 +61,11 @@ def tiny_run(training_folder: Path, tmp_path: Path) -> list[str]:
         "training.log_every=1",
         "training.save_every=4",
     ]
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Starts processes that have torch and the trainer loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["codec.config", "codec.training.trainer"])
+    return context

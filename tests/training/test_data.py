@@ -57,14 +57,6 @@ def test_a_batch_depends_on_seed_and_step_only(cache: AudioCache):
     assert not torch.equal(sampler(cache).batch(7), sampler(cache, seed=1).batch(7))
 
 
-def test_prefetched_batches_are_those_of_their_steps(cache: AudioCache):
-    windows = sampler(cache)
-    stream = windows.batches(start=3)
-    for step in (3, 4, 5):
-        assert torch.equal(next(stream), windows.batch(step))
-    stream.close()  # type: ignore[attr-defined]
-
-
 def test_the_shares_of_all_processes_are_the_batch(cache: AudioCache):
     windows = sampler(cache)
     shares = [windows.batch(5, rank, 3) for rank in range(3)]

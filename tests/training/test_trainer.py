@@ -1,25 +1,29 @@
-"""The loop: it learns, resumes exactly, survives broken batches and kills, and several processes equal one."""
+"""The loop: it learns, resumes exactly, survives kills; several processes equal one; no step waits for the device."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import socket
+import time
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("hydra", reason="training needs hydra-core")
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 import codec
 from codec.config import compose
-from codec.errors import CodecError, ConfigError, ModelError
-from codec.training.state import load_state
-from codec.training.trainer import STATE_NAME, Trainer
+from codec.errors import AudioError, CodecError, ConfigError, ModelError
+from codec.training.state import PREVIOUS_NAME, STATE_NAME, flatten_optimizer, load_state
+from codec.training.trainer import Trainer
 
 
 def fit(overrides: list[str], *more: str) -> Trainer:
@@ -28,31 +32,54 @@ def fit(overrides: list[str], *more: str) -> Trainer:
     return trainer
 
 
+def train(overrides: list[str], environment: dict[str, str], weights: Path | None = None) -> None:
+    """What a process of its own does; `weights` is where it leaves those it ends with."""
+    os.environ.update(environment)
+    trainer = fit(overrides)
+    if weights is not None:
+        save_file(trainer.codec.state_dict() | trainer.adversary.discriminators.state_dict(), weights)
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
 def losses(run: Path) -> dict[int, float]:
     """Total loss by step, the last record of a step counting."""
-    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return {record["step"]: record["loss/total"] for record in records if "loss/total" in record}
+    return {record["step"]: record["loss/total"] for record in records(run) if "loss/total" in record}
 
 
-def assert_same_state(first: Path, second: Path, **tolerance: float) -> None:
+def wait_for_step(run: Path, step: int, process: BaseProcess) -> None:
+    """Return as soon as the log of a run has reached a step."""
+    while process.is_alive():
+        if (run / "log.jsonl").exists() and f'{{"step": {step}, "batch' in (run / "log.jsonl").read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the process ended before step {step}")
+
+
+def assert_same_state(first: Path, second: Path) -> None:
     (parts, counters), (other_parts, other_counters) = load_state(first / STATE_NAME), load_state(second / STATE_NAME)
     assert counters == other_counters
     for part, tensors in parts.items():
         assert set(tensors) == set(other_parts[part])
         for name, tensor in tensors.items():
-            torch.testing.assert_close(
-                other_parts[part][name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=f"{part}/{name}"
-            )
+            assert torch.equal(other_parts[part][name], tensor), f"{part}/{name}"
 
 
-def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], tmp_path: Path):
+def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], training_folder: Path, tmp_path: Path):
     steps = ["training.steps=60", "training.adversarial_start=1000", "training.learning_rate=3e-3"]
-    trainer = fit(tiny_run, *steps, "training.warmup_steps=5", "training.ema_decay=0.9")
-    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    mel = [record["loss/mel"] for record in records]
+    validation = [f"data.validation={training_folder}", "training.validate_every=30", "training.validation_clips=2"]
+    trainer = fit(tiny_run, *steps, *validation, "training.warmup_steps=5", "training.ema_decay=0.9")
+    log = records(tmp_path / "run")
+    mel = [record["loss/mel"] for record in log if "loss/mel" in record]
     assert np.mean(mel[-10:]) < 0.7 * np.mean(mel[:10])
-    assert records[-1]["codes/utilisation"] > 0
+    first, second = (record["validation/mel"] for record in log if "validation/mel" in record)
+    assert second < first
+    assert [record["step"] for record in log if "codes/effective_rank" in record] == [30, 60]
+    assert log[-3]["codes/utilisation"] > 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert codec.load(tmp_path / "run" / "best").codebook_size == 64
     model = codec.load(tmp_path / "run" / "last")
     # The model directory holds the average in 16 bit.
     expected = trainer.averaged_codec().encoder.output.weight.detach()
@@ -72,64 +99,58 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tiny_run: list[str],
     assert_same_state(whole, parts)
 
 
-def test_two_processes_equal_one_with_the_joint_batch(tiny_run: list[str], tmp_path: Path):
-    fit(tiny_run, f"training.run={tmp_path / 'one'}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "codec"]
-    subprocess.run([*command, "train", *tiny_run, f"training.run={tmp_path / 'two'}"], check=True, timeout=300)
+def test_two_processes_equal_one_with_the_joint_batch(
+    tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
+):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    settings = [*tiny_run, f"training.run={tmp_path / 'two'}"]
+    places = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
+    pair = [
+        processes.Process(target=train, args=(settings, address | {"RANK": str(rank)}, place))
+        for rank, place in enumerate(places)
+    ]
+    for process in pair:
+        process.start()
+    alone = fit(tiny_run, f"training.run={tmp_path / 'one'}")
+    for process in pair:
+        process.join(300)
+        assert process.exitcode == 0
+    ours, theirs = map(load_file, places)
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
     # Sums in another order; twelve steps of Adam carry the rounding on.
-    assert_same_state(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-4)
+    joint = alone.codec.state_dict() | alone.adversary.discriminators.state_dict()
+    for name, tensor in joint.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
 
 
-@pytest.mark.parametrize("phase", ["training.quantizer_start=0", "training.adversarial_start=0"])
-def test_a_step_with_a_broken_batch_changes_nothing_and_is_counted(tiny_run: list[str], phase: str):
-    trainer = Trainer(compose([*tiny_run, phase]))
-    wav = trainer.sampler.batch(0)
-    trainer.train_step(wav)
-    before = {name: value.clone() for name, value in trainer.codec.state_dict().items()}
-    trainer.train_step(torch.full_like(wav, float("nan")))
-    assert int(trainer.skipped_steps) == 1
-    for name, value in trainer.codec.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    trainer.train_step(wav)
-    assert any(not torch.equal(value, before[name]) for name, value in trainer.codec.state_dict().items())
-
-
-def test_sigterm_saves_the_state(tiny_run: list[str], tmp_path: Path):
+def test_sigterm_saves_the_state(tiny_run: list[str], tmp_path: Path, processes: ForkServerContext):
     settings = [*tiny_run, "training.steps=100000", "training.save_every=100000"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "codec", "train", *settings], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("step 3/"):
-                process.send_signal(signal.SIGTERM)
-                break
-        process.stderr.read()
-        assert process.wait(120) == 0
+    process = processes.Process(target=train, args=(settings, {}))
+    process.start()
+    wait_for_step(tmp_path / "run", 3, process)
+    process.terminate()
+    process.join(120)
+    assert process.exitcode == 0
     assert load_state(tmp_path / "run" / STATE_NAME)[1]["step"] >= 3
 
 
-def test_kill_9_loses_at_most_the_last_interval(tiny_run: list[str], tmp_path: Path):
-    command = [sys.executable, "-m", "codec", "train", *tiny_run]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("step 10/"):
-                os.kill(process.pid, signal.SIGKILL)
-                break
-        process.stderr.read()
-    assert load_state(tmp_path / "run" / STATE_NAME)[1]["step"] in (8, 12)
-    subprocess.run(command, check=True, timeout=300)
+def test_kill_9_loses_at_most_the_last_interval(tiny_run: list[str], tmp_path: Path, processes: ForkServerContext):
+    run = tmp_path / "run"
+    for step in (3, 7, 10):
+        process = processes.Process(target=train, args=(tiny_run, {}))
+        process.start()
+        wait_for_step(run, step, process)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert load_state(run / STATE_NAME)[1]["step"] in (step // 4 * 4, step // 4 * 4 + 4)
+    fit(tiny_run)
     fit(tiny_run, f"training.run={tmp_path / 'uninterrupted'}")
-    assert losses(tmp_path / "run") == losses(tmp_path / "uninterrupted")
-
-
-def test_a_cut_state_is_refused_by_name(tiny_run: list[str], tmp_path: Path):
-    fit(tiny_run, "training.steps=1")
-    path = tmp_path / "run" / STATE_NAME
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"state\.safetensors: is not a whole training state"):
-        Trainer(compose(tiny_run))
+    assert losses(run) == losses(tmp_path / "uninterrupted")
+    assert_same_state(run, tmp_path / "uninterrupted")
 
 
 def test_a_run_goes_on_elsewhere_from_its_portable_state(
@@ -143,7 +164,7 @@ def test_a_run_goes_on_elsewhere_from_its_portable_state(
     shutil.copytree(tmp_path / "run" / "portable", tmp_path / "elsewhere" / "portable")
     settings = [*tiny_run, f"training.run={tmp_path / 'elsewhere'}", "training.steps=14"]
     second = Trainer(compose(settings))
-    assert second.step == 12
+    assert second.step == second.optimizer_start == 12
     for module, other in (
         (first.codec, second.codec),
         (first.adversary.discriminators, second.adversary.discriminators),
@@ -154,43 +175,75 @@ def test_a_run_goes_on_elsewhere_from_its_portable_state(
         torch.testing.assert_close(second.ema.shadow[name], weight, rtol=1e-3, atol=1e-5, msg=name)
     second.fit()
     assert second.step == 14
-    (tmp_path / "elsewhere" / "state.safetensors").unlink()
-    (tmp_path / "elsewhere" / "portable" / files[1].name).unlink()
+    assert Trainer(compose(settings)).optimizer_start == 12  # the warm-up is not begun anew
+    for name in (STATE_NAME, PREVIOUS_NAME, f"portable/{files[1].name}"):
+        (tmp_path / "elsewhere" / name).unlink(missing_ok=True)
     with pytest.raises(ModelError, match="not a whole training state"):
         Trainer(compose(settings))
 
 
-def test_training_goes_on_from_a_model_directory_with_its_discriminators(tiny_run: list[str], tmp_path: Path):
-    first = fit(tiny_run)
-    second = Trainer(compose([*tiny_run, f"training.run={tmp_path / 'tuned'}", f"training.init={tmp_path}/run/last"]))
-    for name, weight in first.averaged_codec().state_dict().items():
-        torch.testing.assert_close(second.codec.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
-    for name, weight in first.adversary.discriminators.state_dict().items():
-        torch.testing.assert_close(second.adversary.discriminators.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ConfigError, match="another configuration"):
-        Trainer(compose([*tiny_run, f"training.init={tmp_path}/run/last", "model.decoder.width=12"]))
+def test_a_portable_state_can_hold_the_optimizers(tiny_run: list[str], tmp_path: Path):
+    first = fit(tiny_run, "training.portable=true", "training.portable_optimizers=true")
+    shutil.copytree(tmp_path / "run" / "portable", tmp_path / "elsewhere" / "portable")
+    second = Trainer(compose([*tiny_run, f"training.run={tmp_path / 'elsewhere'}"]))
+    assert second.optimizer_start == 0
+    theirs = flatten_optimizer(second.optimizer)
+    for name, tensor in flatten_optimizer(first.optimizer).items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=0, msg=name)  # bfloat16 keeps 8 bits
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.stepz=1", "training.stepz"),
-        ("training.steps=many", "training.steps"),
-        ("training.steps=0", "at least 1"),
-        ("training.precision=fp16", "bf16 or float32"),
-        ("model.encoder.colour=1", "colour"),
-        ("model=nothing", "nothing"),
-        ("+colour=1", "colour"),
-        ("data.window_seconds=0", "positive"),
-    ],
-)
-def test_mistakes_in_settings_are_named(override: str, message: str):
-    with pytest.raises(ConfigError, match=message) as caught:
-        compose([override])
-    assert "\n" not in str(caught.value)
+def test_a_state_of_other_settings_is_refused_by_name(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=1")
+    Trainer(compose([*tiny_run, "training.steps=99", "training.learning_rate=1e-4", "data.batch_size=2"]))
+    with pytest.raises(ConfigError, match=r"model\.decoder\.width was 24 and is 48; .*\.period\.periods was \[2, 3\]"):
+        Trainer(compose([*tiny_run, "model.decoder.width=48", "adversary.discriminators.period.periods=[5,7]"]))
+
+
+def test_changed_settings_are_noted(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=1")
+    fit(tiny_run, "training.steps=2")
+    events = [(record["event"], record["text"]) for record in records(tmp_path / "run") if "event" in record]
+    assert ("resumed", "going on from state.safetensors, step 1") in events
+    assert ("settings", "training.steps was 1 and is 2") in events
 
 
 def test_a_folder_without_audio_is_refused(tiny_run: list[str], tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CodecError, match="no sound files"):
-        Trainer(compose([*tiny_run, f"data.train={tmp_path / 'empty'}"]))
+        Trainer(compose([*tiny_run, f"data.train={tmp_path / 'empty'}", f"data.cache={tmp_path / 'cache'}"]))
+
+
+def test_audio_that_can_never_be_read_ends_the_run_in_a_sentence(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: int) -> None:
+        raise OSError("Input/output error")
+
+    trainer = Trainer(compose(tiny_run))
+    monkeypatch.setattr(trainer.sampler, "batch", broken)
+    monkeypatch.setattr("codec.training.loader.time.sleep", lambda seconds: None)
+    with pytest.raises(AudioError, match="step 0 cannot be read: Input/output error"):
+        trainer.fit()
+
+
+def test_no_step_waits_for_the_device(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch):
+    """On the meta device, whose tensors have no values, whatever reads a value back fails."""
+    clip, adamw = torch.nn.utils.clip_grad_norm_, torch.optim.AdamW
+
+    def clipped(parameters, norm, foreach):
+        return clip(parameters, norm)
+
+    # What the meta device lacks: autocast, fused updates, norms of many tensors at once.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **more: contextlib.nullcontext())
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **more: adamw(*args, **more))
+    monkeypatch.setattr(adamw, "step", lambda self: None)
+    monkeypatch.setattr("codec.training.adversary.clip_grad_norm_", clipped)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    monkeypatch.setattr("codec.model.weights.choose_device", lambda device: torch.device("meta"))
+    trainer = Trainer(compose([*tiny_run, "training.quantizer_start=-1", "training.adversarial_start=0"]))
+    # Drawn on the CPU from a generator of its own, which is no device to wait for.
+    monkeypatch.setattr(trainer, "_crop", lambda real, fake: (real[..., :2400], fake[..., :2400]))
+    wav = trainer.sampler.batch(0).to("meta")
+    for trainer.step in range(2):
+        scalars = trainer.train_step(wav)
+        assert {value.device.type for value in scalars.values()} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):
+        float(scalars["loss/total"])

@@ -1,0 +1,96 @@
+"""Batches for the training loop, cut ahead of time and moved to the device.
+
+Since a batch depends on its step alone, any step can be asked for at any time: a run that returns to an earlier step,
+and a thread that failed, need nothing but the number.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from codec.errors import AudioError
+from codec.training.data import WindowSampler
+from codec.training.distributed import Ranks
+
+AHEAD = 4  # batches cut before they are asked for
+ATTEMPTS = 3  # at a batch that cannot be read, with a longer pause each time
+NUM_THREADS = 2
+
+
+class Loader:
+    """This process's share of the batch of any step.
+
+    Args:
+        sampler: cuts the windows.
+        ranks: the processes that share each batch.
+        device: where batches go, without waiting for it.
+        warn: told a sentence when a batch has to be cut again.
+        pause: seconds before the second attempt at a batch.
+    """
+
+    def __init__(
+        self,
+        sampler: WindowSampler,
+        ranks: Ranks,
+        device: torch.device,
+        warn: Callable[[str], None],
+        pause: float = 1.0,
+    ):
+        self.sampler, self.ranks, self.device, self.warn, self.pause = sampler, ranks, device, warn, pause
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "loader")
+        self._ahead: dict[int, Future[Tensor]] = {}
+        self._waited, self._since = 0.0, time.monotonic()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def batch(self, step: int) -> Tensor:
+        """The windows of a step: (B, 1, T) float32 on the device.
+
+        Raises:
+            AudioError: they cannot be read, however often it is tried.
+        """
+        steps = range(step, step + AHEAD)
+        self._ahead = {other: future for other, future in self._ahead.items() if other in steps}
+        for other in steps:
+            if other not in self._ahead:
+                self._ahead[other] = self._threads.submit(self._cut, other)
+        started = time.monotonic()
+        wav = self._cut_of(step)
+        self._waited += time.monotonic() - started
+        return wav.to(self.device, non_blocking=True)
+
+    def restart(self) -> None:
+        """Forget what was cut ahead, because the sampler has changed."""
+        self._ahead = {}
+
+    def waiting(self) -> float:
+        """Share of the time since the last call that was spent waiting for batches, in [0, 1]."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return min(share, 1.0)
+
+    def _cut(self, step: int) -> Tensor:
+        batch = self.sampler.batch(step, self.ranks.rank, self.ranks.size)
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def _cut_of(self, step: int) -> Tensor:
+        """What a thread has cut; if it failed, for example because a disk did not answer, it gets another try."""
+        attempt = 1
+        while True:
+            try:
+                return self._ahead.pop(step).result()
+            except Exception as error:
+                if attempt == ATTEMPTS:
+                    raise AudioError(f"the audio of step {step} cannot be read: {error}") from error
+                self.warn(f"the audio of step {step} could not be read, trying again: {error}")
+                time.sleep(attempt * self.pause)
+                self._ahead[step] = self._threads.submit(self._cut, step)
+                attempt += 1

@@ -1,0 +1,202 @@
+"""All settings of a training run, and whether they fit together: every mistake is found before anything is built."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codec.errors import ConfigError
+from codec.model.codec import Codec, CodecConfig
+from codec.training.adversary import AdversaryConfig
+from codec.training.data import DataConfig
+from codec.training.discriminators import PeriodConfig, SpectrumConfig
+from codec.training.losses import MelLossConfig
+
+PARTS = ("encoder", "quantizer", "decoder")
+_CONVERGENCE_N_FFT = 2048  # of `stft_loss`, its longest
+
+
+@dataclass
+class TrainingConfig:
+    """How to train. Steps count updates of the generator."""
+
+    run: str = "runs/codec"  # folder of the run: state, logs, models
+    init: str = ""  # model to start from: name, directory or Hub id; with its discriminators where it has them
+    freeze: list[str] = field(default_factory=list)  # parts of `init` to leave alone: encoder, quantizer, decoder
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "bf16"  # of matrix products and convolutions; quantizer, spectra and losses stay in float32
+    compile: bool = False  # torch.compile the codec
+
+    steps: int = 200_000
+    learning_rate: float = 5e-4
+    betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
+    weight_decay: float = 0.01
+    warmup_steps: int = 100  # also when a portable state without optimizers is gone on with
+    decay_steps: int = 50_000  # length of the linear descent to `final_rate` at the end
+    final_rate: float = 0.02  # of the learning rate
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    quantizer_start: int = 200  # -1: no phase without quantizer, and it is not matched; no such phase with `init`
+    adversarial_start: int | None = None  # null: at once with discriminators from `init`, else at step 20,000
+    adversarial_seconds: float = 1.0  # of each window that the discriminators see
+
+    mel_weight: float = 15.0
+    convergence_weight: float = 7.5  # of the STFT spectral convergence
+    commitment_weight: float = 10.0
+    pitch_weight: float = 60.0  # of the pitch that the stream family's decoder states
+    adversarial_weight: float = 1.0
+    feature_matching_weight: float = 2.0
+
+    log_every: int = 50
+    validate_every: int = 2000
+    validation_clips: int = 100  # at most, always the same
+    save_every: int = 500
+    portable: bool = False  # also keep a compact state, 16 bit and without optimizers, to go on with elsewhere
+    portable_optimizers: bool = False  # with optimizers, which makes it three times as large
+
+    max_skipped_in_a_row: int = 20  # steps with values that are not finite, before training returns to its last state
+    max_returns: int = 4  # before it gives up; each halves the learning rate
+
+    def __post_init__(self) -> None:
+        self.betas, self.freeze = list(self.betas), list(self.freeze)
+        mistakes = [
+            f"training.{name} must be at least {least}, got {getattr(self, name)}"
+            for least, names in _LEAST.items()
+            for name in names
+            if getattr(self, name) is not None and not getattr(self, name) >= least
+        ]
+        for name in ("learning_rate", "clip_norm", "adversarial_seconds"):
+            if not getattr(self, name) > 0:
+                mistakes.append(f"training.{name} must be positive, got {getattr(self, name)}")
+        if self.precision not in ("bf16", "float32"):
+            mistakes.append(f"training.precision must be bf16 or float32, got {self.precision!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            mistakes.append(f"training.betas must be two numbers in [0, 1), got {self.betas}")
+        if not 0 <= self.ema_decay < 1:
+            mistakes.append(f"training.ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not set(self.freeze) < set(PARTS):
+            mistakes.append(f"training.freeze takes at most two of {', '.join(PARTS)}, got {self.freeze}")
+        if self.freeze and not self.init:
+            mistakes.append("training.freeze needs training.init, a model whose parts are worth keeping")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+
+_LEAST = {
+    -1: ("quantizer_start",),
+    0: (
+        *("warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
+        *("mel_weight", "convergence_weight", "commitment_weight", "pitch_weight"),
+        *("adversarial_weight", "feature_matching_weight"),
+    ),
+    1: ("steps", "log_every", "validate_every", "validation_clips", "save_every", "max_skipped_in_a_row"),
+}
+"""The least value of each number in `TrainingConfig`."""
+
+
+@dataclass
+class Config:
+    """The whole tree of settings of a run."""
+
+    model: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mel: MelLossConfig = field(default_factory=MelLossConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def check(config: Config, num_processes: int = 1) -> None:
+    """Refuse settings that do not fit together.
+
+    Raises:
+        ConfigError: names all mistakes at once.
+    """
+    mistakes = [*_of_data(config, num_processes), *_of_model(config), *_of_spectra(config)]
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
+
+
+def _of_data(config: Config, num_processes: int) -> Iterator[str]:
+    data = config.data
+    if not data.train:
+        yield "data.train must name a manifest or a folder of sound files, it is empty"
+    for name, place in (("train", data.train), ("validation", data.validation)):
+        if place and not Path(place).exists():
+            yield f"data.{name}: there is no {place}"
+    if data.batch_size % num_processes:
+        yield f"data.batch_size must be a multiple of the {num_processes} processes, got {data.batch_size}"
+
+
+def _of_model(config: Config) -> Iterator[str]:
+    try:
+        with torch.device("meta"):  # shapes only
+            hop_length = Codec(config.model).hop_length
+    except ConfigError as error:
+        yield str(error)
+        return
+    window = _samples(config, config.data.window_seconds)
+    if window < hop_length:
+        yield (
+            f"data.window_seconds {config.data.window_seconds:g} is {window} samples, shorter than a frame, "
+            f"which has {hop_length}"
+        )
+
+
+def _of_spectra(config: Config) -> Iterator[str]:
+    """A centred STFT reflects n_fft / 2 samples at either end, and mel filters need a bin each."""
+    window = _samples(config, config.data.window_seconds)
+    crop = min(window, _samples(config, config.training.adversarial_seconds))
+    for n_fft, hop_length, num_mels in config.mel.resolutions:
+        name = f"mel.resolutions [{n_fft}, {hop_length}, {num_mels}]"
+        if window <= n_fft // 2:
+            yield f"{name} needs more than {n_fft // 2} samples, data.window_seconds gives {window}"
+        if hop_length > n_fft:
+            yield f"{name}: the hop leaves out samples between STFTs of {n_fft}"
+        if num_mels > n_fft // 2 + 1:
+            yield f"{name}: an STFT of {n_fft} has only {n_fft // 2 + 1} bins for {num_mels} mel bands"
+    if config.training.convergence_weight and window <= _CONVERGENCE_N_FFT // 2:
+        yield (
+            f"training.convergence_weight needs more than {_CONVERGENCE_N_FFT // 2} samples, data.window_seconds "
+            f"gives {window}; make it longer or the weight 0"
+        )
+    for name, group in config.adversary.discriminators.groups().items():
+        shortest = 0
+        if isinstance(group, SpectrumConfig):
+            shortest = max(group.n_ffts) // 2
+        elif isinstance(group, PeriodConfig):
+            shortest = max(group.periods)
+        if crop <= shortest:
+            yield (
+                f"adversary.discriminators.{name} needs more than {shortest} samples, the shorter of "
+                f"data.window_seconds and training.adversarial_seconds gives {crop}"
+            )
+
+
+def _samples(config: Config, seconds: float) -> int:
+    return round(seconds * config.model.sample_rate)
+
+
+def defining_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide which tensors a state has, so that it fits no others."""
+    return {
+        "model": config.model.to_dict(),
+        "adversary": {"discriminators": asdict(config.adversary.discriminators)},
+        "training": {"freeze": config.training.freeze},
+    }
+
+
+def differences(saved: Any, present: Any, name: str = "") -> list[str]:
+    """`name was A and is B` for each setting of both trees that differs; what only one of them knows is left out."""
+    if isinstance(saved, dict) and isinstance(present, dict):
+        shared = [key for key in saved if key in present]
+        return [line for key in shared for line in differences(saved[key], present[key], f"{name}.{key}".strip("."))]
+    return [] if saved == present else [f"{name} was {_brief(saved)} and is {_brief(present)}"]
+
+
+def _brief(value: Any) -> str:
+    """A value, or for a whole group of settings only that it is set."""
+    return "set" if isinstance(value, dict) else "null" if value is None else str(value)

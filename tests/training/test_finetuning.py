@@ -1,0 +1,89 @@
+"""Training from a model: its configuration and discriminators are taken over, frozen parts stay as they are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("hydra", reason="training needs hydra-core")
+pytest.importorskip("tensorboard", reason="training needs tensorboard")
+
+import codec
+from codec.config import compose
+from codec.errors import ConfigError
+from codec.model import weights
+from codec.training.state import STATE_NAME, load_state
+from codec.training.trainer import ADVERSARIAL_START, Trainer
+
+
+@pytest.fixture
+def first(tiny_run: list[str]) -> Trainer:
+    """A trained run, whose model is at run/last."""
+    trainer = Trainer(compose(tiny_run))
+    trainer.fit()
+    return trainer
+
+
+def tuned(tiny_run: list[str], tmp_path: Path, *more: str, model: bool = False) -> Trainer:
+    """A trainer that starts from the first run's model; `model` repeats its configuration."""
+    settings = [override for override in tiny_run if model or not override.startswith("model.")]
+    start = [f"training.run={tmp_path / 'tuned'}", f"training.init={tmp_path / 'run' / 'last'}"]
+    return Trainer(compose([*settings, *start, *more]))
+
+
+def test_model_and_discriminators_are_taken_over(first: Trainer, tiny_run: list[str], tmp_path: Path):
+    second = tuned(tiny_run, tmp_path)
+    assert second.config.model == first.config.model
+    for name, weight in first.averaged_codec().state_dict().items():
+        torch.testing.assert_close(second.codec.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    for name, weight in first.adversary.discriminators.state_dict().items():
+        torch.testing.assert_close(second.adversary.discriminators.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    second.train_step(second.sampler.batch(0))
+    assert second.usage.counts.sum() > 0  # quantized from the first step on
+
+
+def test_trained_discriminators_join_at_once(first: Trainer, tiny_run: list[str], tmp_path: Path):
+    settings = [override for override in tiny_run if "adversarial_start" not in override]
+    assert tuned(settings, tmp_path).adversarial_start == 0
+    assert Trainer(compose([*settings, f"training.run={tmp_path / 'new'}"])).adversarial_start == ADVERSARIAL_START
+    assert tuned(tiny_run, tmp_path).adversarial_start == 6
+
+
+def test_a_configuration_that_differs_from_the_model_is_refused_by_name(
+    first: Trainer, tiny_run: list[str], tmp_path: Path
+):
+    assert tuned(tiny_run, tmp_path, model=True).codec.config == first.config.model
+    with pytest.raises(ConfigError, match=r"model\.decoder\.width was 24 and is 48; leave `model` out"):
+        tuned(tiny_run, tmp_path, "model.decoder.width=48", model=True)
+
+
+@pytest.mark.parametrize(("stored", "quantizer"), [(torch.float16, "simvq"), (torch.float32, "ema")], ids=str)
+def test_codes_stay_bit_equal_while_the_decoder_learns(
+    tiny_run: list[str], tmp_path: Path, stored: torch.dtype, quantizer: str
+):
+    first = Trainer(compose([*tiny_run, f"model/quantizer={quantizer}"]))
+    first.fit()
+    weights.save(first.averaged_codec(), tmp_path / "run" / "last", dtype=stored)
+    trainer = tuned(tiny_run, tmp_path, "training.freeze=[encoder,quantizer]")
+    trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in trainer.codec.decoder.parameters()}
+    assert all(name.startswith("decoder.") for name in trainer.ema.shadow)
+    before, after = codec.load(tmp_path / "run" / "last"), codec.load(trainer.fit())
+    for part in ("encoder", "quantizer"):
+        ours, theirs = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    wav = torch.cat([first.sampler.batch(step)[:1] for step in range(8)], dim=-1)
+    codes = before.encode(wav)
+    assert torch.equal(after.encode(wav), codes)
+    assert not torch.equal(after.decode(codes), before.decode(codes))
+
+
+def test_frozen_parts_cost_no_optimizer_state_and_resume(first: Trainer, tiny_run: list[str], tmp_path: Path):
+    freeze = "training.freeze=[encoder,quantizer]"
+    tuned(tiny_run, tmp_path, freeze).fit()
+    parts, _ = load_state(tmp_path / "tuned" / STATE_NAME)
+    num_states = len({key.split(".")[0] for key in parts["optimizer"]})
+    assert num_states == len(list(first.codec.decoder.parameters()))
+    assert tuned(tiny_run, tmp_path, freeze).step == 12
+    with pytest.raises(ConfigError, match=r"training\.freeze was \['encoder', 'quantizer'\] and is \[\]"):
+        tuned(tiny_run, tmp_path)

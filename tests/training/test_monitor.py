@@ -1,0 +1,155 @@
+"""Watching a run: code usage, broken steps, readable lines, alarms that speak up once, logs that survive."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tensorboard", reason="training needs tensorboard")
+
+from codec.training.alarms import PATIENCE, Watch
+from codec.training.discriminators import Discriminators, DiscriminatorsConfig, ScaleConfig
+from codec.training.monitor import (
+    BrokenSteps,
+    CodeUsage,
+    Monitor,
+    append_record,
+    effective_rank,
+    terminal_line,
+    undecided_loss,
+)
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def monitor(run: Path) -> Monitor:
+    return Monitor(run, 0, 100, Watch(attainable_perplexity=64, undecided_loss=6))
+
+
+def test_usage_of_equally_frequent_codes():
+    usage = CodeUsage(8, torch.device("cpu"))
+    for _ in range(3):
+        usage.add(torch.tensor([[0, 1], [2, 3]]))
+    values = CodeUsage.summarise(usage.counts)
+    assert values["codes/utilisation"] == 0.5
+    assert values["codes/perplexity"] == pytest.approx(4)
+
+
+def test_effective_rank_counts_equal_directions():
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    assert effective_rank(turned @ torch.diag(torch.tensor([2.0, 2, 2, 0, 0, 0])) @ turned.T) == pytest.approx(3)
+
+
+def test_broken_steps_name_the_cause_first():
+    broken = BrokenSteps(torch.device("cpu"))
+    fine, nan = torch.tensor(1.0), torch.tensor(math.nan)
+    broken.add(torch.tensor(0.0), {"loss/mel": fine, "loss/total": fine})
+    assert broken.explain(broken.counts) == ""
+    for _ in range(2):
+        broken.add(torch.tensor(1.0), {"loss/mel": nan, "loss/total": nan, "gradient_norm/codec": nan})
+    assert broken.skipped_in_a_row == broken.skipped == 2
+    sentence = "loss/mel was not finite in 2 steps; then loss/total in 2, gradient_norm/codec in 2"
+    assert broken.explain(broken.counts) == sentence
+    assert broken.explain(broken.counts) == ""
+    broken.add(torch.tensor(0.0), {"loss/mel": fine, "loss/total": fine})
+    assert (broken.skipped_in_a_row, broken.skipped) == (0, 2)
+
+
+def test_undecided_loss_is_that_of_logits_of_zero():
+    discriminators = Discriminators(DiscriminatorsConfig(period=None, spectrum=None, scale=ScaleConfig(factors=[1, 2])))
+    assert undecided_loss(discriminators) == 2  # a hinge on either side, averaged over the group
+
+
+def test_the_terminal_line_stays_readable():
+    values = {"loss/mel": 0.59718, "loss/adversarial": 14.0549, "discriminators/lead": -0.0717, "loss/total": 21.9}
+    values |= {
+        "codes/perplexity": 15690.4,
+        "steps_per_second": 1.17422,
+        "skipped_steps": 12345.0,
+        "learning_rate": 1e-3,
+    }
+    line = terminal_line(199_950, 200_000, 359_940, values)
+    assert line.startswith(
+        "step 199950/200000  99:59 left  mel 0.597  adversarial 14.1  lead -0.0717  perplexity 15690"
+    )
+    assert line.endswith("1.17 steps/s  12345 skipped")
+    assert len(line) <= 120
+
+
+def test_an_alarm_needs_patience_and_is_raised_once():
+    watch = Watch(attainable_perplexity=64, undecided_loss=6)
+    calm = {"codes/perplexity": 40.0, "codes/utilisation": 0.9, "loss/discriminator": 5.0}
+    fallen = calm | {"codes/perplexity": 10.0}
+    assert watch.alarms(calm) == []
+    raised = [watch.alarms(fallen) for _ in range(PATIENCE + 3)]
+    assert [len(sentences) for sentences in raised] == [0] * (PATIENCE - 1) + [1] + [0] * 3
+    assert raised[PATIENCE - 1] == ["the codebook is collapsing: perplexity 10, it was 40"]
+    watch.alarms(calm)
+    assert any(watch.alarms(fallen) for _ in range(PATIENCE))  # a new occasion
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"codes/perplexity": 1.1, "codes/utilisation": 0.1}, "hardly any codes are in use: perplexity 1 of 64"),
+        ({"loss/discriminator": 0.1}, "the discriminators are winning: their loss is 0.1, 6 would be undecided"),
+    ],
+)
+def test_alarming_values_have_their_sentence(values: dict[str, float], sentence: str):
+    watch = Watch(attainable_perplexity=64, undecided_loss=6)
+    values = values | watch.derive(values)
+    assert [watch.alarms(values) for _ in range(PATIENCE)][-1] == [sentence]
+
+
+def test_logs_hold_values_events_and_null_for_what_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with monitor(tmp_path) as watching:
+        for step in range(1, PATIENCE + 1):
+            values = {"loss/mel": torch.tensor(math.nan), "loss/discriminator": torch.tensor(0.06)}
+            watching.log(step, values, {"learning_rate": 1e-3})
+        watching.log_codebook(3, torch.tensor([1.0, 2.0, 0.0]), torch.eye(3))
+    first, *_, alarm, codebook = records(tmp_path)
+    assert first["loss/mel"] is None
+    assert first["discriminators/lead"] == pytest.approx(0.99)
+    assert (alarm["step"], alarm["event"]) == (PATIENCE, "alarm")
+    assert codebook["codes/effective_rank"] == pytest.approx(3)
+    assert f"step {PATIENCE}  alarm: the discriminators are winning" in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_short_stays_alone(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    append_record(path, {"step": 1})
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "loss')
+    append_record(path, {"step": 3})
+    assert path.read_text().splitlines() == ['{"step": 1}', '{"step": 2, "loss', '{"step": 3}']
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monitor(tmp_path) as watching:
+        watching.log(1, {"loss/mel": torch.tensor(1.0)}, {})
+        with monkeypatch.context() as patch:
+            patch.setattr("codec.training.monitor.append_record", full)
+            watching.log(2, {"loss/mel": torch.tensor(1.0)}, {})
+            watching.log(3, {"loss/mel": torch.tensor(1.0)}, {})
+        watching.log(4, {"loss/mel": torch.tensor(1.0)}, {})
+    assert [record["step"] for record in records(tmp_path)] == [1, 4]
+    assert capsys.readouterr().err.count("the logs cannot be written (No space left on device)") == 1
+
+
+def test_other_processes_keep_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    with Monitor(None, 0, 100, Watch(64, 6)) as watching:
+        watching.log(1, {"loss/mel": torch.tensor(1.0)}, {})
+        watching.event(1, "alarm", "nobody hears this")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,296 @@
+"""No run is lost, whatever breaks: batches, readers, disks, states, the process itself."""
+
+import errno
+import json
+import math
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("hydra", reason="training needs hydra-core")
+pytest.importorskip("tensorboard", reason="training needs tensorboard")
+
+from codec.config import compose
+from codec.errors import CodecError
+from codec.training import loader, monitor, state
+from codec.training.data import WindowSampler
+from codec.training.state import PREVIOUS_NAME, STATE_NAME, load_latest
+from codec.training.trainer import Trainer
+
+
+def events(run: Path, kind: str) -> list[str]:
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [record["text"] for record in records if record.get("event") == kind]
+
+
+# -- broken values
+
+
+@pytest.mark.parametrize("phase", ["training.quantizer_start=0", "training.adversarial_start=0"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_with_a_broken_batch_changes_nothing_and_is_counted(tiny_run: list[str], phase: str, value: float):
+    trainer = Trainer(compose([*tiny_run, phase]))
+    wav = trainer.sampler.batch(0)
+    trainer.train_step(wav)
+    before = {name: tensor.clone() for name, tensor in trainer.codec.state_dict().items()}
+    discriminators = {name: t.clone() for name, t in trainer.adversary.discriminators.state_dict().items()}
+    trainer.train_step(torch.full_like(wav, value))
+    assert int(trainer.broken.skipped) == 1
+    assert trainer.broken.explain(trainer.broken.counts).startswith("batch/peak was not finite in 1 step; then loss/")
+    for name, tensor in trainer.codec.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for name, tensor in trainer.adversary.discriminators.state_dict().items():
+        assert torch.equal(tensor, discriminators[name]), name
+    trainer.train_step(wav)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.codec.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_even_if_its_gradient_is(
+    tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    trainer = Trainer(compose([*tiny_run, "training.quantizer_start=0"]))
+    mel_loss = trainer.mel_loss.forward
+    monkeypatch.setattr(trainer.mel_loss, "forward", lambda *wavs: mel_loss(*wavs) + math.inf)
+    before = trainer.codec.encoder.output.weight.clone()
+    scalars = trainer.train_step(trainer.sampler.batch(0))
+    assert int(trainer.broken.skipped) == 1
+    assert not scalars["gradient_norm/codec"].isfinite()
+    assert torch.equal(trainer.codec.encoder.output.weight, before)
+
+
+class BrokenBatches:
+    """In place of a sampler's `batch`: NaN from one step to another, as often as is asked for."""
+
+    def __init__(self, sampler: WindowSampler, first: int, last: int, times: int):
+        self.original, self.first, self.last, self.times = sampler.batch, first, last, times
+
+    def __call__(self, step: int, *shares: int) -> Tensor:
+        batch = self.original(step, *shares)
+        if self.times and self.first <= step <= self.last:
+            self.times -= step == self.last
+            return torch.full_like(batch, math.nan)
+        return batch
+
+
+def test_broken_steps_in_a_row_return_to_the_last_good_state_with_half_the_rate(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loader, "AHEAD", 1)
+    trainer = Trainer(compose([*tiny_run, "training.max_skipped_in_a_row=3"]))
+    monkeypatch.setattr(trainer.sampler, "batch", BrokenBatches(trainer.sampler, 7, 9, times=1))
+    trainer.fit()
+    # Step 8 was due to be saved, but in the middle of the burst: the state of step 4 is the last good one.
+    assert events(tmp_path / "run", "return") == [
+        "3 steps in a row were skipped; back to the state of step 4, with 0.5 of the learning rate"
+    ]
+    assert len(events(tmp_path / "run", "skipped")) == 3
+    assert (trainer.step, trainer.num_returns, int(trainer.broken.skipped)) == (12, 1, 3)
+    assert trainer.sampler.seed == 1  # other windows than those that broke
+    last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]
+    assert last["learning_rate"] == pytest.approx(0.5 * 12 / 100 * 0.25 * 5e-4)
+    resumed = Trainer(compose(tiny_run))
+    assert (resumed.num_returns, resumed.sampler.seed) == (1, 1)
+
+
+def test_training_that_keeps_breaking_ends_with_one_sentence_and_a_good_state(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = Trainer(compose([*tiny_run, "training.max_skipped_in_a_row=2", "training.max_returns=2"]))
+    monkeypatch.setattr(trainer.sampler, "batch", BrokenBatches(trainer.sampler, 5, 100, times=1000))
+    with pytest.raises(CodecError, match=r"2 steps in a row up to step 7 were skipped, and .* 2 times; codec doctor"):
+        trainer.fit()
+    assert len(events(tmp_path / "run", "return")) == 2
+    latest = load_latest(tmp_path / "run")
+    assert latest is not None
+    assert latest.counters["step"] == 4
+
+
+# -- broken disks and states
+
+
+def test_a_full_disk_at_a_checkpoint_costs_the_checkpoint_only(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = Trainer(compose(tiny_run))
+    save = trainer.save
+
+    def full_at_8(keep_previous: bool = True) -> None:
+        if trainer.step == 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(keep_previous)
+
+    monkeypatch.setattr(trainer, "save", full_at_8)
+    trainer.fit()
+    (sentence,) = events(tmp_path / "run", "failure")
+    assert "saving the state failed: [Errno 28] No space left on device; what was written before stays" in sentence
+    assert trainer.step == 12
+
+
+def test_a_disk_that_is_full_at_the_start_is_refused(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CodecError, match="0 MiB are free"):
+        Trainer(compose(tiny_run)).fit()
+
+
+def test_failing_validation_does_not_end_the_run(
+    tiny_run: list[str], training_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("codec.training.trainer.validate", broken)
+    settings = [f"data.validation={training_folder}", "training.validate_every=6", "training.steps=6"]
+    Trainer(compose([*tiny_run, *settings])).fit()
+    assert "validation failed: out of memory" in events(tmp_path / "run", "failure")[0]
+
+
+def test_a_damaged_state_is_replaced_and_never_becomes_the_previous_one(tiny_run: list[str], tmp_path: Path):
+    run = tmp_path / "run"
+    Trainer(compose([*tiny_run, "training.steps=6"])).fit()  # saved at 4 and 6
+    (run / STATE_NAME).write_bytes((run / STATE_NAME).read_bytes()[:-100])
+    trainer = Trainer(compose([*tiny_run, "training.steps=5"]))
+    assert trainer.step == 4
+    trainer.fit()
+    (sentence,) = events(run, "resumed")
+    assert "is not a whole training state" in sentence
+    assert sentence.endswith("; going on from state.previous.safetensors, step 4")
+    for name, step in ((STATE_NAME, 5), (PREVIOUS_NAME, 4)):
+        assert state.load_state(run / name)[1]["step"] == step
+
+
+# -- everything
+
+
+class Killed(BaseException):
+    """Ends a run as kill -9 would: nothing catches it, nothing is saved."""
+
+
+class Faults:
+    """Injects faults at random while runs go on, and damages what lies on the disk between them."""
+
+    IN_BATCHES = ("nan batch", "infinite batch", "burst of nan", "failing reader", "killed reader")
+    ON_DISK = ("full disk at a state", "full disk at a log", "full disk at a model")
+    DEADLY = ("kill", "kill while saving", "kill and cut state", "kill and flip a bit", "kill and leave rubbish")
+
+    def __init__(self, run: Path, number: int, seed: int):
+        self.run, self.random = run, random.Random(seed)
+        kinds = [*self.IN_BATCHES, *self.ON_DISK, *self.DEADLY]
+        self.left = [kinds[index % len(kinds)] for index in range(number)]
+        self.random.shuffle(self.left)
+        self.burst = 0
+        self.pending = ""  # damage to be done to the disk at the next kill
+
+    def take(self, *kinds: str) -> str:
+        """The next fault if it is one of these and if its time has come, else nothing."""
+        if self.left and self.left[-1] in kinds and self.random.random() < 0.7:
+            return self.left.pop()
+        return ""
+
+    @contextmanager
+    def injected(self, trainer: Trainer) -> Iterator[None]:
+        batch, train_step = trainer.sampler.batch, trainer.train_step
+        with pytest.MonkeyPatch.context() as patch:
+
+            def broken_batch(step: int, *shares: int) -> Tensor:
+                fault = self.take(*self.IN_BATCHES)
+                if fault == "failing reader":
+                    raise OSError("Input/output error")
+                if fault == "killed reader":
+                    raise RuntimeError("the thread was killed")
+                self.burst = 4 if fault == "burst of nan" else max(self.burst - 1, 0)
+                value = math.inf if fault == "infinite batch" else math.nan
+                return batch(step, *shares) if not (fault or self.burst) else torch.full((4, 1, 4800), value)
+
+            def deadly_step(wav: Tensor) -> dict[str, Tensor]:
+                self.pending = self.take("kill", "kill and cut state", "kill and flip a bit", "kill and leave rubbish")
+                if self.pending:
+                    raise Killed
+                return train_step(wav)
+
+            def full(kind: str, original):
+                def write(*arguments, **more):
+                    if self.take(kind):
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                    return original(*arguments, **more)
+
+                return write
+
+            def dying_replace(source: Path, target: Path) -> None:
+                os.rename(source, target)
+                if self.take("kill while saving"):
+                    raise Killed
+
+            patch.setattr(loader.time, "sleep", lambda seconds: None)
+            patch.setattr(loader, "ATTEMPTS", 100)
+            patch.setattr(trainer.sampler, "batch", broken_batch)
+            patch.setattr(trainer, "train_step", deadly_step)
+            patch.setattr(trainer, "save_model", full("full disk at a model", trainer.save_model))
+            patch.setattr(monitor, "append_record", full("full disk at a log", monitor.append_record))
+            if (self.run / STATE_NAME).exists():  # the first state must be written: a run that cannot be is refused
+                patch.setattr("codec.training.trainer.save_state", full("full disk at a state", state.save_state))
+            patch.setattr(state.os, "replace", dying_replace)
+            yield
+
+    def damage(self) -> None:
+        """What the last kill did to the disk, once there are two states: one alone has nothing to fall back on."""
+        path = self.run / STATE_NAME
+        if not (path.exists() and (self.run / PREVIOUS_NAME).exists()):
+            return
+        whole = path.read_bytes()
+        place = self.random.randrange(8, len(whole))
+        if self.pending == "kill and cut state":
+            path.write_bytes(whole[:place])
+        elif self.pending == "kill and flip a bit":
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ (1 << self.random.randrange(8))]) + whole[place + 1 :]
+            )
+        elif self.pending == "kill and leave rubbish":
+            (self.run / ".0123456789abcdef.part").write_bytes(whole[:place])
+            with open(self.run / "log.jsonl", "a") as log:
+                log.write('{"step": 3, "loss/m')
+
+
+def survive(tiny_run: list[str], run: Path, number: int) -> None:
+    """Train while faults are injected; start again after each death; the run must arrive, with all faults spent."""
+    faults = Faults(run, number, seed=number)
+    settings = [*tiny_run, "training.max_skipped_in_a_row=3", "training.max_returns=1000", "training.save_every=3"]
+    settings += ["training.validate_every=5"]
+    num_steps = 0
+    for _ in range(3 * number):
+        num_steps += 12
+        trainer = Trainer(compose([*settings, f"training.steps={num_steps}"]))
+        assert trainer.step <= num_steps
+        try:
+            with faults.injected(trainer):
+                trainer.fit()
+        except Killed:
+            faults.damage()
+            num_steps -= 12  # not arrived yet
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # The disk was full at the very end, where nothing could try again later.
+        if not faults.left:
+            break
+    assert faults.left == []
+    final = Trainer(compose([*settings, f"training.steps={num_steps + 4}"]))
+    final.fit()
+    assert final.step == num_steps + 4
+    assert all(tensor.isfinite().all() for tensor in final.codec.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in final.ema.shadow.values())
+
+
+def test_a_dozen_faults_lose_no_run(tiny_run: list[str], tmp_path: Path):
+    survive(tiny_run, tmp_path / "run", 13)
+
+
+@pytest.mark.slow
+def test_two_hundred_faults_lose_no_run(tiny_run: list[str], tmp_path: Path):
+    survive(tiny_run, tmp_path / "run", 200)

@@ -1,0 +1,121 @@
+"""Mistakes in the settings of a run are all named at once, before anything is built."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hydra", reason="training needs hydra-core")
+
+from codec.config import compose
+from codec.errors import ConfigError
+from codec.training.settings import check, defining_settings, differences
+
+
+def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(compose(overrides), num_processes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).split("; ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stepz=1", "training.stepz"),
+        ("training.steps=many", "training.steps"),
+        ("training.steps=0", "at least 1"),
+        ("training.mel_weight=-1", "training.mel_weight must be at least 0, got -1"),
+        ("training.learning_rate=0", "positive"),
+        ("training.precision=fp16", "bf16 or float32"),
+        ("training.betas=[0.5]", "two numbers"),
+        ("training.ema_decay=1", "in \\[0, 1\\)"),
+        ("training.freeze=[encoder]", "training.freeze needs training.init"),
+        ("training.freeze=[ears]", "at most two of encoder, quantizer, decoder"),
+        ("model.encoder.colour=1", "colour"),
+        ("model=nothing", "nothing"),
+        ("+colour=1", "colour"),
+        ("data.window_seconds=0", "positive"),
+    ],
+)
+def test_a_mistake_is_named(override: str, message: str):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_and_wrong_types_are_named_together():
+    with pytest.raises(ConfigError) as caught:
+        compose(["training.stepz=1", "data.batch_size=many", "training.steps=5", "model=simvq-4k"])
+    assert str(caught.value).count("; ") == 1
+    assert "training.stepz" in str(caught.value)
+    assert "data.batch_size" in str(caught.value)
+
+
+def test_values_out_of_range_are_named_together():
+    with pytest.raises(ConfigError) as caught:
+        compose(["training.steps=0", "training.clip_norm=0", "data.batch_size=0", "mel.scale=bark"])
+    for name in ("training.steps", "training.clip_norm", "data.batch_size", "mel scale"):
+        assert name in str(caught.value)
+
+
+def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str]):
+    check(compose(tiny_run))
+    found = mistakes(
+        [
+            *tiny_run,
+            "data.train=/nowhere",
+            "data.window_seconds=0.01",
+            "mel.resolutions=[[1024,256,80],[64,128,40]]",
+            "model.quantizer.codebook_dim=8",
+        ],
+        num_processes=3,
+    )
+    assert found == [
+        "data.train: there is no /nowhere",
+        "data.batch_size must be a multiple of the 3 processes, got 4",
+        "encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got (16, 8, 16)",
+        "mel.resolutions [1024, 256, 80] needs more than 512 samples, data.window_seconds gives 240",
+        "mel.resolutions [64, 128, 40]: the hop leaves out samples between STFTs of 64",
+        "mel.resolutions [64, 128, 40]: an STFT of 64 has only 33 bins for 40 mel bands",
+        "training.convergence_weight needs more than 1024 samples, data.window_seconds gives 240",
+        "make it longer or the weight 0",
+        "adversary.discriminators.spectrum needs more than 256 samples, the shorter of data.window_seconds and "
+        "training.adversarial_seconds gives 240",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train="], "data.train must name a manifest or a folder"),
+        (["data.validation=/nowhere"], "data.validation: there is no /nowhere"),
+        (["data.window_seconds=0.01"], "is 240 samples, shorter than a frame, which has 320"),
+        (["model.encoder.hop_length=160"], "the same hop length, got 160 and 320"),
+        (["training.adversarial_seconds=0.01"], "adversary.discriminators.spectrum needs more than 256 samples"),
+    ],
+)
+def test_settings_that_do_not_fit_together(tiny_run: list[str], overrides: list[str], message: str):
+    assert any(message in found for found in mistakes([*tiny_run, *overrides]))
+
+
+def test_every_shipped_recipe_fits_together(training_folder: Path):
+    for recipe in ("stream-cpu", "paper", "libritts"):
+        check(compose([f"recipe={recipe}", f"data.train={training_folder}"]))
+
+
+def test_differences_name_what_both_trees_have():
+    saved = {"a": {"b": 1, "c": [1, 2], "old": 3}, "group": None, "same": 1.0}
+    present = {"a": {"b": 2, "c": [1, 3], "new": 4}, "group": {"d": 1}, "same": 1}
+    assert differences(saved, present) == [
+        "a.b was 1 and is 2",
+        "a.c was [1, 2] and is [1, 3]",
+        "group was null and is set",
+    ]
+
+
+def test_defining_settings_ignore_how_long_one_trains():
+    one, other = (defining_settings(compose([f"training.steps={steps}", "data.batch_size=3"])) for steps in (1, 2))
+    assert one == other
+    assert differences(one, defining_settings(compose(["model.decoder.width=48"]))) == [
+        "model.decoder.width was 384 and is 48"
+    ]

@@ -1,0 +1,118 @@
+"""States: whole or refused, the previous one kept, room for the next one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from codec.errors import ModelError
+from codec.training.state import (
+    PREVIOUS_NAME,
+    STATE_NAME,
+    ExponentialMovingAverage,
+    check_room,
+    load_latest,
+    load_portable,
+    load_state,
+    save_portable,
+    save_state,
+)
+
+
+def save(run: Path, step: int) -> None:
+    parts = {"codec": {"weight": torch.full((50, 3), float(step)), "count": torch.tensor(step)}}
+    save_state(run / STATE_NAME, parts, {"step": step}, previous=run / PREVIOUS_NAME)
+
+
+def latest(run: Path) -> tuple[int, str]:
+    found = load_latest(run)
+    assert found is not None
+    assert found.parts["codec"]["weight"].unique().item() == found.counters["step"]
+    return found.counters["step"], found.damage
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path):
+    save(tmp_path, 1)
+    parts, counters = load_state(tmp_path / STATE_NAME)
+    assert counters == {"step": 1}
+    assert parts["codec"]["count"] == 1
+    assert parts["codec"]["weight"].shape == (50, 3)
+
+
+def test_the_previous_state_is_kept(tmp_path: Path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert load_state(tmp_path / PREVIOUS_NAME)[1] == {"step": 2}
+    assert latest(tmp_path) == (3, "")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text", "missing"])
+def test_a_damaged_state_is_passed_over_with_a_sentence(tmp_path: Path, damage: str):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / STATE_NAME
+    whole = path.read_bytes()
+    flipped = whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:]
+    path.write_bytes({"cut": whole[:-100], "flipped": flipped, "text": b"not a state"}.get(damage, b""))
+    if damage == "missing":
+        path.unlink()  # what is left when a process dies between the two renames of saving
+    step, sentence = latest(tmp_path)
+    assert step == 1
+    assert sentence.startswith("" if damage == "missing" else f"{path}: is not a whole training state")
+
+
+def test_damaged_states_alone_are_refused(tmp_path: Path):
+    assert load_latest(tmp_path) is None
+    save(tmp_path, 1)
+    (tmp_path / STATE_NAME).write_bytes(b"")
+    with pytest.raises(ModelError, match=r"state\.safetensors: is not a whole training state"):
+        load_latest(tmp_path)
+
+
+def test_a_full_disk_leaves_both_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("codec.training.state.os.fsync", full)
+        save(tmp_path, 3)
+    assert latest(tmp_path) == (2, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS_NAME, STATE_NAME]
+
+
+def test_a_disk_without_room_for_the_next_states_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 1)
+    check_room(tmp_path)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match=r"0 MiB are free, the states to come need 0 MiB; free some, or choose"):
+        check_room(tmp_path)
+
+
+def test_portable_files_of_two_moments_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("codec.training.state.PORTABLE_BYTES", 3000)
+    parts = {"codec": {f"weight{index}": torch.randn(400) for index in range(3)}}
+    save_portable(tmp_path / "a", parts, {"step": 1})
+    save_portable(tmp_path / "b", parts, {"step": 2})
+    (tmp_path / "b" / "1.safetensors").replace(tmp_path / "a" / "1.safetensors")
+    with pytest.raises(ModelError, match="file 1 is of another moment of the run than file 0"):
+        load_portable(tmp_path / "a")
+
+
+def test_portable_optimizers_keep_small_moments_and_large_steps(tmp_path: Path):
+    save_portable(tmp_path, {"optimizer": {"0.step": torch.tensor(2e5), "0.exp_avg_sq": torch.tensor([1e-12])}}, {})
+    parts, _ = load_portable(tmp_path)
+    assert parts["optimizer"]["0.step"] == pytest.approx(2e5, rel=1e-2)
+    assert parts["optimizer"]["0.exp_avg_sq"] == pytest.approx(1e-12, rel=1e-2)
+
+
+def test_the_average_leaves_frozen_parameters_out():
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    average = ExponentialMovingAverage(module, 0.9)
+    assert list(average.shadow) == ["weight"]
+    average.update(module)
+    average.copy_to(module)
