@@ -699,6 +699,17 @@ def train(settings: tuple[str, ...]) -> None:
     click.echo(str(Trainer(compose(list(settings))).fit()))
 
 
+@commands.command()
+@click.argument("folder", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
+def doctor(folder: str, as_json: bool) -> None:
+    """Say which known failures a training run resembles, and what to try."""
+    from codec.training.doctor import diagnose
+
+    diagnosis = diagnose(folder)
+    click.echo(json.dumps(diagnosis.to_dict(), allow_nan=False) if as_json else str(diagnosis))
+
+
 # --------------------------------------------------------------------------------------------------------- reporting
 
 

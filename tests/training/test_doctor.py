@@ -1,0 +1,214 @@
+"""Each known failure is recognised in the log that it leaves, a healthy run in none."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codec.cli import run as run_command
+from codec.errors import ConfigError
+from codec.training.doctor import FAILURES, diagnose
+
+STEPS = 5000
+EVERY = 50
+Values = dict[str, Any]
+
+
+def healthy(step: int, noise: random.Random) -> Values:
+    """What a run without trouble logs: losses fall with some noise, discriminators join at step 1000."""
+    values = {
+        "loss/mel": (0.5 + math.exp(-step / 1500)) * noise.uniform(0.93, 1.07),
+        "codes/utilisation": min(1.0, 0.8 + step / 10000),
+        "codes/perplexity": 1500 * noise.uniform(0.95, 1.05),
+        "learning_rate": 1e-3,
+        "skipped_steps": 0.0,
+        "data/waiting": 0.001,
+        "steps_per_second": noise.uniform(1.1, 1.2),
+    }
+    if step > 1000:
+        values |= {"discriminators/lead": noise.uniform(0.1, 0.2), "loss/discriminator": 5.0}
+    if step % 500 == 0:
+        values["validation/mel"] = 0.6 + math.exp(-step / 1500)
+    return values
+
+
+def write_run(run: Path, change: Callable[[int, Values], Values] = lambda step, values: {}, **settings: Any) -> Path:
+    """A run folder with the log of a healthy run, apart from what `change` gives for a step."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    run.mkdir()
+    config: dict[str, dict[str, Any]] = {
+        "model": {"sample_rate": 24000, "quantizer": {"codebook_size": 4096}, "decoder": {"hop_length": 320}},
+        "data": {"train": "audio", "validation": "dev", "batch_size": 8, "window_seconds": 3.0},
+        "training": {"steps": 2 * STEPS, "log_every": EVERY, "save_every": 250},
+    }
+    for name, value in settings.items():
+        part, setting = name.split("__")
+        config[part][setting] = value
+    (run / "config.json").write_text(json.dumps(config))
+    save_file({"codec/w": np.zeros(3)}, run / "state.safetensors", {"counters": "{}"})
+    noise = random.Random(0)
+    with open(run / "log.jsonl", "w") as log:
+        for step in range(EVERY, STEPS + 1, EVERY):
+            values = healthy(step, noise)
+            values |= (changed := change(step, values))
+            event = changed.get("event")
+            if event:
+                log.write(json.dumps({"step": step, "event": event[0], "text": event[1]}) + "\n")
+            log.write(json.dumps({"step": step} | {k: v for k, v in values.items() if k != "event"}) + "\n")
+    return run
+
+
+def names(run: Path) -> dict[str, bool]:
+    """What was found, and whether it is serious."""
+    return {finding.name: finding.is_serious for finding in diagnose(run).findings}
+
+
+def after(start: int, **values: float) -> Callable[[int, Values], Values]:
+    named = {name.replace("__", "/"): value for name, value in values.items()}
+    return lambda step, _: named if step > start else {}
+
+
+def diverging(step: int, values: Values) -> Values:
+    return {"loss/mel": 0.6 + (step - 2500) / 1000} if step > 2500 else {}
+
+
+def spiky(step: int, values: Values) -> Values:
+    return {"loss/mel": 2.5 * values["loss/mel"]} if step % 500 == 0 else {}
+
+
+def overfitting(step: int, values: Values) -> Values:
+    return {"validation/mel": 0.7 + abs(step - 2000) / 10000} if "validation/mel" in values else {}
+
+
+def bursts(step: int, values: Values) -> Values:
+    sentence = "loss/mel was not finite in 25 steps; then gradient_norm/codec in 25"
+    return {"skipped_steps": 25.0 * (step // 1000)} | ({"event": ("skipped", sentence)} if step % 1000 == 0 else {})
+
+
+def full_disk(step: int, values: Values) -> Values:
+    return {"event": ("failure", "saving the state failed: No space left on device")} if step == 3000 else {}
+
+
+FAILED: dict[str, tuple[Callable[[int, Values], Values], dict[str, Any]]] = {
+    "NaN bursts": (bursts, {}),
+    "codebook collapse": (after(3000, codes__perplexity=200.0), {}),
+    "low perplexity": (after(0, codes__perplexity=30.0), {}),
+    "winning discriminators": (after(3000, discriminators__lead=0.97), {}),
+    "losing discriminators": (after(1000, discriminators__lead=0.004), {}),
+    "diverging loss": (diverging, {}),
+    "learning rate too high": (spiky, {}),
+    "nothing is learned": (after(0, loss__mel=1.4), {}),
+    "plateau": (after(1500, loss__mel=0.7), {}),
+    "overfitting": (overfitting, {}),
+    "no validation": (after(STEPS), {"data__validation": ""}),
+    "short windows": (after(STEPS), {"data__window_seconds": 1.0}),
+    "starving loader": (after(3000, data__waiting=0.4), {}),
+    "slowing down": (after(4500, steps_per_second=0.3), {}),
+    "files that could not be read or written": (full_disk, {}),
+}
+
+
+def test_a_healthy_run_resembles_no_failure(tmp_path: Path):
+    diagnosis = diagnose(write_run(tmp_path / "run"))
+    assert diagnosis.findings == []
+    assert str(diagnosis).splitlines()[1] == "nothing here resembles a known failure"
+    assert f"step {STEPS} of {2 * STEPS}, 1.1" in str(diagnosis)
+
+
+@pytest.mark.parametrize("failure", FAILED)
+def test_a_failure_is_recognised_by_its_log(tmp_path: Path, failure: str):
+    change, settings = FAILED[failure]
+    diagnosis = diagnose(write_run(tmp_path / "run", change, **settings))
+    found = [finding.name for finding in diagnosis.findings]
+    # What learns nothing has reached a plateau as well.
+    assert failure in found
+    assert len(found) <= (2 if failure == "nothing is learned" else 1)
+    assert failure in str(diagnosis)
+    assert all("Try: " in line for line in str(diagnosis).splitlines()[2:3])
+
+
+def test_every_failure_has_its_case(tmp_path: Path):
+    assert len(FAILURES) == len(FAILED) + 2  # the state and the silence are below
+
+
+def test_bursts_are_explained_by_their_cause(tmp_path: Path):
+    (finding,) = diagnose(write_run(tmp_path / "run", bursts)).findings
+    assert finding.is_serious
+    assert "125 of 5000 steps" in finding.evidence
+    assert "loss/mel was not finite" in finding.evidence
+    assert "training.learning_rate" in finding.advice
+
+
+def test_a_damaged_state_is_named_with_what_remains(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    whole = (run / "state.safetensors").read_bytes()
+    (run / "state.previous.safetensors").write_bytes(whole)
+    (run / "state.safetensors").write_bytes(whole[:-10])
+    (finding,) = diagnose(run).findings
+    assert finding.name == "damaged state"
+    assert "state.safetensors is not whole" in finding.evidence
+    assert "other state" in finding.advice
+    (run / "state.previous.safetensors").unlink()
+    assert "training.init" in diagnose(run).findings[0].advice
+    (run / "state.safetensors").unlink()
+    assert "no state" in diagnose(run).findings[0].evidence
+
+
+def test_a_silent_run_is_noticed_unless_it_is_finished(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    log = run / "log.jsonl"
+    os.utime(log, (log.stat().st_atime, log.stat().st_mtime - 3 * 3600))
+    assert names(run) == {"no sign of life": False}
+    finished = write_run(tmp_path / "finished", training__steps=STEPS)
+    os.utime(finished / "log.jsonl", (0, 0))
+    assert names(finished) == {}
+
+
+def test_steps_done_again_after_a_kill_count_once(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    lines = (run / "log.jsonl").read_text().splitlines()
+    wild = [json.dumps(json.loads(line) | {"loss/mel": 9.0}) for line in lines[60:]]
+    (run / "log.jsonl").write_text("\n".join([*lines[:60], *wild, '{"step": 50', *lines[60:]]) + "\n")
+    assert names(run) == {}
+
+
+def test_values_that_are_null_and_a_missing_config_are_read(tmp_path: Path):
+    run = write_run(tmp_path / "run", lambda step, values: {"loss/mel": None} if step % 200 == 0 else {})
+    (run / "config.json").unlink()
+    assert names(run) == {}
+
+
+@pytest.mark.parametrize("content", ["nothing", "missing", "a model"])
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "folder"
+    if content != "missing":
+        folder.mkdir()
+    if content == "a model":
+        (folder / "config.json").write_text('{"sample_rate": 24000}')
+    with pytest.raises(ConfigError, match=r"no such folder|is not the folder of a training run"):
+        diagnose(folder)
+    assert run_command(["doctor", str(folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"codec: {folder}: ")
+
+
+def test_the_command_reports_in_words_or_json_without_torch(tmp_path: Path):
+    run = write_run(tmp_path / "run", bursts)
+    program = (
+        "import sys; from codec.cli import run; "
+        f"assert run(['doctor', {str(run)!r}]) == 0; assert run(['doctor', {str(run)!r}, '--json']) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *words, line = done.stdout.splitlines()
+    assert words[1].startswith("problem NaN bursts: 125 of 5000 steps")
+    assert json.loads(line)["findings"][0]["name"] == "NaN bursts"
