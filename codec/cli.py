@@ -363,6 +363,10 @@ def export(model: str, path: str, overwrite: bool) -> None:
     metavar="SAMPLES",
     help="By how much lengths may differ.  [default: the model's hop length; for folders 25 ms]",
 )
+@click.option("--no-audio", is_flag=True, help="No players in the report, which makes it small.")
+@click.option(
+    "--compare", nargs=2, metavar="A B", help="Compare two outputs of this command, utterance by utterance, instead."
+)
 @option_device
 @click.option("--strict", is_flag=True, help="Exit code 2 if anything at all has no score.")
 @option_json
@@ -381,6 +385,8 @@ def evaluate(
     jobs: int | None,
     limit: int | None,
     hop_length: int | None,
+    no_audio: bool,
+    compare: tuple[str, str] | None,
     device: str,
     strict: bool,
     as_json: bool,
@@ -391,13 +397,17 @@ def evaluate(
     \b
     codec evaluate REFERENCE ESTIMATE            sound files of the same names in two folders
     codec evaluate --model stream --data DIR     encode, decode, score
+    codec evaluate --compare A B                 which of two is better, and how sure that is
     """
     from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
     from codec.evaluation.metric import Settings
     from codec.evaluation.report import table
 
+    if compare:
+        _compare(compare, output, as_json, quiet)
+        return
     if (len(folders) != 2) if model is None else (folders or data is None):
-        raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data")
+        raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data, or --compare A B")
     settings = Settings(
         device=device,
         utmos_weights=Path(utmos_weights) if utmos_weights else None,
@@ -407,7 +417,7 @@ def evaluate(
         allow_download=download,
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    options = Options(names, settings, jobs, hop_length, limit)
+    options = Options(names, settings, jobs, hop_length, limit, with_audio=not no_audio)
     lines: dict[str, _ProgressLine] = {}
 
     def progress(what: str, done: float, total: float) -> None:
@@ -426,6 +436,18 @@ def evaluate(
         click.echo(table(result.summary))
     if strict and result.problems:
         raise Failed(f"{_count(len(result.problems), 'problem')}, listed in the report")
+
+
+def _compare(folders: tuple[str, str], output: str | None, as_json: bool, quiet: bool) -> None:
+    from codec.evaluation.comparison import compare, comparison_table, write_comparison
+
+    found = compare(*folders)
+    if output is not None:
+        write_comparison(found, Path(output))
+    if as_json:
+        click.echo(json.dumps(found, allow_nan=False))
+    elif not quiet:
+        click.echo(comparison_table(found))
 
 
 # ------------------------------------------------------------------------------------------------- files and folders

@@ -15,7 +15,7 @@ from typing import Any
 from codec import __version__, audio
 from codec.errors import AudioError, CodecError, ConfigError
 from codec.evaluation import reconstruction, resampling, scoring
-from codec.evaluation.journal import Journal
+from codec.evaluation.journal import JOURNAL_NAME, Journal
 from codec.evaluation.metric import Column, Settings
 from codec.evaluation.pairs import (
     FOLDER_TOLERANCE,
@@ -37,7 +37,6 @@ from codec.evaluation.workers import Died, num_cores, work
 Progress = Callable[[str, float, float], None]
 """Called with what is being done, the seconds of sound done and the seconds in all."""
 
-JOURNAL_NAME = "journal.jsonl"
 PACKAGES = (
     *("numpy", "torch", "pesq", "pystoi", "scipy", "librosa"),
     *("torchaudio", "torchcrepe", "transformers", "onnxruntime"),
@@ -64,6 +63,8 @@ class Options:
     """Samples by which lengths may differ; None: the model's hop length, for folders 25 ms."""
     limit: int | None = None
     """Score at most so many utterances, spread over the data."""
+    with_audio: bool = True
+    """Whether the page of the report lets the best and worst utterances be heard."""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -163,7 +164,7 @@ def evaluate_folders(
     }
     evaluation = _conclude(rows, problems + more, plan, options, about)
     evaluation.items = {item.id: item for item in items if item.id in chosen}
-    return _deliver(evaluation, output)
+    return _deliver(evaluation, output, options)
 
 
 def evaluate_model(
@@ -233,7 +234,7 @@ def evaluate_model(
         }
         evaluation = _conclude(rows, problems, plan, options, about, made)
         evaluation.items = {item.id: item for item in items}
-        return _deliver(evaluation, output)
+        return _deliver(evaluation, output, options)
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
@@ -317,6 +318,7 @@ def _conclude(
             "better": column.better,
             "digits": column.digits,
             "is_shown": column.is_shown,
+            "weight": column.weight,
             "num_undefined": sum(bool(name) and problem.metric == name for problem in problems),
             **summarise(list(values.values()), [seconds[id] for id in values], weights),
         }
@@ -340,11 +342,11 @@ def _conclude(
     return evaluation
 
 
-def _deliver(evaluation: Evaluation, output: str | os.PathLike[str] | None) -> Evaluation:
+def _deliver(evaluation: Evaluation, output: str | os.PathLike[str] | None, options: Options) -> Evaluation:
     from codec.evaluation.report import write_report
 
     if output is not None:
-        write_report(evaluation, Path(output))
+        write_report(evaluation, Path(output), with_audio=options.with_audio)
     if not evaluation.summary["num_scored"]:
         reasons = [f"{problem.id}: {problem.reason}" for problem in evaluation.problems]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
@@ -374,7 +376,7 @@ def _code_statistics(
     for task in tasks:
         if task.id in made:
             counter.add(read_codes(task.codes).codes)
-    statistics = counter.statistics()
+    statistics = counter.statistics() | {"frame_rate": frame_rate}
     seconds = sum(result.seconds for result in made.values())
     if seconds:
         statistics["nominal_bitrate"] = math.ceil(math.log2(codebook_size)) * frame_rate / 1000

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from codec.errors import ConfigError
 
+JOURNAL_NAME = "journal.jsonl"
+
 
 class Journal:
     """Entries by kind and id. Append as they come; the last of an id counts.
@@ -38,6 +40,13 @@ class Journal:
             stream.writelines(_line(entry) for entry in self._entries.values())
         os.replace(temporary, path)
         self._stream = open(path, "a", encoding="utf-8")
+
+    @staticmethod
+    def references(folder: Path) -> dict[str, str]:
+        """Sum of each reference that was scored into a folder of results; empty where there is no journal."""
+        path = folder / JOURNAL_NAME
+        entries = _entries(path) if path.exists() else iter(())
+        return {entry["id"]: entry["key"].split()[0] for entry in entries if entry["kind"] == "scores"}
 
     def get(self, kind: str, id: str) -> dict[str, Any] | None:
         """The last entry of this kind and id."""

@@ -12,15 +12,19 @@ from codec.output import open_output
 SCORES_NAME = "scores.tsv"
 PROBLEMS_NAME = "problems.tsv"
 SUMMARY_NAME = "summary.json"
+PAGE_NAME = "report.html"
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> None:
-    """Write `scores.tsv`, `problems.tsv` and `summary.json`; what is there of these names is replaced."""
+def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = True) -> None:
+    """Write `scores.tsv`, `problems.tsv`, `summary.json` and `report.html`, in the place of earlier ones."""
+    from codec.evaluation.page import write_page
+
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / SCORES_NAME, scores_table(evaluation))
-    _write(folder / PROBLEMS_NAME, _tsv(["id", "metric", "reason"], [
+    _write(folder / PROBLEMS_NAME, tsv(["id", "metric", "reason"], [
         [problem.id, problem.metric or "all", problem.reason] for problem in evaluation.problems
     ]))  # fmt: skip
+    write_page(evaluation, folder / PAGE_NAME, with_audio=with_audio)
     _write(folder / SUMMARY_NAME, json.dumps(evaluation.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -33,7 +37,7 @@ def scores_table(evaluation: Evaluation) -> str:
         + [f"{values[column][row.id]:.6g}" if row.id in values[column] else "" for column in columns]
         for row in evaluation.rows
     ]
-    return _tsv(["id", "seconds", "surplus_samples", *columns], rows)
+    return tsv(["id", "seconds", "surplus_samples", *columns], rows)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -108,7 +112,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     return notes if len(notes) > 1 else []
 
 
-def _tsv(header: list[str], rows: list[list[str]]) -> str:
+def tsv(header: list[str], rows: list[list[str]]) -> str:
+    """A tab-separated table; tabs within a cell are escaped."""
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
     writer.writerow(header)

@@ -36,7 +36,7 @@ def work(
         function: of the module level, called with each task; what it raises ends everything.
         tasks: each is sent to one process.
         jobs: number of processes, one thread each; 0 does the work in this process.
-        prepare: called once in every process with `arguments`.
+        prepare: called once in every process with `arguments`; what it raises ends everything.
         arguments: see `prepare`.
     """
     if jobs == 0:
@@ -56,7 +56,7 @@ def work(
                 while queue or running:
                     while queue and len(running) < (1 if alone else 2 * jobs):
                         number = queue.pop()
-                        running[pool.submit(function, tasks[number])] = number
+                        running[pool.submit(_do, function, tasks[number])] = number
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         result = future.result()
                         yield running.pop(future), result
@@ -91,8 +91,21 @@ class _Pool:
         self._pool.shutdown(wait=exception[0] is None, cancel_futures=True)
 
 
+_mistake: BaseException | None = None
+
+
 def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     import signal
 
+    global _mistake
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    prepare(*arguments)
+    try:
+        prepare(*arguments)
+    except Exception as error:  # raised with the first task, because here it would look like a crash
+        _mistake = error
+
+
+def _do(function: Callable[[Task], Result], task: Task) -> Result:
+    if _mistake is not None:
+        raise _mistake
+    return function(task)

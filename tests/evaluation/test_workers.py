@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from codec.errors import ModelError
 from codec.evaluation.workers import Died, work
 
 _offset = 0
@@ -36,6 +37,16 @@ def test_crash_takes_only_its_own_item():
 def test_exception_of_a_task_reaches_the_caller():
     with pytest.raises(ValueError, match="a mistake of ours"):
         list(work(add, [99], 1, prepare, (0,)))
+
+
+def refuse(reason: str) -> None:
+    raise ModelError(reason)
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_exception_of_the_preparation_reaches_the_caller(jobs):
+    with pytest.raises(ModelError, match="no weights"):
+        list(work(add, [1], jobs, refuse, ("no weights",)))
 
 
 def test_no_tasks_no_processes():

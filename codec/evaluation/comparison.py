@@ -1,0 +1,182 @@
+"""Two evaluations of the same utterances, paired: which codec is better, and how sure that is."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codec.errors import ConfigError
+from codec.evaluation.journal import Journal
+from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, tsv
+from codec.evaluation.statistics import summarise
+from codec.output import open_output
+
+
+def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[str, Any]:
+    """Paired differences, second minus first, of every column that both have.
+
+    Args:
+        first: folder of an evaluation's results.
+        second: another.
+
+    Returns:
+        "first" and "second" (names), "num_common" and "num_alone" (utterances in both, in one only), and "metrics":
+        column -> label, means of both over the common utterances, the mean difference with its 95 % interval (bootstrap
+        over utterances), the differences by utterance, how many are better and worse in the second, and "verdict":
+        "first", "second", or "" where the interval contains 0.
+
+    Raises:
+        ConfigError: a folder has no results, they have no utterance in common, or their references differ.
+    """
+    folders = Path(first), Path(second)
+    summaries = [_summary(folder) for folder in folders]
+    tables = [_scores(folder) for folder in folders]
+    common = sorted(set(tables[0]) & set(tables[1]))
+    if not common:
+        raise ConfigError(f"{first} and {second}: have no utterance in common; only the same data can be compared")
+    _check_references(folders, common)
+    metrics = {}
+    for column, about in summaries[0]["metrics"].items():
+        if column not in summaries[1]["metrics"] or not about["is_shown"]:
+            continue
+        ids = [id for id in common if all(column in table[id] for table in tables)]
+        if not ids:
+            continue
+        pairs = [(tables[0][id][column], tables[1][id][column]) for id in ids]
+        differences = [later - earlier for earlier, later in pairs]
+        if not about["better"] and not any(differences):
+            continue
+        seconds = [tables[0][id]["seconds"] for id in ids]
+        weights = [tables[0][id][about["weight"]] for id in ids] if about["weight"] else None
+        sign = {"higher": 1, "lower": -1}.get(about["better"], 0)
+        found = summarise(differences, seconds, weights)
+        metrics[column] = {
+            "label": about["label"],
+            "unit": about["unit"],
+            "better": about["better"],
+            "digits": about["digits"],
+            "num": len(ids),
+            "differences": dict(zip(ids, differences, strict=True)),
+            "first": summarise([earlier for earlier, _ in pairs], seconds, weights)["mean"],
+            "second": summarise([later for _, later in pairs], seconds, weights)["mean"],
+            "difference": found["mean"],
+            "low": found["low"],
+            "high": found["high"],
+            "num_better": sum(sign * difference > 0 for difference in differences),
+            "num_worse": sum(sign * difference < 0 for difference in differences),
+            "verdict": _verdict(found["low"], found["high"], sign),
+        }
+    if not metrics:
+        raise ConfigError(f"{first} and {second}: have no metric in common; evaluate both with the same --metrics")
+    return {
+        "first": _name(summaries[0]),
+        "second": _name(summaries[1]),
+        "num_common": len(common),
+        "num_alone": len(set(tables[0]) ^ set(tables[1])),
+        "metrics": metrics,
+    }
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """What a person wants to see in a terminal."""
+    rows = [["metric", "A", "B", "B - A", "95 % interval", "B better", "B worse", "better"]]
+    for values in comparison["metrics"].values():
+        digits = values["digits"]
+        interval = "" if values["low"] is None else f"{values['low']:+.{digits}f} .. {values['high']:+.{digits}f}"
+        rows.append(
+            [
+                values["label"] + (f" ({values['unit']})" if values["unit"] else ""),
+                f"{values['first']:.{digits}f}",
+                f"{values['second']:.{digits}f}",
+                f"{values['difference']:+.{digits}f}",
+                interval,
+                str(values["num_better"]) if values["better"] else "",
+                str(values["num_worse"]) if values["better"] else "",
+                {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
+            ]
+        )
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        f"{row[0]:{widths[0]}}  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    alone = f"; {comparison['num_alone']} in only one of both were left out" if comparison["num_alone"] else ""
+    heading = [
+        f"A: {comparison['first']}",
+        f"B: {comparison['second']}",
+        f"{comparison['num_common']} utterances of both, paired{alone}",
+    ]
+    return "\n".join([*heading, "", *(line.rstrip() for line in lines)])
+
+
+def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
+    """Write `comparison.json`, `differences.tsv` and `comparison.html`; what is there of these names is replaced."""
+    from codec.evaluation.page import comparison_page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "comparison.json": json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "differences.tsv": _differences_table(comparison),
+        "comparison.html": comparison_page(comparison),
+    }
+    for name, text in texts.items():
+        with open_output(folder / name, overwrite=True) as stream:
+            stream.write(text.encode())
+
+
+def _differences_table(comparison: Mapping[str, Any]) -> str:
+    differences = {name: values["differences"] for name, values in comparison["metrics"].items()}
+    ids = sorted({id for found in differences.values() for id in found})
+    rows = [[id, *(f"{found[id]:.6g}" if id in found else "" for found in differences.values())] for id in ids]
+    return tsv(["id", *differences], rows)
+
+
+def _verdict(low: float | None, high: float | None, sign: int) -> str:
+    if low is None or high is None or not sign or low <= 0 <= high:
+        return ""
+    return "second" if sign * low > 0 else "first"
+
+
+def _name(summary: Mapping[str, Any]) -> str:
+    return f"{summary['model']} ({summary['fingerprint']})" if "model" in summary else str(summary["estimate"])
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY_NAME
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["format"] != 1:
+            raise ConfigError(f"{path}: has format {summary['format']}, this version reads 1; evaluate again")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is not the summary of an evaluation") from error
+    return summary
+
+
+def _scores(folder: Path) -> dict[str, dict[str, float]]:
+    path = folder / SCORES_NAME
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"))
+        return {row.pop("id"): {name: float(value) for name, value in row.items() if value} for row in rows}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is not a table of scores") from error
+
+
+def _check_references(folders: tuple[Path, Path], ids: list[str]) -> None:
+    """Hold the sums of the references against each other, where both journals are there."""
+    sums = [Journal.references(folder) for folder in folders]
+    different = [id for id in ids if id in sums[0] and id in sums[1] and sums[0][id] != sums[1][id]]
+    if different:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise ConfigError(
+            f"{folders[0]} and {folders[1]}: the reference of {different[0]}{more} is not the same in both"
+        )

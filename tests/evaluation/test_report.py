@@ -1,0 +1,245 @@
+"""The page that people open, its pictures, and two evaluations side by side."""
+
+import base64
+import html
+import html.parser
+import io
+import json
+import re
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+
+from codec import audio
+from codec.cli import run
+from codec.errors import ConfigError
+from codec.evaluation import evaluate_folders, evaluate_model
+from codec.evaluation.baselines import PUBLISHED
+from codec.evaluation.comparison import compare, comparison_table, write_comparison
+from codec.evaluation.evaluate import Options
+from codec.evaluation.pictures import histogram, png, spectrograms
+
+FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
+
+
+class Checker(html.parser.HTMLParser):
+    """Notes every element, and that each is closed in its turn."""
+
+    VOID = frozenset({"meta", "br", "img"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+# -- the page
+
+
+def test_page_needs_nothing_else(folders, tmp_path):
+    evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    text = (tmp_path / "out" / "report.html").read_text()
+    checker = check(text)
+    assert all(link.startswith("data:") for link in checker.links)
+    assert "script" not in checker.seen
+    assert checker.seen.count("img") == 2 * 2  # three utterances: one worst, one best
+    assert checker.seen.count("audio") == 2 * 2
+    assert "Worst utterances by log-mel L1" in text
+    assert text.index("<b>speaker/talk") < text.index("Best utterances")
+
+
+def test_page_tells_what_a_reader_must_know(folders, tmp_path):
+    shutil.copy(folders[0] / "speaker" / "talk0.wav", folders[0] / "<alone>.wav")
+    evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    text = (tmp_path / "out" / "report.html").read_text()
+    check(text)
+    assert "3 of 4 utterances scored" in text
+    assert "<b>1 excluded</b>" in text
+    assert "&lt;alone&gt;" in text
+    assert "<alone>" not in text
+    assert "codec evaluate" in text
+    assert "not asked for" in text
+    assert "--metrics stoi" in text or "pip install" in text
+    assert "sinc, Hann window" in text
+    for row in PUBLISHED:
+        assert row.conditions in html.unescape(text)
+
+
+def test_players_hold_what_was_scored(folders, tmp_path):
+    import soundfile
+
+    evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    text = (tmp_path / "out" / "report.html").read_text()
+    sounds = re.findall(r"data:audio/flac;base64,([A-Za-z0-9+/=]+)", text)
+    id = re.search(r"<b>(speaker/talk\d)</b>", text)[1]
+    for sound, folder in zip(sounds, folders, strict=False):
+        wav, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)), dtype="float32")
+        assert rate == 24000
+        assert np.array_equal(wav, audio.read(folder / f"{id}.wav")[0][0])
+
+
+def test_page_without_players_is_small(folders, tmp_path):
+    arguments = ["--metrics", "mel", "--jobs", "0", "-q", "-o", str(tmp_path / "out"), "--no-audio"]
+    assert run(["evaluate", *map(str, folders), *arguments]) == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "audio" not in check(text).seen
+    assert len(text) < 200_000
+
+
+def test_page_of_a_model_has_codes_and_speed(model_directory, folders, tmp_path):
+    evaluate_model(model_directory, folders[0], output=tmp_path / "out", options=FAST)
+    text = (tmp_path / "out" / "report.html").read_text()
+    check(text)
+    assert "perplexity" in text
+    assert "real-time factor, encoding" in text
+
+
+def test_page_of_nothing_scored_is_written(folders, tmp_path):
+    for path in folders[1].rglob("*.wav"):
+        path.write_bytes(b"broken")
+    with pytest.raises(Exception, match="nothing could be scored"):
+        evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    text = (tmp_path / "out" / "report.html").read_text()
+    check(text)
+    assert "0 of 3 utterances scored" in text
+
+
+# -- pictures
+
+
+def test_png_is_what_it_says():
+    levels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    data = png(levels)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert data[16:24] == (4).to_bytes(4, "big") + (3).to_bytes(4, "big")
+    place = data.index(b"IDAT")
+    size = int.from_bytes(data[place - 4 : place], "big")
+    rows = np.frombuffer(zlib.decompress(data[place + 4 : place + 4 + size]), np.uint8).reshape(3, 5)
+    assert np.array_equal(rows[:, 1:], levels)
+    assert not rows[:, 0].any()
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed, which would read the picture")
+    assert image.open(io.BytesIO(data)).convert("RGB").size == (4, 3)
+
+
+def test_spectrograms_of_identical_signals_are_identical_and_bounded():
+    wav = np.random.default_rng(0).standard_normal(24000 * 30).astype(np.float32)
+    first, second = spectrograms(wav, wav, 24000)
+    assert first == second
+    assert int.from_bytes(first[16:20], "big") <= 902
+
+
+def test_histogram_of_one_value_has_no_bars():
+    assert "<rect" not in histogram([1.0, 1.0], 1.0, None, "title")
+    assert histogram([1.0, 2.0, 3.0], 2.0, (1.5, 2.5), "a < b").count("<rect") == 25
+    assert "a &lt; b" in histogram([1.0, 2.0], 1.5, None, "a < b")
+
+
+# -- comparison
+
+
+@pytest.fixture
+def two(folders, tmp_path):
+    """Results for the same references: B has half the distance of A."""
+    better = tmp_path / "better"
+    for path in sorted(folders[1].rglob("*.wav")):
+        reference, estimate = (audio.read(folder / path.relative_to(folders[1]))[0][0] for folder in folders)
+        target = better / path.relative_to(folders[1])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        audio.write(target, (reference + estimate) / 2, 24000)
+    evaluate_folders(*folders, output=tmp_path / "A", options=FAST)
+    evaluate_folders(folders[0], better, output=tmp_path / "B", options=FAST)
+    return tmp_path / "A", tmp_path / "B"
+
+
+def test_differences_are_paired_and_signed(two):
+    found = compare(*two)
+    mel = found["metrics"]["mel"]
+    assert found["num_common"] == 3
+    assert mel["difference"] == pytest.approx(mel["second"] - mel["first"])
+    assert mel["difference"] < 0
+    assert mel["low"] <= mel["difference"] <= mel["high"] < 0
+    assert (mel["num_better"], mel["num_worse"]) == (3, 0)
+    assert mel["verdict"] == "second"
+    assert compare(*two[::-1])["metrics"]["mel"]["verdict"] == "first"
+    assert compare(*two[::-1])["metrics"]["mel"]["difference"] == pytest.approx(-mel["difference"])
+
+
+def test_no_difference_is_undecided(two):
+    mel = compare(two[0], two[0])["metrics"]["mel"]
+    assert (mel["difference"], mel["verdict"], mel["num_better"]) == (0, "", 0)
+    assert "undecided" in comparison_table(compare(two[0], two[0]))
+
+
+def test_comparison_is_written(two, tmp_path, capsys):
+    assert run(["evaluate", "--compare", *map(str, two), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "log-mel L1" in printed
+    assert printed.splitlines()[-2].endswith("B")
+    check((tmp_path / "out" / "comparison.html").read_text())
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == compare(*two)
+    lines = (tmp_path / "out" / "differences.tsv").read_text().splitlines()
+    assert lines[0] == "id\tmel\tsi_sdr"
+    assert len(lines) == 4
+
+
+def test_utterances_of_only_one_are_counted(two):
+    scores = two[0] / "scores.tsv"
+    scores.write_text("\n".join(scores.read_text().splitlines()[:-1]) + "\n")
+    found = compare(*two)
+    assert (found["num_common"], found["num_alone"]) == (2, 1)
+    assert "1 in only one of both" in comparison_table(found)
+
+
+def test_other_references_are_refused(two, folders):
+    wav, _ = audio.read(folders[0] / "speaker" / "talk1.wav")
+    audio.write(folders[0] / "speaker" / "talk1.wav", 0.5 * wav, 24000, overwrite=True)
+    evaluate_folders(*folders, output=two[0], options=FAST)
+    with pytest.raises(ConfigError, match="the reference of speaker/talk1 is not the same"):
+        compare(*two)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda folder: shutil.rmtree(folder), "cannot be read"),
+        (lambda folder: (folder / "summary.json").write_text("{}"), "is not the summary"),
+        (lambda folder: (folder / "summary.json").write_text('{"format": 9}'), "has format 9"),
+        (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\ty\n"), "is not a table of scores"),
+        (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\t1\n"), "no utterance in common"),
+    ],
+)
+def test_folders_that_cannot_be_compared_are_refused(two, damage, what):
+    damage(two[1])
+    with pytest.raises(ConfigError, match=what):
+        compare(*two)
+
+
+def test_writing_replaces_earlier_results(two, tmp_path):
+    for _ in range(2):
+        write_comparison(compare(*two), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.html",
+        "comparison.json",
+        "differences.tsv",
+    ]
