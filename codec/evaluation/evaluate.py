@@ -63,6 +63,8 @@ class Options:
     """Samples by which lengths may differ; None: the model's hop length, for folders 25 ms."""
     limit: int | None = None
     """Score at most so many utterances, spread over the data."""
+    peak: float | None = None
+    """Samples of a model's output beyond this are cut to it; None: full scale, as `codec decode` does."""
     with_audio: bool = True
     """Whether the page of the report lets the best and worst utterances be heard."""
 
@@ -212,6 +214,7 @@ def evaluate_model(
                     reference=references[id],
                     estimate=folder / "estimates" / f"{id}.wav",
                     codes=folder / "codes" / f"{id}.codes",
+                    peak=options.peak,
                     known=Reconstruction(**{k: v for k, v in known.items() if k != "kind"}) if known else None,
                 )
             )

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from codec import audio
 from codec.errors import CodecError
 from codec.evaluation.bitrate import bitrate
 from codec.evaluation.journal import file_sum
@@ -42,6 +45,7 @@ class Task:
     reference: Path
     estimate: Path  # to be written
     codes: Path  # to be written
+    peak: float | None  # samples beyond it are cut to it; None: full scale
     known: Reconstruction | None  # of an earlier run
 
 
@@ -68,13 +72,15 @@ def reconstruct(task: Task) -> Reconstruction:
 
     key = ""
     try:
-        key = f"{file_sum(task.reference)} {_codec.fingerprint} {_device}"
+        key = f"{file_sum(task.reference)} {_codec.fingerprint} {_device} {task.peak}"
         if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
             return task.known
         for path in (task.estimate, task.codes):
             path.parent.mkdir(parents=True, exist_ok=True)
         encoded = encode_file(task.reference, task.codes, model=_codec, overwrite=True)
         decoded = decode_file(task.codes, task.estimate, model=_codec, overwrite=True)
+        if task.peak is not None:
+            _cut(task.estimate, task.peak)
         again = task.codes.with_name(task.codes.stem + AGAIN_SUFFIX)
         try:
             encode_file(task.estimate, again, model=_codec, overwrite=True)
@@ -95,3 +101,9 @@ def reconstruct(task: Task) -> Reconstruction:
         encode_seconds=encoded.elapsed_seconds,
         decode_seconds=decoded.elapsed_seconds,
     )
+
+
+def _cut(path: Path, peak: float) -> None:
+    wav, sample_rate = audio.read(path)
+    if np.abs(wav).max() > peak:
+        audio.write(path, np.clip(wav, -peak, peak), sample_rate, overwrite=True)

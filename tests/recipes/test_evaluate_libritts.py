@@ -1,0 +1,117 @@
+"""The protocol of the SimVQ table: both test sets, whole, averaged as published and as it should be."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codec import audio
+from codec.manifest import Utterance, write_manifest
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "libritts" / "evaluate.py"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    specification = importlib.util.spec_from_file_location("recipe_evaluate", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(module, "COUNTS", {"test-clean": 3, "test-other": 2})
+    return module
+
+
+@pytest.fixture
+def manifests(tmp_path, speech) -> Path:
+    """Speech, and in test-clean one file of 0.2 s, for which PESQ and STOI have no value."""
+    wav = audio.read(speech)[0][0]
+    for name, lengths in (("test-clean", (30000, 30000, 4800)), ("test-other", (30000, 30000))):
+        utterances = []
+        for number, length in enumerate(lengths):
+            path = tmp_path / "wav" / name / f"{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            audio.write(path, wav[12000 * number + 12000 :][:length], 24000)
+            utterances.append(Utterance(f"{name}_{number}", path, length, 24000, "1", name))
+        write_manifest(tmp_path / "manifests" / f"{name}.tsv", utterances)
+    return tmp_path / "manifests"
+
+
+def arguments(manifests: Path, *more: str) -> list[str]:
+    metrics = ["--metrics", "pesq_wb,stoi", "--jobs", "0", "--device", "cpu"]
+    return ["--manifests", str(manifests), "--output", str(manifests.parent / "out"), *metrics, *more]
+
+
+def test_both_sets_and_both_ways_to_average(recipe, manifests, model_directory, capsys):
+    pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
+    pytest.importorskip("pystoi", reason="pystoi is not installed: pip install 'codec[eval]'")
+    assert recipe.main(arguments(manifests, "--model", str(model_directory))) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads((manifests.parent / "out" / "table.json").read_text())
+    assert [(row["set"], row["averaged"]) for row in rows] == [
+        ("test-clean", "as published"),
+        ("test-clean", "without failures"),
+        ("test-other", "as published"),
+        ("test-other", "without failures"),
+    ]
+    published, ours, *other = rows
+    assert published["pesq_wb"] == pytest.approx((2 * ours["pesq_wb"] - 6) / 3)
+    assert published["stoi"] == pytest.approx((2 * ours["stoi"] + 1e-5) / 3)
+    assert other[0]["pesq_wb"] == other[1]["pesq_wb"]
+    assert ours["utmos22s"] is None
+    assert 0 < ours["utilisation"] < 1
+    assert "| SimVQ, K = 4096 |" in printed
+    assert "not computed:" in printed
+
+
+def test_missing_file_is_refused(recipe, manifests, model_directory, capsys):
+    recipe.COUNTS["test-other"] = 5120
+    assert recipe.main(arguments(manifests, "--model", str(model_directory))) == 2
+    complaint = capsys.readouterr().err
+    assert "test-other.tsv: lists 2 utterances, test-other has 5120" in complaint
+
+
+def test_subset_is_labelled(recipe, manifests, model_directory):
+    recipe.COUNTS["test-other"] = 5120
+    pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
+    assert recipe.main(arguments(manifests, "--model", str(model_directory), "--allow-subset")) == 0
+    rows = json.loads((manifests.parent / "out" / "table.json").read_text())
+    assert rows[2]["set"] == "test-other (a subset, 2 utterances)"
+
+
+def test_output_of_another_codec_is_scored(recipe, manifests):
+    pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
+    for path in (manifests.parent / "wav").rglob("*.wav"):
+        target = manifests.parent / "theirs" / path.parent.name / f"{path.parent.name}_{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        audio.write(target, audio.read(path)[0], 24000)
+    theirs = str(manifests.parent / "theirs")
+    assert recipe.main(arguments(manifests, "--estimates", theirs)) == 0
+    rows = json.loads((manifests.parent / "out" / "table.json").read_text())
+    assert rows[1]["pesq_wb"] == pytest.approx(4.644, abs=1e-3)
+    assert rows[1]["utilisation"] is None
+
+
+@pytest.mark.parametrize(
+    ("column", "reason", "value"),
+    [("pesq_wb", "PESQ finds no utterance in it", -7), ("stoi", "STOI needs 30 frames", 1e-5), ("vuv_f1", "any", None)],
+)
+def test_published_stand_ins(recipe, column, reason, value):
+    assert recipe.published_value(column, reason) == value
+    assert math.isnan(recipe.published_value("pesq_wb", "PESQ gives no value (the estimate has no level)"))
+
+
+def test_counts_are_those_of_the_corpus():
+    text = SCRIPT.read_text()
+    assert '"test-clean": 4837' in text
+    assert '"test-other": 5120' in text
+
+
+def test_output_is_cut_to_the_published_peak(tmp_path):
+    from codec.evaluation.reconstruction import _cut
+
+    wav = np.array([0.0, 0.5, 0.995, -1.0, 0.2], np.float32)
+    audio.write(tmp_path / "a.wav", wav, 24000)
+    _cut(tmp_path / "a.wav", 0.99)
+    assert audio.read(tmp_path / "a.wav")[0][0] == pytest.approx([0, 0.5, 0.99, -0.99, 0.2], abs=1 / 32768)
