@@ -16,8 +16,23 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "codec"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "numpy", "soundfile", "soxr", "safetensors", "hydra", "scipy", "matplotlib")
-OPTIONAL = ("torchaudio", "transformers", "hydra", "omegaconf", "pesq", "pystoi", "librosa", "scipy", "matplotlib",
-            "tensorboard", "yaml", "huggingface_hub", "torchcrepe", "onnxruntime", "vector_quantize_pytorch")  # fmt: skip
+OPTIONAL = (
+    "torchaudio",
+    "transformers",
+    "hydra",
+    "omegaconf",
+    "pesq",
+    "pystoi",
+    "librosa",
+    "scipy",
+    "matplotlib",
+    "tensorboard",
+    "yaml",
+    "huggingface_hub",
+    "torchcrepe",
+    "onnxruntime",
+    "vector_quantize_pytorch",
+)
 
 
 def imported_by(file: Path) -> set[str]:
