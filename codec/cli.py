@@ -116,6 +116,13 @@ option_device = click.option(
     show_default=True,
     help="Where to run.",
 )
+option_precision = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network's large products; bf16 is faster on some processors, and not quite exact.",
+)
 option_overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 option_json = click.option(
     "--json", "as_json", is_flag=True, help="Report as JSON on standard output, a line per file."
@@ -130,6 +137,7 @@ argument_output = click.argument("target", metavar="OUTPUT")
 @argument_output
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
+@option_precision
 @click.option(
     "--format",
     type=click.Choice(["codes", "npy", "json", "txt"]),
@@ -139,7 +147,15 @@ argument_output = click.argument("target", metavar="OUTPUT")
 @option_json
 @option_quiet
 def encode(
-    source: str, target: str, model: str, device: str, format: str | None, overwrite: bool, as_json: bool, quiet: bool
+    source: str,
+    target: str,
+    model: str,
+    device: str,
+    precision: str,
+    format: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Turn speech into codes.
 
@@ -152,7 +168,14 @@ def encode(
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         report = encode_file(
-            file, output, model=model, device=device, format=format, overwrite=overwrite, progress=progress
+            file,
+            output,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
         )
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
         return _told(report, f"{report.num_frames} codes{rate}")
@@ -165,6 +188,7 @@ def encode(
 @argument_output
 @option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
 @option_device
+@option_precision
 @click.option(
     "--format",
     type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
@@ -180,6 +204,7 @@ def decode(
     target: str,
     model: str | None,
     device: str,
+    precision: str,
     format: str | None,
     recover: bool,
     force: bool,
@@ -202,6 +227,7 @@ def decode(
             output,
             model=model,
             device=device,
+            precision=precision,
             format=format,
             overwrite=overwrite,
             recover=recover,
@@ -219,6 +245,7 @@ def decode(
 @argument_output
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
+@option_precision
 @click.option(
     "--format",
     type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
@@ -228,7 +255,15 @@ def decode(
 @option_json
 @option_quiet
 def roundtrip(
-    source: str, target: str, model: str, device: str, format: str | None, overwrite: bool, as_json: bool, quiet: bool
+    source: str,
+    target: str,
+    model: str,
+    device: str,
+    precision: str,
+    format: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Turn speech into codes and back, to hear what is left of it.
 
@@ -239,7 +274,14 @@ def roundtrip(
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         encoded, decoded = roundtrip_file(
-            file, output, model=model, device=device, format=format, overwrite=overwrite, progress=progress
+            file,
+            output,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
         )
         report = dataclasses.replace(
             encoded, target=decoded.target, elapsed_seconds=encoded.elapsed_seconds + decoded.elapsed_seconds
@@ -310,9 +352,17 @@ def models(as_json: bool) -> None:
     help="SimVQ's averaged weights, or those of the last step.",
 )
 @click.option("--keep-discriminators", is_flag=True, help="Keep them too, for fine-tuning.")
+@click.option("--with-simvq", is_flag=True, help="Put a SimVQ in the place of WavTokenizer's codebook; codes stay.")
 @option_quiet
 def import_(
-    path: str, directory: str, kind: str, config: str | None, weights: str, keep_discriminators: bool, quiet: bool
+    path: str,
+    directory: str,
+    kind: str,
+    config: str | None,
+    weights: str,
+    keep_discriminators: bool,
+    with_simvq: bool,
+    quiet: bool,
 ) -> None:
     """Turn a published checkpoint into a model directory.
 
@@ -321,7 +371,13 @@ def import_(
     from codec.model.importer import import_checkpoint
 
     report = import_checkpoint(
-        path, kind, directory, config=config, weights=weights, keep_discriminators=keep_discriminators
+        path,
+        kind,
+        directory,
+        config=config,
+        weights=weights,
+        keep_discriminators=keep_discriminators,
+        with_simvq=with_simvq,
     )
     if not quiet:
         click.echo(report, err=True)

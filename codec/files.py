@@ -7,28 +7,33 @@ import functools
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from codec.audio import SoundReader, SoundWriter, output_format
 from codec.bitstream import Block, Header, fit_name, packed_size
 from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
-from codec.errors import FormatError, ModelError
+from codec.errors import ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
 from codec.model.codec import Codec
 from codec.output import check_output, is_stream
-from codec.streaming import StreamDecoder, StreamEncoder
+from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
 Progress = Callable[[float, float | None], None]
 """Called with the seconds done and the seconds in all, or None where that is not known."""
 
 DEFAULT_MODEL = "stream"
+PRECISIONS = ("float32", "bf16")
 MAX_WHOLE_SECONDS = 300.0
-"""Longest recording for models that look at whole clips: their memory grows with the square of the length."""
+"""Up to this length models that look at whole clips do so. Longer recordings are encoded piece by piece, which gives
+the same codes, and decoded in overlapping windows (`WindowDecoder`), which gives nearly the same sound."""
 
 _LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s
 _FILE_BLOCK_FRAMES = 256
@@ -74,6 +79,7 @@ def encode_file(
     *,
     model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
     device: str = "cpu",
+    precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -85,6 +91,8 @@ def encode_file(
         target: .codes, .npy, .json or .txt; "-" for standard output. It appears when it is complete.
         model: name of a boxed model, directory, Hub id, or a loaded model. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
+        precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
+            for it, some codes differ, and speech decodes a little less exactly.
         format: "codes", "npy", "json" or "txt", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         progress: see `Progress`.
@@ -98,6 +106,7 @@ def encode_file(
     check_output(target, overwrite=overwrite)
     with SoundReader(source) as sound:
         codec, name = _load(model, device)
+        arithmetic = _arithmetic(codec, precision)
         sound.sample_rate = codec.sample_rate
         is_live = sound.is_live and is_stream(target)
         header = Header(
@@ -111,8 +120,8 @@ def encode_file(
         total = None if sound.num_samples is None else sound.num_samples / codec.sample_rate
         counted = _Counted(sound, codec.sample_rate, total, progress)
         num_frames = 0
-        with open_code_writer(target, header, format, overwrite) as writer:
-            for codes in _encode_blocks(codec, counted):
+        with open_code_writer(target, header, format, overwrite) as writer, arithmetic:
+            for codes in _encode_blocks(codec, counted, is_live):
                 num_frames += len(codes)
                 writer.write(codes)
             writer.close(counted.num_samples)
@@ -139,6 +148,7 @@ def decode_file(
     *,
     model: str | os.PathLike[str] | Codec | None = None,
     device: str = "cpu",
+    precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
     recover: bool = False,
@@ -153,6 +163,8 @@ def decode_file(
         model: name of a boxed model, directory, Hub id, or a loaded model; None takes the boxed one that made the
             codes, for plain integers the default. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
+        precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
+            for it, some codes differ, and speech decodes a little less exactly.
         format: "wav", "flac", "ogg" or "wav-float", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         recover: keep what is intact of a damaged file, with silence in the holes.
@@ -168,7 +180,8 @@ def decode_file(
     check_output(target, overwrite=overwrite)
     with open_code_reader(source, recover) as reader:
         codec, name = _load_for(reader.header, model, device, force, _shown(source))
-        with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound:
+        arithmetic = _arithmetic(codec, precision)
+        with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound, arithmetic:
             num_frames = num_lost = 0
             held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
             after_hole = False
@@ -208,6 +221,7 @@ def roundtrip_file(
     *,
     model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
     device: str = "cpu",
+    precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -221,53 +235,81 @@ def roundtrip_file(
 
     with tempfile.TemporaryDirectory(prefix="codec-") as folder:
         codes = Path(folder) / "roundtrip.codes"
-        encoded = encode_file(source, codes, model=model, device=device, progress=half(0.0))
+        encoded = encode_file(source, codes, model=model, device=device, precision=precision, progress=half(0.0))
         decoded = decode_file(
-            codes, target, model=model, device=device, format=format, overwrite=overwrite, progress=half(0.5)
+            codes,
+            target,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            progress=half(0.5),
         )
     return encoded, decoded
 
 
-def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) -> Iterator[np.ndarray]:
     """Samples (T,) as they come -> codes (n,) as they are certain."""
-    if codec.is_streamable:
-        encoder = StreamEncoder(codec)
-        for block in blocks:
-            yield encoder.push(torch.from_numpy(block)).numpy()
-        yield encoder.flush().numpy()
-        return
-    parts, num_samples = [], 0
+    stream = StreamEncoder(codec)
+    encoder: StreamEncoder | _WholeIfShort = stream
+    if not codec.is_streamable and not is_live:
+        num_samples, device = round(MAX_WHOLE_SECONDS * codec.sample_rate), _device_of(codec)
+        encoder = _WholeIfShort(lambda wav: codec.encode(wav.to(device)[None, None])[0].cpu(), stream, num_samples)
     for block in blocks:
-        parts.append(block)
-        num_samples += len(block)
-        _check_whole(num_samples / codec.sample_rate)
-    wav = torch.from_numpy(np.concatenate(parts)).to(_device_of(codec))
-    yield codec.encode(wav[None, None])[0].cpu().numpy()
+        yield encoder.push(torch.from_numpy(block)).numpy()
+    yield encoder.flush().numpy()
 
 
 def _decode_blocks(codec: Codec, blocks: Iterable[Block]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Blocks of codes -> their samples (num_frames * hop_length,), and whether they are a hole, which is silent."""
-    last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
+    """Blocks of codes -> pieces of sound, whole frames each, and whether they are in a hole, which is silent."""
+    decoder: StreamDecoder | _WholeIfShort
     if codec.is_streamable:
         decoder = StreamDecoder(codec)
-        for block in blocks:
-            codes = np.full(block.num_frames, last) if block.codes is None else block.codes
-            last = int(codes[-1])
-            wav = decoder.push(torch.from_numpy(codes)).numpy()
-            yield (np.zeros_like(wav) if block.is_hole else wav), block.is_hole
-        return
-    parts, holes = [], []
+    else:
+        num_codes, device = round(MAX_WHOLE_SECONDS * codec.frame_rate), _device_of(codec)
+        stream = WindowDecoder(codec)
+        decoder = _WholeIfShort(lambda codes: codec.decode(codes.to(device)[None])[0, 0].cpu(), stream, num_codes)
+    last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
+    due: deque[tuple[int, bool]] = deque()  # samples of each block whose sound has not come yet, and is it a hole
     for block in blocks:
-        parts.append(np.full(block.num_frames, last) if block.codes is None else block.codes)
-        last = int(parts[-1][-1])
-        holes.append(block.is_hole)
-        _check_whole((block.start + block.num_frames) / codec.frame_rate)
-    if not parts:
-        return
-    wav = codec.decode(torch.from_numpy(np.concatenate(parts)).to(_device_of(codec))[None])[0, 0].cpu().numpy()
-    ends = np.cumsum([len(part) * codec.hop_length for part in parts])[:-1]
-    for piece, is_hole in zip(np.split(wav, ends), holes, strict=True):
+        codes = np.full(block.num_frames, last) if block.codes is None else block.codes
+        last = int(codes[-1])
+        due.append((len(codes) * codec.hop_length, block.is_hole))
+        yield from _cut(decoder.push(torch.from_numpy(codes)).numpy(), due)
+    yield from _cut(decoder.flush().numpy(), due)
+
+
+def _cut(wav: np.ndarray, due: deque[tuple[int, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Cut sound where holes begin and end, and silence those; what has come is no longer due."""
+    while len(wav):
+        length, is_hole = due.popleft()
+        piece, wav = wav[:length], wav[length:]
+        if len(piece) < length:
+            due.appendleft((length - len(piece), is_hole))
         yield (np.zeros_like(piece) if is_hole else piece), is_hole
+
+
+class _WholeIfShort:
+    """Gathers pieces and handles all of them at once; with more than `limit` elements it goes over to a stream."""
+
+    def __init__(self, whole: Callable[[Tensor], Tensor], stream: StreamEncoder | WindowDecoder, limit: int):
+        self._whole, self._stream, self._limit = whole, stream, limit
+        self._parts: list[Tensor] = []
+        self._num_elements = 0
+
+    def push(self, piece: Tensor) -> Tensor:
+        """Feed (n,), get what the stream gives, as long as it is not in use nothing."""
+        self._parts.append(piece)
+        self._num_elements += len(piece)
+        if self._num_elements <= self._limit:
+            return self._stream.push(piece[:0])
+        everything, self._parts = torch.cat(self._parts), []
+        return self._stream.push(everything)
+
+    def flush(self) -> Tensor:
+        """End the signal: all of it if it is short, else what the stream still gives."""
+        return self._whole(torch.cat(self._parts)) if self._parts else self._stream.flush()
 
 
 def _fade(before: np.ndarray, after: np.ndarray, before_is_hole: bool, after_is_hole: bool) -> None:
@@ -289,14 +331,6 @@ def _checked(reader: CodeReader, codebook_size: int, name: str) -> Iterator[Bloc
                 f"{codebook_size}; decode with the model that made it"
             )
         yield block
-
-
-def _check_whole(seconds: float) -> None:
-    if seconds > MAX_WHOLE_SECONDS:
-        raise ModelError(
-            f"this model looks at whole clips and takes at most {MAX_WHOLE_SECONDS:.0f} s at once; cut the recording, "
-            f"or use a model that streams"
-        )
 
 
 class _Counted:
@@ -380,6 +414,17 @@ def _estimate_seconds(source: str | os.PathLike[str], header: Header | None) -> 
 
 def _shown(path: str | os.PathLike[str]) -> str:
     return "standard input" if os.fspath(path) == "-" else os.fspath(path)
+
+
+def _arithmetic(codec: Codec, precision: str) -> AbstractContextManager[object]:
+    """The context in which the network runs.
+
+    Raises:
+        ConfigError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    return torch.autocast(_device_of(codec).type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def _device_of(codec: Codec) -> torch.device:

@@ -8,6 +8,7 @@ import collections
 import gzip
 import json
 import pickle
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,10 +21,10 @@ from parity import fill, kept
 from safetensors.torch import load_file, save_file
 
 import codec as package
+from codec.cli import run
 from codec.errors import ConfigError, ModelError
 from codec.model import upstream
 from codec.model.importer import (
-    ImportReport,
     convert,
     export_checkpoint,
     export_state_dict,
@@ -621,16 +622,23 @@ def test_a_codec_without_published_counterpart_is_not_exported(model_directory, 
 # SimVQ in the place of a codebook ------------------------------------------------------------------------------------
 
 
-def test_simvq_in_the_place_of_a_codebook_starts_with_the_same_codes_and_can_be_exported(tmp_path):
-    path = edited(tmp_path, "wavtokenizer")
-    report = import_checkpoint(path, "wavtokenizer", tmp_path / "model", with_simvq=True)
-    assert isinstance(report, ImportReport)
-    assert report.config.quantizer.kind == "simvq"
+def test_simvq_in_the_place_of_a_codebook_starts_with_the_same_codes_and_can_be_exported(tmp_path, capsys):
+    path = stripped(tmp_path, "wavtokenizer")
+    assert run(["import", str(path), str(tmp_path / "model"), "--from", "wavtokenizer", "--with-simvq"]) == 0
+    assert "matched 223 keys" in capsys.readouterr().err
     codec, plain = package.load(tmp_path / "model"), convert(STATES["wavtokenizer"], "wavtokenizer")[0]
     wav = torch.randn(1, 1, 9000)
     assert torch.equal(codec.encode(wav), plain.encode(wav))
     assert torch.equal(
         export_state_dict(codec)[upstream.WAVTOKENIZER_CODEBOOK + "embed"], plain.quantizer.effective_codebook()
     )
+    assert codec.config.quantizer.kind == "simvq"
     with pytest.raises(ModelError, match="kind simvq"):
         replace_codebook(codec)
+
+
+def test_without_a_yaml_package_a_configuration_is_refused_with_advice(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    path, config = stripped(tmp_path, "simvq"), tmp_path / "config.yaml"
+    config.write_text("model: {}")
+    refuse(path, "simvq", tmp_path, "pip install pyyaml", config=config)

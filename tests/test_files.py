@@ -1,0 +1,140 @@
+"""Files through models that look at whole clips: exact up to a documented length, in pieces and windows beyond it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from codec import files
+from codec.bitstream import read_codes
+from codec.cli import run
+from codec.errors import ConfigError, ModelError
+from codec.model.codec import Codec, CodecConfig
+from codec.model.quantizer import VQConfig
+from codec.model.seanet import SEANetEncoderConfig
+from codec.model.vocos import VocosDecoderConfig
+from codec.model.weights import load, save
+from codec.streaming import StreamDecoder, WindowDecoder
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """Tiny and random, of the reference family."""
+    torch.manual_seed(0)
+    encoder = SEANetEncoderConfig(latent_dim=8, num_filters=4, is_causal=False)
+    decoder = VocosDecoderConfig(latent_dim=8, width=16, inner_width=24, num_blocks=1, num_groups=4)
+    codec = Codec(CodecConfig(24000, encoder, VQConfig(codebook_size=64, codebook_dim=8), decoder)).eval()
+    for parameter in codec.decoder.parameters():  # loud enough to be measured in 16 bits
+        torch.nn.init.normal_(parameter, std=0.3)
+    codec.encoder.first.parametrizations.weight.original0.data.mul_(10)
+    codec.quantizer.codebook.data.copy_(codec.encoder(torch.randn(1, 1, 64 * 320) * 0.3)[0].T)
+    return codec
+
+
+@pytest.fixture(scope="module")
+def wav(speech: Path) -> np.ndarray:
+    """40 s, not a whole number of frames."""
+    samples, _ = soundfile.read(speech, dtype="float32")
+    return np.tile(samples, 10)[: 40 * 24000 + 77]
+
+
+@pytest.fixture
+def sound(tmp_path: Path, wav: np.ndarray) -> Path:
+    soundfile.write(tmp_path / "talk.wav", wav, 24000, subtype="FLOAT")
+    return tmp_path / "talk.wav"
+
+
+def read(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def test_short_files_give_exactly_the_codes_and_the_sound_of_one_pass(codec, wav, sound, tmp_path):
+    files.encode_file(sound, tmp_path / "talk.codes", model=codec)
+    files.decode_file(tmp_path / "talk.codes", tmp_path / "again.wav", model=codec, format="wav-float")
+    codes = codec.encode(torch.from_numpy(wav)[None, None])
+    assert len(codes.unique()) > 20, "a test of few codes tests little"
+    assert read_codes(tmp_path / "talk.codes").codes.tolist() == codes[0].tolist()
+    assert np.array_equal(read(tmp_path / "again.wav"), codec.decode(codes)[0, 0, : len(wav)].numpy())
+
+
+def test_long_files_give_the_codes_of_one_pass_and_the_sound_of_windows(codec, wav, sound, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_WHOLE_SECONDS", 3.0)
+    encoded = files.encode_file(sound, tmp_path / "talk.codes", model=codec)
+    decoded = files.decode_file(tmp_path / "talk.codes", tmp_path / "again.wav", model=codec, format="wav-float")
+    codes = codec.encode(torch.from_numpy(wav)[None, None])
+    assert read_codes(tmp_path / "talk.codes").codes.tolist() == codes[0].tolist()
+    decoder = WindowDecoder(codec)
+    windows = torch.cat([decoder.push(codes[0]), decoder.flush()])[: len(wav)].numpy()
+    assert np.array_equal(read(tmp_path / "again.wav"), windows)
+    assert not np.array_equal(windows, codec.decode(codes)[0, 0, : len(wav)].numpy())
+    assert encoded.num_samples == decoded.num_samples == len(wav)
+
+
+@pytest.mark.parametrize("longest", [3.0, 300.0], ids=["windows", "one pass"])
+def test_holes_are_silent_at_their_place(codec, wav, sound, tmp_path, monkeypatch, longest):
+    monkeypatch.setattr(files, "MAX_WHOLE_SECONDS", longest)
+    files.encode_file(sound, tmp_path / "talk.codes", model=codec)
+    data = bytearray((tmp_path / "talk.codes").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "talk.codes").write_bytes(data)
+    report = files.decode_file(
+        tmp_path / "talk.codes", tmp_path / "again.wav", model=codec, format="wav-float", recover=True
+    )
+    silent = read(tmp_path / "again.wav") == 0
+    start, length = int(silent.argmax()), int(silent.sum())
+    assert len(silent) == len(wav)
+    assert report.num_lost_frames == 256
+    assert abs(start / len(silent) - 0.5) < 0.15
+    assert silent[start : start + length].mean() > 0.99
+    assert abs(length - 256 * 320) < 20
+
+
+def test_codes_of_live_sound_leave_before_it_ends(codec, wav, tmp_path):
+    """Of models that look at whole clips too, since their encoders do not."""
+    save(codec, tmp_path / "model")
+    command = [sys.executable, "-m", "codec.cli", "encode", "-", "-", "--model", str(tmp_path / "model"), "-q"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    soundfile.write(tmp_path / "pipe.wav", wav, 24000)
+    data = (tmp_path / "pipe.wav").read_bytes()
+    process.stdin.write(data[: len(data) // 2])
+    process.stdin.flush()
+    begin = process.stdout.read(500)
+    assert len(begin) == 500
+    process.stdin.write(data[len(data) // 2 :])
+    process.stdin.close()
+    (tmp_path / "live.codes").write_bytes(begin + process.stdout.read())
+    process.stdout.close()
+    assert process.wait() == 0
+    assert len(read_codes(tmp_path / "live.codes").codes) == codec.num_frames(len(wav))
+
+
+def test_bf16_moves_few_codes_and_little_sound(codec, sound, tmp_path, monkeypatch):
+    save(codec, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    for precision in files.PRECISIONS:
+        options = ["--model", "model", "--precision", precision, "--quiet"]
+        assert run(["encode", "talk.wav", f"{precision}.codes", *options]) == 0
+        assert run(["decode", "float32.codes", f"{precision}.wav", "--format", "wav-float", *options]) == 0
+    codes = [read_codes(tmp_path / f"{precision}.codes").codes for precision in files.PRECISIONS]
+    assert 0 < (codes[0] != codes[1]).mean() < 0.1
+    exact, rounded = (read(tmp_path / f"{precision}.wav") for precision in files.PRECISIONS)
+    assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+    assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ConfigError, match="precision must be float32 or bf16, got 'fp8'"):
+        files.encode_file(sound, tmp_path / "a.codes", model=codec, precision="fp8")
+    assert not (tmp_path / "a.codes").exists()
+
+
+def test_decoders_are_told_apart(codec, model_directory):
+    with pytest.raises(ModelError, match=r"use Codec\.decode, or WindowDecoder"):
+        StreamDecoder(codec)
+    with pytest.raises(ModelError, match="streams exactly; use StreamDecoder"):
+        WindowDecoder(load(model_directory))
+    with pytest.raises(ModelError, match=r"shape \(n,\)"):
+        WindowDecoder(codec).push(torch.zeros(1, 3, dtype=torch.int64))
