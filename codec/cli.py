@@ -419,6 +419,7 @@ def export(model: str, path: str, overwrite: bool) -> None:
     metavar="SAMPLES",
     help="By how much lengths may differ.  [default: the model's hop length; for folders 25 ms]",
 )
+@click.option("--delay", type=int, default=0, metavar="SAMPLES", help="How late the codec is; removed before scoring.")
 @click.option("--no-audio", is_flag=True, help="No players in the report, which makes it small.")
 @click.option(
     "--compare", nargs=2, metavar="A B", help="Compare two outputs of this command, utterance by utterance, instead."
@@ -441,6 +442,7 @@ def evaluate(
     jobs: int | None,
     limit: int | None,
     hop_length: int | None,
+    delay: int,
     no_audio: bool,
     compare: tuple[str, str] | None,
     device: str,
@@ -473,7 +475,7 @@ def evaluate(
         allow_download=download,
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    options = Options(names, settings, jobs, hop_length, limit, with_audio=not no_audio)
+    options = Options(names, settings, jobs, hop_length, limit, delay, with_audio=not no_audio)
     lines: dict[str, _ProgressLine] = {}
 
     def progress(what: str, done: float, total: float) -> None:

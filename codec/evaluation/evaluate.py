@@ -15,7 +15,7 @@ from typing import Any
 from codec import __version__, audio
 from codec.errors import AudioError, CodecError, ConfigError
 from codec.evaluation import reconstruction, resampling, scoring
-from codec.evaluation.journal import JOURNAL_NAME, Journal
+from codec.evaluation.journal import JOURNAL_NAME, Journal, sentence
 from codec.evaluation.metric import Column, Settings
 from codec.evaluation.pairs import (
     FOLDER_TOLERANCE,
@@ -63,17 +63,16 @@ class Options:
     """Samples by which lengths may differ; None: the model's hop length, for folders 25 ms."""
     limit: int | None = None
     """Score at most so many utterances, spread over the data."""
+    delay: int = 0
+    """Samples by which the codec is late, removed from the beginning of every estimate."""
     peak: float | None = None
     """Samples of a model's output beyond this are cut to it; None: full scale, as `codec decode` does."""
     with_audio: bool = True
     """Whether the page of the report lets the best and worst utterances be heard."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("jobs", self.jobs, 0),
-            ("hop_length", self.hop_length, 0),
-            ("limit", self.limit, 1),
-        ):
+        for name, least in (("jobs", 0), ("hop_length", 0), ("limit", 1), ("delay", 0)):
+            value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
 
@@ -100,7 +99,7 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
             if obstacle is None and metric.is_model:
                 metric(settings)
         except CodecError as error:
-            obstacle = " ".join(str(error).split()), command
+            obstacle = sentence(error), command
         if obstacle is None:
             plan.names.append(name)
         else:
@@ -149,6 +148,7 @@ def evaluate_folders(
     """
     options = options or Options()
     names = choose(options.metrics)
+    options = _on_a_device(options, names)
     items, problems = pair_folders(Path(reference), Path(estimate))
     plan = make_plan(names, options.settings)
     chosen = set(choose_some([item.id for item in items], options.limit))
@@ -162,6 +162,7 @@ def evaluate_folders(
         "reference": os.fspath(reference),
         "estimate": os.fspath(estimate),
         "command": shlex.join(["codec", "evaluate", os.fspath(reference), os.fspath(estimate)]),
+        "length_tolerance": f"{FOLDER_TOLERANCE} s" if options.hop_length is None else f"{options.hop_length} samples",
         "is_subset": subset,
     }
     evaluation = _conclude(rows, problems + more, plan, options, about)
@@ -232,6 +233,7 @@ def evaluate_model(
             "reference": os.fspath(data),
             "command": shlex.join(["codec", "evaluate", "--model", os.fspath(model), "--data", os.fspath(data)]),
             "is_subset": len(chosen) < len(references),
+            "length_tolerance": f"{tolerance} samples",
             "codes": _code_statistics(tasks, made, found.codebook_size, found.frame_rate),
             "speed": _speed(made, options),
         }
@@ -241,6 +243,16 @@ def evaluate_model(
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
+
+
+def _on_a_device(options: Options, names: Sequence[str]) -> Options:
+    """With the device that "auto" means here; torch is not imported where no metric needs it."""
+    device = "cpu"
+    if any("torch" in METRICS[name].packages for name in names):
+        from codec.evaluation.devices import choose_device
+
+        device = str(choose_device(options.settings.device))
+    return replace(options, settings=replace(options.settings, device=device))
 
 
 def _reconstruct(
@@ -275,11 +287,13 @@ def _score(
     progress: Progress | None,
 ) -> tuple[list[Row], list[Problem]]:
     identities = {METRICS[name].identity(options.settings): name for name in plan.names}
-    tasks = [scoring.Task(item, tolerance, journal.get("scores", item.id)) for item in items]
+    items = sorted(items, key=lambda item: -_size(item.reference))  # the longest first, so that all end together
+    tasks = [scoring.Task(item, tolerance, options.delay, journal.get("scores", item.id)) for item in items]
+    jobs = _jobs(options, len(tasks))
     advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
     rows, problems = [], []
-    arguments = (plan.names, options.settings)
-    for number, row in work(scoring.score, tasks, _jobs(options, len(tasks)), scoring.prepare, arguments):
+    arguments = (plan.names, options.settings, 1 if jobs else 0)
+    for number, row in work(scoring.score, tasks, jobs, scoring.prepare, arguments):
         id = items[number].id
         if isinstance(row, Died):
             problems.append(Problem(id, "", str(row)))
@@ -327,6 +341,8 @@ def _conclude(
         }
     scored = {row.id for row in rows if row.scores}
     excluded = {problem.id for problem in problems if not problem.metric} - scored
+    about = dict(about)
+    tolerance = about.pop("length_tolerance")
     evaluation.summary = {
         "format": 1,
         **about,
@@ -340,7 +356,8 @@ def _conclude(
             {"id": problem.id, "metric": problem.metric or "all", "reason": problem.reason} for problem in problems
         ],
         "lengths": _lengths(rows),
-        "conditions": _conditions(rows, plan, options),
+        "delay": _delay(rows),
+        "conditions": _conditions(rows, plan, options) | {"length_tolerance": tolerance},
     }
     return evaluation
 
@@ -419,6 +436,14 @@ def _lengths(rows: list[Row]) -> dict[str, Any]:
     return {"num_different": len(cut), "largest_difference": largest.surplus if largest else 0}
 
 
+def _delay(rows: list[Row]) -> dict[str, Any]:
+    """How late the estimates are, as far as their waveforms tell."""
+    found = sorted(row.delay for row in rows if row.delay is not None)
+    if not found:
+        return {"num_measured": 0}
+    return {"num_measured": len(found), "median": found[len(found) // 2], "min": found[0], "max": found[-1]}
+
+
 def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]:
     versions = {"codec": __version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -430,7 +455,7 @@ def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]
         "sample_rates": sorted({row.sample_rate for row in rows}),
         "resampler": resampling.DESCRIPTION,
         "intervals": f"95 %, bootstrap over files, {NUM_RESAMPLES} resamples, seed {SEED}",
-        "length_tolerance": options.hop_length if options.hop_length is not None else f"{FOLDER_TOLERANCE} s or a hop",
+        "delay_removed": options.delay,
         "device": options.settings.device,
         "weights": {name: found for name in plan.names if (found := METRICS[name].weights(options.settings))},
         "versions": versions,
@@ -453,20 +478,28 @@ def _journal_path(output: str | os.PathLike[str] | None) -> Path | None:
     return folder / JOURNAL_NAME
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 class _Advance:
     """Turns ids that are done into seconds of sound done."""
 
     def __init__(self, what: str, paths: dict[str, Path], progress: Progress | None):
-        self._what, self._progress, self._done = what, progress, 0.0
+        self._what, self._progress, self._done, self._total = what, progress, 0.0, 0.0
         self._seconds: dict[str, float] = {}
         if progress is not None:
             self._seconds = {id: _seconds(path) for id, path in paths.items()}
-            progress(what, 0.0, sum(self._seconds.values()))
+            self._total = sum(self._seconds.values())
+            progress(what, 0.0, self._total)
 
     def __call__(self, id: str) -> None:
         if self._progress is not None:
             self._done += self._seconds[id]
-            self._progress(self._what, self._done, sum(self._seconds.values()))
+            self._progress(self._what, self._done, self._total)
 
 
 def _seconds(path: Path) -> float:

@@ -81,6 +81,13 @@ def file_sum(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def sentence(error: BaseException) -> str:
+    """What happened, in one line; of system errors the file first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as stream:
         lines = stream.readlines()

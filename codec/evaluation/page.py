@@ -285,6 +285,7 @@ def _conditions(summary: dict[str, Any]) -> str:
         ["resampler of the metrics", escape(conditions["resampler"])],
         ["intervals", escape(conditions["intervals"])],
         ["lengths", f"{lengths['num_different']} files differed, by at most {largest} samples"],
+        ["delay", escape(_delay(summary["delay"], conditions["delay_removed"]))],
         ["model", escape(summary.get("fingerprint", "-"))],
         ["versions", escape(", ".join(f"{name} {version}" for name, version in conditions["versions"].items()))],
     ]  # fmt: skip
@@ -293,6 +294,13 @@ def _conditions(summary: dict[str, Any]) -> str:
         for name, found in conditions["weights"].items()
     ]
     return _table(["", ""], rows, text_columns=(1,))
+
+
+def _delay(delay: dict[str, Any], removed: int) -> str:
+    if not delay["num_measured"]:
+        return "cannot be told from the waveforms"
+    rest = f"{delay['median']} samples (median; {delay['min']} to {delay['max']} in {delay['num_measured']} files)"
+    return f"{rest}, after {removed} were removed" if removed else rest
 
 
 def _table(

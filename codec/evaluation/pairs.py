@@ -135,12 +135,14 @@ def find_text(path: Path) -> str | None:
     return None
 
 
-def load_pair(item: Item, tolerance: float | None = None) -> tuple[Pair, int]:
+def load_pair(item: Item, tolerance: float | None = None, delay: int = 0) -> tuple[Pair, int]:
     """Read both files and bring them to the estimate's sample rate and to the shorter length.
 
     Args:
         item: the files. Several channels are averaged.
         tolerance: samples of the estimate by which the lengths may differ; None means `FOLDER_TOLERANCE`.
+        delay: samples by which the codec is late, which are removed from the beginning of the estimate. The length may
+            be right with or without them.
 
     Returns:
         The pair, and by how many samples the estimate was longer (negative: shorter).
@@ -156,15 +158,18 @@ def load_pair(item: Item, tolerance: float | None = None) -> tuple[Pair, int]:
             raise AudioError(f"{path}: is {what}")
     reference = resample(reference[0], its_rate, sample_rate)
     allowed = FOLDER_TOLERANCE * sample_rate if tolerance is None else tolerance
-    surplus = estimate.shape[1] - len(reference)
-    if abs(surplus) > allowed:
+    estimate = estimate[0, delay:]
+    surplus = len(estimate) - len(reference)
+    if min(abs(surplus), abs(surplus + delay)) > allowed:
         raise AudioError(
             f"{item.estimate}: is {abs(surplus)} samples ({abs(surplus) / sample_rate:.3f} s) "
             f"{'longer' if surplus > 0 else 'shorter'} than its reference, {allowed:.0f} are allowed; if the codec "
             f"does that, allow it with --hop-length"
         )
-    length = min(len(reference), estimate.shape[1])
-    return Pair(reference[:length], estimate[0, :length], sample_rate, item.id, item.text), surplus
+    length = min(len(reference), len(estimate))
+    if length == 0:
+        raise AudioError(f"{item.estimate}: has no samples left behind the delay of {delay}")
+    return Pair(reference[:length], estimate[:length], sample_rate, item.id, item.text), surplus
 
 
 def choose_some(ids: Sequence[str], limit: int | None) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError
 from codec.evaluation.bitrate import bitrate
-from codec.evaluation.journal import file_sum
+from codec.evaluation.journal import file_sum, sentence
 from codec.evaluation.reencoding import agreement
 
 AGAIN_SUFFIX = ".again.codes"
@@ -88,7 +88,7 @@ def reconstruct(task: Task) -> Reconstruction:
         finally:
             again.unlink(missing_ok=True)
     except (CodecError, OSError) as error:
-        return Reconstruction(task.id, key, problem=" ".join(str(error).split()))
+        return Reconstruction(task.id, key, problem=sentence(error))
     return Reconstruction(
         id=task.id,
         key=key,

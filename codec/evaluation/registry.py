@@ -1,6 +1,7 @@
 """All metrics by name, and groups of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 
 from codec.errors import ConfigError
 from codec.evaluation.asr import RelativeWordErrors, WordErrors
@@ -16,26 +17,38 @@ from codec.evaluation.stft import StftDistance
 from codec.evaluation.stoi import ExtendedStoi, Stoi
 from codec.evaluation.utmos import Utmos
 
-METRICS: dict[str, type[Metric]] = {
-    metric.name: metric
-    for metric in (
-        Utmos,
-        WidebandPesq,
-        NarrowbandPesq,
-        Stoi,
-        ExtendedStoi,
-        Pitch,
-        MelDistance,
-        StftDistance,
-        MelCepstralDistortion,
-        SiSdr,
-        WordErrors,
-        RelativeWordErrors,
-        SpeakerSimilarity,
-        Dnsmos,
-    )
-}
+ENTRY_POINTS = "codec.metrics"
+"""Group of entry points by which other packages add metrics: names of classes derived from `Metric`."""
+
+
+def _others() -> Iterator[type[Metric]]:
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        metric = entry.load()
+        if not (isinstance(metric, type) and issubclass(metric, Metric)):
+            raise ConfigError(f"entry point {entry.name} of {ENTRY_POINTS} is not a metric: {entry.value}")
+        yield metric
+
+
+_ALL: tuple[type[Metric], ...] = (
+    Utmos,
+    WidebandPesq,
+    NarrowbandPesq,
+    Stoi,
+    ExtendedStoi,
+    Pitch,
+    MelDistance,
+    StftDistance,
+    MelCepstralDistortion,
+    SiSdr,
+    WordErrors,
+    RelativeWordErrors,
+    SpeakerSimilarity,
+    Dnsmos,
+    *_others(),
+)
 """None of the modules above imports a network: what is heavy is imported when a metric is made."""
+
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in _ALL}
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "core": ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel", "stft", "mcd", "si_sdr"),

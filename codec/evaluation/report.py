@@ -13,6 +13,7 @@ SCORES_NAME = "scores.tsv"
 PROBLEMS_NAME = "problems.tsv"
 SUMMARY_NAME = "summary.json"
 PAGE_NAME = "report.html"
+WORTH_TELLING = 12  # samples of delay, half a millisecond
 
 
 def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = True) -> None:
@@ -98,6 +99,14 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"lengths: {lengths['num_different']} estimates were longer or shorter, by at most "
             f"{abs(lengths['largest_difference'])} samples; pairs were cut to the shorter"
+        )
+    delay = summary["delay"]
+    if delay["num_measured"] and abs(delay["median"]) >= WORTH_TELLING:
+        is_late = delay["median"] > 0
+        notes.append(
+            f"delay: estimates are {abs(delay['median'])} samples {'late' if is_late else 'early'} (median of "
+            f"{delay['num_measured']}), which harms every score that compares in time"
+            + (f"; --delay {delay['median']} removes it" if is_late else "")
         )
     problems = summary["problems"]
     if problems:

@@ -1,11 +1,13 @@
 """All metrics of one pair of files, as one task of a worker process."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from codec.errors import CodecError
-from codec.evaluation.journal import file_sum
+from codec.evaluation.delay import delay_of
+from codec.evaluation.journal import file_sum, sentence
 from codec.evaluation.metric import Metric, Settings, Undefined
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.registry import METRICS
@@ -20,6 +22,7 @@ class Row:
     seconds: float = 0.0
     sample_rate: int = 0
     surplus: int = 0  # samples by which the estimate was longer
+    delay: int | None = None  # samples by which it is late, as far as that can be told
     problem: str | None = None  # why there are no scores at all
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # by identity of the metric, then by column
     undefined: dict[str, str] = field(default_factory=dict)  # by identity of the metric
@@ -32,6 +35,7 @@ class Row:
             "seconds": self.seconds,
             "sample_rate": self.sample_rate,
             "surplus": self.surplus,
+            "delay": self.delay,
             "problem": self.problem,
             "scores": self.scores,
             "undefined": self.undefined,
@@ -49,15 +53,18 @@ class Task:
 
     item: Item
     tolerance: float | None  # see `load_pair`
+    delay: int  # see `load_pair`
     known: dict[str, Any] | None  # row of an earlier run
 
 
 _metrics: list[Metric] = []
 
 
-def prepare(names: Sequence[str], settings: Settings) -> None:
-    """Make the metrics, once in a process."""
+def prepare(names: Sequence[str], settings: Settings, num_threads: int) -> None:
+    """Make the metrics, once in a process; 0 threads leaves their number as it is."""
     _metrics[:] = [METRICS[name](settings) for name in names]
+    if num_threads and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(num_threads)
 
 
 def score(task: Task) -> Row:
@@ -65,24 +72,24 @@ def score(task: Task) -> Row:
     item = task.item
     row = Row(item.id)
     try:
-        row.key = f"{file_sum(item.reference)} {file_sum(item.estimate)} {task.tolerance}"
+        row.key = f"{file_sum(item.reference)} {file_sum(item.estimate)} {task.tolerance} {task.delay}"
         if task.known and task.known["key"] == row.key and not task.known["problem"]:
             row = Row.from_dict(task.known)
         missing = [metric for metric in _metrics if _identity(metric) not in {*row.scores, *row.undefined}]
         if not missing:
             return row
-        pair, row.surplus = load_pair(item, task.tolerance)
+        pair, row.surplus = load_pair(item, task.tolerance, task.delay)
     except (CodecError, OSError) as error:
-        row.problem = " ".join(str(error).split())
+        row.problem = sentence(error)
         return row
-    row.seconds, row.sample_rate = pair.seconds, pair.sample_rate
+    row.seconds, row.sample_rate, row.delay = pair.seconds, pair.sample_rate, delay_of(pair)
     for metric in missing:
         try:
             row.scores[_identity(metric)] = metric.score(pair)
         except Undefined as error:
             row.undefined[_identity(metric)] = str(error)
         except Exception as error:  # compiled packages raise anything; one file must not end a night's run
-            row.undefined[_identity(metric)] = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            row.undefined[_identity(metric)] = f"failed: {type(error).__name__}: {sentence(error)}"
     return row
 
 

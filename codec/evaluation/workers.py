@@ -12,6 +12,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
 class Died(Exception):
     """The process that worked on an item has ended without an answer: a crash in compiled code, or killed."""
 
@@ -80,6 +83,9 @@ class _Pool:
     """Processes that start from scratch, because a copy of a process with threads can hang."""
 
     def __init__(self, jobs: int, prepare: Callable[..., None], arguments: tuple[Any, ...]):
+        # One thread each, of the libraries too; they read this when they are imported.
+        self._environment = {name: os.environ.get(name) for name in _THREADS}
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
         self._pool = ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(prepare, arguments)
         )
@@ -89,6 +95,11 @@ class _Pool:
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=exception[0] is None, cancel_futures=True)
+        for name, value in self._environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 _mistake: BaseException | None = None

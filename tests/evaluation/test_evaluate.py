@@ -295,3 +295,48 @@ def test_bad_command_is_one_sentence_and_exit_code_2(arguments, what, tmp_path, 
     complaint = capsys.readouterr().err
     assert what in complaint
     assert complaint.count("\n") == 1
+
+
+def test_late_codec_is_told_and_can_be_corrected(folders, tmp_path, reference, capsys):
+    late = tmp_path / "late"
+    for path in sorted(folders[0].rglob("*.wav")):
+        target = late / path.relative_to(folders[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        audio.write(target, 0.9 * np.roll(audio.read(path)[0][0], 240), 24000)
+    arguments = ["evaluate", str(folders[0]), str(late), "--metrics", "mel", "--jobs", "0"]
+    assert run(arguments) == 0
+    assert "estimates are 240 samples late (median of 3)" in capsys.readouterr().out
+    assert run([*arguments, "--delay", "240", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["delay"]["median"] == 0
+    assert summary["conditions"]["delay_removed"] == 240
+    assert summary["metrics"]["mel"]["mean"] == pytest.approx(-np.log(0.9), abs=0.05)
+
+
+def test_unexpected_exception_of_a_metric_is_listed(folders, monkeypatch):
+    from codec.evaluation.mel import MelDistance
+
+    def fail(self, pair):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(MelDistance, "score", fail)
+    result = evaluate_folders(*folders, options=FAST)
+    assert {problem.reason for problem in result.problems} == {"failed: ZeroDivisionError: a mistake"}
+    assert result.summary["num_scored"] == 3
+
+
+def test_metrics_of_other_packages_are_found(monkeypatch):
+    from codec.evaluation import registry
+    from codec.evaluation.mel import MelDistance
+
+    class Entry:
+        name, value = "theirs", "package:Theirs"
+
+        def __init__(self, loaded):
+            self.load = lambda: loaded
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry(MelDistance)])
+    assert list(registry._others()) == [MelDistance]
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry(3)])
+    with pytest.raises(ConfigError, match="is not a metric"):
+        list(registry._others())

@@ -7,6 +7,8 @@ import pytest
 
 from codec import audio
 from codec.errors import AudioError, CodecError
+from codec.evaluation.delay import delay_of
+from codec.evaluation.metric import Pair
 from codec.evaluation.pairs import Item, choose_some, find_references, load_pair, pair_folders
 
 
@@ -179,3 +181,37 @@ def test_unreadable_file_is_refused_by_name(tmp_path, wav):
     files.estimate.write_bytes(b"no sound")
     with pytest.raises(AudioError, match="is not a sound file"):
         load_pair(files)
+
+
+# -- delay
+
+
+@pytest.mark.parametrize("delay", [0, 7, -5, 480])
+def test_delay_is_found(reference, delay):
+    noise = np.random.default_rng(0).standard_normal(len(reference)).astype(np.float32)
+    late = np.roll(reference, delay) * 0.5 + 0.01 * noise
+    assert delay_of(Pair(reference, late, 24000)) == delay
+
+
+def test_delay_of_an_unrelated_waveform_is_not_told(reference):
+    noise = np.random.default_rng(0).standard_normal(len(reference)).astype(np.float32)
+    assert delay_of(Pair(reference, noise, 24000)) is None
+    assert delay_of(Pair(reference[:1], noise[:1], 24000)) is None
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_delay_is_removed_whether_the_estimate_grew_by_it_or_not(tmp_path, reference, grows):
+    wav = reference[:24000]
+    late = np.concatenate([np.zeros(1000, np.float32), wav])[: len(wav) + 1000 * grows]
+    files = item(tmp_path, wav, late)
+    if grows:
+        with pytest.raises(AudioError, match=r"1000 samples .* longer"):
+            load_pair(files)
+    pair, _ = load_pair(files, delay=1000)
+    assert np.abs(pair.reference - pair.estimate).max() < 1e-4
+    assert len(pair.reference) == len(wav) - 1000 * (not grows)
+
+
+def test_delay_longer_than_the_file_is_refused(tmp_path, wav):
+    with pytest.raises(AudioError, match=r"no samples left|shorter"):
+        load_pair(item(tmp_path, wav, wav), delay=30000)

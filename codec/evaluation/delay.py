@@ -1,0 +1,26 @@
+"""By how much a codec's output is late. Scores that compare sample by sample, or frame by frame, suffer from it."""
+
+import numpy as np
+
+from codec.evaluation.metric import Pair
+
+MAX_SECONDS = 0.05
+CLEAR = 0.25
+"""Correlation from which a delay is believed; codecs that invent the waveform stay below it."""
+
+
+def delay_of(pair: Pair) -> int | None:
+    """Samples by which the estimate comes after the reference, negative where it comes before.
+
+    The place of the largest correlation of both waveforms within 50 ms, over the whole utterance; None where that
+    correlation is weak, because the codec does not keep the waveform.
+    """
+    reference, estimate = (wav - wav.mean() for wav in (pair.reference, pair.estimate))
+    reach = min(round(MAX_SECONDS * pair.sample_rate), len(reference) - 1)
+    size = 1 << (len(reference) + reach).bit_length()
+    spectrum = np.fft.rfft(estimate, size) * np.conj(np.fft.rfft(reference, size))
+    correlation = np.fft.irfft(spectrum, size)
+    lags = np.concatenate([correlation[-reach:], correlation[: reach + 1]]) if reach else correlation[:1]
+    best = int(np.argmax(lags))
+    scale = float(np.linalg.norm(reference) * np.linalg.norm(estimate))
+    return best - reach if scale > 0 and lags[best] > CLEAR * scale else None
