@@ -80,9 +80,10 @@ class Source(nn.Module):
         if past is None:  # the hops before the first frame's last one have the first frame's pitch
             pitch = torch.cat([pitch[:, :1].expand(-1, overlap // self.hop_length), pitch], dim=1)
             # Every training batch meets another stretch of the noise, so that none is learned by heart.
-            start = torch.randint(NUM_NOISE_SAMPLES, ()) if self.training else torch.zeros(())
-            position = start.to(pitch).expand(len(pitch), 1)
-            past = torch.cat([pitch[:, :1], torch.zeros_like(position), position], dim=1)
+            position = torch.zeros_like(pitch[:, :1])
+            if self.training:
+                position = position + torch.randint(NUM_NOISE_SAMPLES, (), device=pitch.device)
+            past = torch.cat([pitch[:, :1], torch.zeros_like(pitch[:, :1]), position], dim=1)
         before, phase, position, tail = past.split([1, 1, 1, past.shape[1] - 3], dim=1)
         pulses, phase = self._pulses(pitch, before, phase)  # (B, n * hop), (B, 1)
         samples = torch.arange(pulses.shape[1], device=device)

@@ -1,5 +1,6 @@
 """The pitch of training speech, to supervise the pitch that the stream family's decoder states."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ def track_pitch(
     refined = lag + (0.5 * (left - right) / curvature).clamp(-0.5, 0.5)
     loud = stretches[..., -width * DECIMATION :].square().mean(-1) > 1e-6
     is_voiced = (middle.squeeze(-1) > VOICING_THRESHOLD) & loud
-    log_pitch = torch.log(rate / refined.squeeze(-1)).clamp(torch.tensor(lowest).log(), torch.tensor(highest).log())
+    log_pitch = torch.log(rate / refined.squeeze(-1)).clamp(math.log(lowest), math.log(highest))
     return Pitch(log_pitch, is_voiced)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("hydra", reason="training needs hydra-core")
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
@@ -224,6 +226,22 @@ def test_audio_that_can_never_be_read_ends_the_run_in_a_sentence(tiny_run: list[
         trainer.fit()
 
 
+class Uploads(TorchDispatchMode):
+    """Lists the operations that bring a tensor from the CPU into the world of another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), more=None):
+        result = function(*arguments, **(more or {}))
+        devices = [{leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
+                   for tree in ((arguments, more), result)]  # fmt: skip
+        if "cpu" in devices[0] and {"meta"} & (devices[0] | devices[1]):
+            self.found.append(str(function))
+        return result
+
+
 def test_no_step_waits_for_the_device(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch):
     """On the meta device, whose tensors have no values, whatever reads a value back fails."""
     clip, adamw = torch.nn.utils.clip_grad_norm_, torch.optim.AdamW
@@ -242,8 +260,10 @@ def test_no_step_waits_for_the_device(tiny_run: list[str], monkeypatch: pytest.M
     # Drawn on the CPU from a generator of its own, which is no device to wait for.
     monkeypatch.setattr(trainer, "_crop", lambda real, fake: (real[..., :2400], fake[..., :2400]))
     wav = trainer.sampler.batch(0).to("meta")
-    for trainer.step in range(2):
-        scalars = trainer.train_step(wav)
-        assert {value.device.type for value in scalars.values()} == {"meta"}
+    with Uploads() as uploads:
+        for trainer.step in range(2):
+            scalars = trainer.train_step(wav)
+            assert {value.device.type for value in scalars.values()} == {"meta"}
+    assert uploads.found == []
     with pytest.raises(RuntimeError, match="meta"):
         float(scalars["loss/total"])
