@@ -3,6 +3,7 @@
 The only user of hydra. Below it there are dataclasses that have checked themselves, never a DictConfig.
 """
 
+import json
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -15,12 +16,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from codec.errors import ConfigError
-from codec.model import weights
+from codec.model import catalogue, weights
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
+from codec.training.discriminators import DiscriminatorsConfig
 from codec.training.losses import MelLossConfig
-from codec.training.settings import Config, TrainingConfig
+from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, TrainingConfig
 
 
 @dataclass
@@ -49,8 +51,8 @@ def compose(overrides: list[str]) -> Config:
     """The settings of a run.
 
     Args:
-        overrides: hydra overrides, for example `["model=stream", "training.steps=100"]`. With `training.init` and no
-            override of `model`, the model's configuration is that of the initial model.
+        overrides: hydra overrides, for example `["model=stream", "training.steps=100"]`. With `training.init`, model
+            and discriminators are configured as the initial ones, where nothing else was chosen.
 
     Raises:
         ConfigError: unknown or ill-typed settings, values out of range, unknown variants; all of them in one message.
@@ -67,10 +69,22 @@ def compose(overrides: list[str]) -> Config:
             mistakes.append(_one_sentence(error))
     if mistakes:
         raise ConfigError("; ".join(mistakes))
-    is_model_chosen = any(_key(override).split(".")[0] == "model" for override in overrides)
-    if parts["training"].init and not is_model_chosen and parts["model"] == CodecConfig():
-        parts["model"] = weights.load(parts["training"].init).config
+    if parts["training"].init:
+        _take_over(parts, chosen={_key(override).split(".")[0].split("/")[0] for override in overrides})
     return Config(**parts)
+
+
+def _take_over(parts: dict[str, Any], chosen: set[str]) -> None:
+    """Configure model and discriminators as those that training starts from, where nothing else was chosen."""
+    initial = parts["training"].init
+    if "model" not in chosen and parts["model"] == CodecConfig():
+        parts["model"] = weights.load(initial).config
+    path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
+    if "adversary" not in chosen and parts["adversary"].discriminators == DiscriminatorsConfig() and path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+        parts["adversary"].discriminators = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
+        )
 
 
 def _compose(overrides: list[str]) -> DictConfig:

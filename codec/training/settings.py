@@ -14,6 +14,8 @@ from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
 
+DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
+"""Beside the discriminators' weights in a model directory, so that others can go on with them."""
 PARTS = ("encoder", "quantizer", "decoder")
 _CONVERGENCE_N_FFT = 2048  # of `stft_loss`, its longest
 

@@ -8,10 +8,11 @@ A step whose loss or gradient is not finite changes nothing. After too many of t
 last good state with half the learning rate.
 """
 
-import dataclasses
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from codec.training.losses import MelLoss, stft_loss
 from codec.training.memory import keep_freed_memory
 from codec.training.monitor import BrokenSteps, CodeUsage, Monitor, read_json, undecided_loss
 from codec.training.pitch import pitch_loss
-from codec.training.settings import Config, check, defining_settings, differences
+from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
 from codec.training.state import (
     PORTABLE_NAME,
     PREVIOUS_NAME,
@@ -242,11 +243,9 @@ class Trainer:
             self.save(keep_previous=False)
         if self.ranks.is_first:
             check_room(self.run)
-            values = json.loads(json.dumps(dataclasses.asdict(self.config)))
-            if changes := differences(read_json(self.run / CONFIG_NAME) or {}, values):
+            if changes := differences(read_json(self.run / CONFIG_NAME) or {}, asdict(self.config)):
                 monitor.event(self.step, "settings", "; ".join(changes))
-            with open_output(self.run / CONFIG_NAME, overwrite=True) as stream:
-                stream.write((json.dumps(values, indent=2) + "\n").encode())
+            _write_json(self.run / CONFIG_NAME, asdict(self.config))
 
     def _monitor(self) -> Monitor:
         frames = self.config.data.batch_size * self.codec.num_frames(self.sampler.num_samples)
@@ -348,6 +347,7 @@ class Trainer:
         if self.ranks.is_first:
             weights.save(self.averaged_codec(), directory, dtype=self._stored_dtype())
             self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
+            _write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
         return directory
 
     def averaged_codec(self) -> Codec:
@@ -417,3 +417,8 @@ class Trainer:
         data = self.config.data
         with self.ranks.first_alone():
             return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with open_output(path, overwrite=True) as stream:
+        stream.write((json.dumps(values, indent=2) + "\n").encode())

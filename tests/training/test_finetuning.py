@@ -26,7 +26,7 @@ def first(tiny_run: list[str]) -> Trainer:
 
 def tuned(tiny_run: list[str], tmp_path: Path, *more: str, model: bool = False) -> Trainer:
     """A trainer that starts from the first run's model; `model` repeats its configuration."""
-    settings = [override for override in tiny_run if model or not override.startswith("model.")]
+    settings = [override for override in tiny_run if model or not override.startswith(("model.", "adversary"))]
     start = [f"training.run={tmp_path / 'tuned'}", f"training.init={tmp_path / 'run' / 'last'}"]
     return Trainer(compose([*settings, *start, *more]))
 
@@ -34,6 +34,7 @@ def tuned(tiny_run: list[str], tmp_path: Path, *more: str, model: bool = False) 
 def test_model_and_discriminators_are_taken_over(first: Trainer, tiny_run: list[str], tmp_path: Path):
     second = tuned(tiny_run, tmp_path)
     assert second.config.model == first.config.model
+    assert second.config.adversary.discriminators == first.config.adversary.discriminators
     for name, weight in first.averaged_codec().state_dict().items():
         torch.testing.assert_close(second.codec.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
     for name, weight in first.adversary.discriminators.state_dict().items():
