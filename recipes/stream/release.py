@@ -39,8 +39,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     BOX.mkdir(parents=True, exist_ok=True)
-    for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME, "discriminators.safetensors"):
-        shutil.copyfile(arguments.run / arguments.name / name, BOX / name)
+    for path in (arguments.run / arguments.name).iterdir():  # model and discriminators, each with its settings
+        if path.suffix in (".json", ".safetensors"):
+            shutil.copyfile(path, BOX / path.name)
     shutil.copyfile(arguments.run / "config.json", HERE / "run.json")
     config = json.loads((HERE / "run.json").read_text())
     stages = [read_log(run) for run in [*arguments.earlier, arguments.run]]
