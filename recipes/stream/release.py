@@ -42,8 +42,8 @@ def main() -> None:
     for path in (arguments.run / arguments.name).iterdir():  # model and discriminators, each with its settings
         if path.suffix in (".json", ".safetensors"):
             shutil.copyfile(path, BOX / path.name)
-    shutil.copyfile(arguments.run / "config.json", HERE / "run.json")
-    config = json.loads((HERE / "run.json").read_text())
+    config = json.loads((arguments.run / "config.json").read_text())
+    save_settings(config, HERE / "run.json")
     stages = [read_log(run) for run in [*arguments.earlier, arguments.run]]
     draw_curves(stages, HERE / "curves.png")
     summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation").summary
@@ -52,6 +52,16 @@ def main() -> None:
     utilisation = use_of_codes(Path(config["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
     (BOX / catalogue.CARD_NAME).write_text(card(config, stages, summary, utilisation, arguments))
+
+
+def save_settings(config: dict, path: Path) -> None:
+    """Write the settings of the run, but for where its files lay."""
+    places = {"train", "validation", "cache", "run", "init"}
+    kept = {
+        part: {name: value for name, value in settings.items() if name not in places}
+        for part, settings in config.items()
+    }
+    path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
