@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from codec.errors import CodecError
-from codec.training.alarms import MEMORY, Watch
+from codec.training.alarms import Watch
 from codec.training.discriminators import Discriminators
 from codec.training.validation import ValidationResult
 
@@ -27,61 +26,6 @@ SHOWN = {
     "codes/perplexity": "perplexity",
 }
 """What the terminal line shows, and how it is called there; everything else is in the logs."""
-
-
-class CodeUsage:
-    """Utilisation and perplexity of the codes of recent batches, counted on the device without waiting for it."""
-
-    def __init__(self, codebook_size: int, device: torch.device, memory: float = MEMORY):
-        self.counts = torch.zeros(codebook_size, device=device)
-        self.memory = memory
-
-    def add(self, codes: Tensor) -> None:
-        """Count the codes of a batch; older batches fade by `memory` each time."""
-        codes = codes.flatten()
-        # Not bincount, which reads the largest code back from a GPU to size its result.
-        fresh = torch.zeros_like(self.counts).index_add_(0, codes, self.counts.new_ones(()).expand(len(codes)))
-        self.counts.mul_(self.memory).add_(fresh)
-
-    def attainable_perplexity(self, num_frames: float) -> float:
-        """What the perplexity could be at most, with batches of this many frames."""
-        return min(len(self.counts), num_frames / (1 - self.memory))
-
-    @staticmethod
-    def summarise(counts: Tensor) -> dict[str, Tensor]:
-        """Share of the codebook in use, and exp of the entropy of its use, from counts (K,)."""
-        probability = counts / counts.sum().clamp(min=1)
-        entropy = -torch.special.xlogy(probability, probability).sum()
-        return {"codes/utilisation": (counts > 1e-3).float().mean(), "codes/perplexity": entropy.exp()}
-
-
-class BrokenSteps:
-    """Steps with a value that is not finite, counted on the device without waiting for it."""
-
-    def __init__(self, device: torch.device):
-        self.skipped = torch.zeros((), device=device)  # steps that left the codec as it was, since the run began
-        self.skipped_in_a_row = torch.zeros((), device=device)
-        self.names: list[str] = []  # of the values that were seen, in the order of their computation
-        self.counts = torch.zeros(0, device=device)  # how often each was not finite since the last explanation
-
-    def add(self, is_skipped: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Count one step: whether it was skipped (scalar, 0 or 1), and its values in the order of their computation."""
-        self.skipped += is_skipped
-        self.skipped_in_a_row.add_(is_skipped).mul_(is_skipped)
-        self.names += [name for name in values if name not in self.names]
-        self.counts = F.pad(self.counts, (0, len(self.names) - len(self.counts)))
-        present = torch.stack([values.get(name, is_skipped).float() for name in self.names])
-        self.counts += (~present.isfinite()).float()
-
-    def explain(self, counts: Tensor) -> str:
-        """In a sentence what was not finite, the cause first; empty if all was finite. Counting begins anew."""
-        broken = [(name, int(count)) for name, count in zip(self.names, counts.tolist(), strict=True) if count]
-        self.counts.zero_()
-        if not broken:
-            return ""
-        (first, count), *others = broken
-        then = "; then " + ", ".join(f"{name} in {number}" for name, number in others) if others else ""
-        return f"{first} was not finite in {count} step{'s' if count > 1 else ''}{then}"
 
 
 class Monitor:

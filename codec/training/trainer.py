@@ -19,21 +19,21 @@ from torch import Tensor
 
 from codec.errors import CodecError, ConfigError
 from codec.model import weights
-from codec.model.catalogue import resolve
 from codec.model.codec import Codec
 from codec.model.decoder import Synthesis
 from codec.output import open_output
-from codec.training.adversary import Adversary
 from codec.training.alarms import Watch
+from codec.training.counters import BrokenSteps, CodeUsage
 from codec.training.data import AudioCache, WindowSampler, open_cache
 from codec.training.distributed import Ranks
 from codec.training.interruption import StopRequest, stop_requests
 from codec.training.loader import Loader
 from codec.training.losses import MelLoss, stft_loss
 from codec.training.memory import keep_freed_memory
-from codec.training.monitor import BrokenSteps, CodeUsage, Monitor, read_json, undecided_loss
+from codec.training.monitor import Monitor, read_json, undecided_loss
 from codec.training.pitch import pitch_loss
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
+from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec
 from codec.training.state import (
     PORTABLE_NAME,
     PREVIOUS_NAME,
@@ -50,9 +50,6 @@ from codec.training.state import (
 from codec.training.validation import validate
 
 CONFIG_NAME = "config.json"
-DISCRIMINATORS_NAME = "discriminators.safetensors"
-ADVERSARIAL_START = 20_000
-"""When discriminators join that have learned nothing yet: the codec must speak first."""
 STOP_EVERY = 10
 """Steps between two looks at whether another process was asked to stop."""
 
@@ -69,14 +66,14 @@ class Trainer:
         self.run = Path(settings.run)
         self.run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        self.codec = self._initial_codec().to(self.device).train()
+        self.codec = initial_codec(config).to(self.device).train()
         frozen = [getattr(self.codec, part).requires_grad_(False) for part in settings.freeze]
         self.frozen_buffers = [(buffer, buffer.clone()) for part in frozen for buffer in part.buffers()]
         self.trained = [parameter for parameter in self.codec.parameters() if parameter.requires_grad]
         self.sampler = WindowSampler(self._open_cache("train"), config.data, settings.seed)
         self.held_out = self._open_cache("validation") if config.data.validation else None
         self.mel_loss = MelLoss(config.mel, self.codec.sample_rate).to(self.device)
-        self.adversary, self.adversarial_start = self._initial_adversary()
+        self.adversary, self.adversarial_start = initial_adversary(config, self.device)
         self.optimizer = torch.optim.AdamW(
             self.trained,
             lr=settings.learning_rate,
@@ -391,27 +388,6 @@ class Trainer:
         self.broken.skipped_in_a_row.zero_()
         self.best_score = counters["best_score"]
         return latest
-
-    def _initial_codec(self) -> Codec:
-        if not self.settings.init:
-            return Codec(self.config.model)
-        codec = weights.load(self.settings.init)
-        if changes := differences(codec.config.to_dict(), self.config.model.to_dict(), "model"):
-            raise ConfigError(
-                f"training.init: {self.settings.init} has another configuration, {'; '.join(changes)}; "
-                "leave `model` out to take it over"
-            )
-        return codec
-
-    def _initial_adversary(self) -> tuple[Adversary, int]:
-        """The discriminators, those of the initial model where it has some, and the step at which they join."""
-        adversary = Adversary(self.config.adversary, self.device)
-        path = resolve(self.settings.init) / DISCRIMINATORS_NAME if self.settings.init else None
-        start = ADVERSARIAL_START
-        if path is not None and path.is_file():
-            adversary.load_weights(path)
-            start = 0
-        return adversary, start if self.settings.adversarial_start is None else self.settings.adversarial_start
 
     def _open_cache(self, split: str) -> AudioCache:
         data = self.config.data

@@ -12,8 +12,9 @@ import codec
 from codec.config import compose
 from codec.errors import ConfigError
 from codec.model import weights
+from codec.training.start import ADVERSARIAL_START
 from codec.training.state import STATE_NAME, load_state
-from codec.training.trainer import ADVERSARIAL_START, Trainer
+from codec.training.trainer import Trainer
 
 
 @pytest.fixture

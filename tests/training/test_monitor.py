@@ -10,10 +10,9 @@ import torch
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.training.alarms import PATIENCE, Watch
+from codec.training.counters import BrokenSteps, CodeUsage
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig, ScaleConfig
 from codec.training.monitor import (
-    BrokenSteps,
-    CodeUsage,
     Monitor,
     append_record,
     effective_rank,
