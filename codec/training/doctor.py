@@ -275,9 +275,9 @@ def _spikes(record: Record) -> Finding | None:
 
 
 def _no_progress(record: Record) -> Finding | None:
-    mel = record.values("loss/mel")
-    smooth = _smooth(mel)
-    if len(mel) < 5 * RECENT or min(smooth) < 0.9 * smooth[0]:
+    smooth = _smooth(record.values("loss/mel"))
+    is_new = not record.setting("training.init", "")  # a trained model has little left to learn
+    if not is_new or len(smooth) < 4 * RECENT or min(smooth) < 0.9 * smooth[0]:
         return None
     return Finding(
         "nothing is learned",

@@ -136,6 +136,11 @@ def test_a_failure_is_recognised_by_its_log(tmp_path: Path, failure: str):
     assert all("Try: " in line for line in str(diagnosis).splitlines()[2:3])
 
 
+def test_fine_tuning_may_gain_little(tmp_path: Path):
+    gain = write_run(tmp_path / "run", lambda step, _: {"loss/mel": 0.6 - step / 100_000}, training__init="stream")
+    assert names(gain) == {}
+
+
 def test_every_failure_has_its_case(tmp_path: Path):
     assert len(FAILURES) == len(FAILED) + 2  # the state and the silence are below
 
