@@ -43,6 +43,8 @@ PACKAGES = (
 )
 
 
+NOT_ASKED = "not asked for"
+
 MODEL_COLUMNS = (
     Column("bitrate", "bit rate of the files", "", "kbit/s"),
     Column("reencoding", "re-encoding agreement", "higher"),
@@ -91,7 +93,7 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
     for name, metric in METRICS.items():
         command = (metric.obstacle(settings) or ("", f"--metrics {name}"))[1]
         if name not in names:
-            plan.missing.append({"metric": name, "reason": "not asked for", "command": command})
+            plan.missing.append({"metric": name, "reason": NOT_ASKED, "command": command})
             continue
         try:
             metric.provide(settings)
@@ -292,7 +294,8 @@ def _score(
     jobs = _jobs(options, len(tasks))
     advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
     rows, problems = [], []
-    arguments = (plan.names, options.settings, 1 if jobs else 0)
+    # What there was to fetch is here by now.
+    arguments = (plan.names, replace(options.settings, allow_download=False), 1 if jobs else 0)
     for number, row in work(scoring.score, tasks, jobs, scoring.prepare, arguments):
         id = items[number].id
         if isinstance(row, Died):
@@ -369,10 +372,15 @@ def _deliver(evaluation: Evaluation, output: str | os.PathLike[str] | None, opti
         write_report(evaluation, Path(output), with_audio=options.with_audio)
     if not evaluation.summary["num_scored"]:
         reasons = [f"{problem.id}: {problem.reason}" for problem in evaluation.problems]
+        if not evaluation.summary["metrics"]:
+            missing = [entry for entry in evaluation.summary["not_computed"] if entry["metric"] in METRICS]
+            reasons = [
+                f"{entry['metric']}: {entry['reason']}; {entry['command']}"
+                for entry in missing
+                if entry["reason"] != NOT_ASKED
+            ]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        obstacles = [f"{entry['metric']}: {entry['reason']}" for entry in evaluation.summary["not_computed"]]
-        why = f"{reasons[0]}{more}" if reasons else "; ".join(obstacles)
-        raise NothingScored(f"nothing could be scored: {why}", evaluation)
+        raise NothingScored(f"nothing could be scored: {reasons[0]}{more}", evaluation)
     return evaluation
 
 

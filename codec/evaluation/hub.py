@@ -1,13 +1,18 @@
 """Models of `transformers` that a user names: a folder, or an id of the Hugging Face Hub."""
 
+import functools
 import hashlib
 import os
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from codec.errors import ModelError
 from codec.evaluation.weights import sha256
+
+PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,27 @@ def load_pretrained(kind: Any, source: Source, what: str, **options: Any) -> Any
         ModelError: it is not there, may not be fetched, or is not `what`.
     """
     is_local = os.path.isdir(source.name)
+    obstacle = None if is_local else _obstacle_to_fetching() if source.allow_download else "allow it with --download"
     try:
-        return kind.from_pretrained(source.name, local_files_only=is_local or not source.allow_download, **options)
+        return kind.from_pretrained(source.name, local_files_only=is_local or obstacle is not None, **options)
     except Exception as error:  # of a dozen unrelated types
-        advice = "" if is_local or source.allow_download else "; allow fetching it with --download"
+        advice = f"; it was not fetched: {obstacle}" if obstacle else ""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise ModelError(f"{source.name}: cannot be loaded as {what} ({reason}){advice}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _obstacle_to_fetching() -> str | None:
+    """Why the Hub cannot be reached: asked once, because its own client takes half a minute over every file."""
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PROBE_SECONDS):
+            return None
+    except urllib.error.HTTPError:
+        return None  # somebody answers
+    except (OSError, ValueError) as error:
+        return f"{address} cannot be reached ({getattr(error, 'reason', None) or error})"
 
 
 def obstacle_of(name: str | None, command: str) -> tuple[str, str] | None:

@@ -100,6 +100,13 @@ def test_nothing_scored_is_an_error_and_the_reasons_are_kept(folders, tmp_path):
     assert len(summary_of(tmp_path / "out")["problems"]) == 3
 
 
+def test_no_metric_that_can_be_computed_is_an_error(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CODEC_CACHE", str(tmp_path))
+    assert run(["evaluate", *map(str, folders), "--metrics", "utmos", "--jobs", "0"]) == 2
+    complaint = capsys.readouterr().err
+    assert "nothing could be scored: utmos: its weights are not here; --metrics utmos --utmos-weights PATH" in complaint
+
+
 def test_every_metric_that_was_not_computed_is_told_with_its_command(folders):
     entries = evaluate_folders(*folders, options=FAST).summary["not_computed"]
     commands = {entry["metric"]: entry["command"] for entry in entries}
