@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -91,10 +92,13 @@ def resolve(model: str | Path) -> Path:
     raise ModelError(f"unknown model {str(model)!r}; boxed models: {known}; or give a directory or a Hub id owner/name")
 
 
-def fingerprint_of(config: dict[str, Any], weights: bytes) -> str:
-    """16 hex digits that change with any setting and any bit of the weights file."""
+def fingerprint_of(config: dict[str, Any], weights: Iterable[bytes]) -> str:
+    """16 hex digits that change with any setting and any bit of the weights file, given as blocks of bytes."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    return hashlib.sha256(hashlib.sha256(canonical).digest() + hashlib.sha256(weights).digest()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for block in weights:
+        digest.update(block)
+    return hashlib.sha256(hashlib.sha256(canonical).digest() + digest.digest()).hexdigest()[:16]
 
 
 def fingerprint(directory: Path) -> str:
@@ -107,7 +111,8 @@ def fingerprint(directory: Path) -> str:
         config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{directory / CONFIG_NAME}: is not JSON ({error})") from error
-    return fingerprint_of(config, (directory / WEIGHTS_NAME).read_bytes())
+    with open(directory / WEIGHTS_NAME, "rb") as stream:
+        return fingerprint_of(config, iter(lambda: stream.read(1 << 20), b""))
 
 
 def _download(hub_id: str) -> Path:

@@ -78,7 +78,7 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
 def fingerprint(codec: Codec) -> str:
     """The fingerprint a model would have if it were saved as it is: 16 hex digits."""
     tensors = {name: tensor.to("cpu").contiguous() for name, tensor in codec.state_dict().items()}
-    return fingerprint_of(codec.config.to_dict(), safetensors.torch.save(tensors))
+    return fingerprint_of(codec.config.to_dict(), [safetensors.torch.save(tensors)])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

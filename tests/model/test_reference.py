@@ -13,6 +13,7 @@ import transcription
 from parity import MODELS, expected, fill, keys, needs_parity, speech, tensors, unit_variance
 from torch import nn
 
+from codec.config import compose
 from codec.errors import ConfigError
 from codec.model import importer, seanet, timeconv, upstream, vocos
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
@@ -161,6 +162,13 @@ def test_folded_weight_norm_gives_the_same_numbers(published):
     after = codec.encoder(torch.from_numpy(speech("short"))[None, None])
     assert largest(after[0], before[0].numpy()) == 0
     assert not any("parametrizations" in name for name in codec.state_dict())
+
+
+@needs_parity
+@pytest.mark.parametrize("model", MODELS)
+def test_the_named_variants_are_the_published_networks(model):
+    shapes = {key: entry["shape"] for key, entry in keys(model).items()}
+    assert upstream.infer_config(kind_of(model), shapes) == compose([f"model={model}"]).model
 
 
 @needs_parity
