@@ -10,7 +10,7 @@ from codec.config import compose
 from codec.errors import ConfigError
 from codec.model.codec import Codec
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
-from codec.training.losses import MelLoss, MelLossConfig
+from codec.training.losses import MelLossConfig, SpectralLoss
 from codec.training.settings import Config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -42,7 +42,7 @@ def test_every_file_composes_and_builds(file):
     with torch.device("meta"):
         codec = Codec(config.model)
         Discriminators(config.adversary.discriminators)
-    MelLoss(config.mel, codec.sample_rate)
+    SpectralLoss(config.mel, codec.sample_rate)
     assert codec.num_frames(codec.sample_rate) == -(-codec.sample_rate // codec.hop_length)
     assert round(config.data.window_seconds * codec.sample_rate) > max(n_fft for n_fft, _, _ in config.mel.resolutions)
 

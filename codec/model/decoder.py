@@ -105,11 +105,9 @@ class SpectralDecoder(nn.Module):
         x = self.input_norm(self.input(latent.transpose(1, 2), state))  # (B, N, H)
         for layer in self.layers:
             x = layer(x, state)
-        x = self.output_norm(x)
-        # Phases need more than the 8 bits of bfloat16.
+        filters = self.filters(self.output_norm(x))
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            pulse_gain, pulse_phase, noise_gain = self.filters(x).chunk(3, dim=-1)  # (B, N, n_fft // 2 + 1) each
+            pulse_gain, pulse_phase, noise_gain = filters.float().chunk(3, dim=-1)  # (B, N, n_fft // 2 + 1) each
             log_pitch = self.pitch(latent, state)  # (B, N)
             # Spectral losses say little about the pitch: a harmonic is drawn to the nearest one, right or wrong.
             pulses, noise = self.source(log_pitch.detach().exp(), state)

@@ -10,7 +10,7 @@ Shapes: B batch, T samples, F frequency bins, M mel bands, N frames. Waveforms a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ _SLANEY_HZ_PER_MEL = 200.0 / 3.0
 _SLANEY_BREAK_HZ = 1000.0
 _SLANEY_BREAK_MEL = _SLANEY_BREAK_HZ / _SLANEY_HZ_PER_MEL
 _SLANEY_LOG_STEP = math.log(6.4) / 27.0
+
+_SMALLEST_MAGNITUDE = 1e-20  # that is divided by
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -104,53 +106,64 @@ def mel_filterbank(
 # Spectra
 
 
-def magnitudes(wav: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
-    """Magnitude STFT, centred with reflection, in float32 whatever autocast says.
-
-    Args:
-        wav: (B, T) or (B, 1, T), T > n_fft // 2.
-        n_fft: length of window and transform.
-        hop_length: samples between frames.
-        window: (n_fft,).
-
-    Returns:
-        (B, F, N), F = n_fft // 2 + 1, N = T // hop_length + 1. The gradient of a zero bin is zero.
-    """
-    wav = wav.squeeze(1) if wav.dim() == 3 else wav
-    with torch.autocast(wav.device.type, enabled=False):
-        return torch.stft(_wide(wav), n_fft, hop_length, n_fft, window, center=True, return_complex=True).abs()
-
-
-class LogMel(nn.Module):
-    """Natural logarithm of a mel magnitude spectrum.
+class MelSpectrum(nn.Module):
+    """Magnitude spectra of centred Hann windows and their mel bands, in float32 whatever autocast says.
 
     Args:
         sample_rate: Hz.
-        n_fft: length of the Hann window and of the transform.
+        n_fft: length of window and transform.
         hop_length: samples between frames.
         num_mels: M.
         scale: "htk" or "slaney"; the latter also gives the filters unit area.
-        floor: smaller values are raised to this before the logarithm; their gradient is zero.
     """
 
     window: Tensor
     filters: Tensor
 
-    def __init__(
-        self, sample_rate: int, n_fft: int, hop_length: int, num_mels: int, *, scale: str = "htk", floor: float = 1e-7
-    ) -> None:
+    def __init__(self, sample_rate: int, n_fft: int, hop_length: int, num_mels: int, *, scale: str = "htk") -> None:
         super().__init__()
-        self.n_fft, self.hop_length, self.floor = n_fft, hop_length, floor
+        self.n_fft, self.hop_length = n_fft, hop_length
         filters = mel_filterbank(sample_rate, n_fft, num_mels, scale=scale, normalize=scale == "slaney")
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
-    def forward(self, wav: Tensor) -> Tensor:
-        """(B, T) or (B, 1, T) -> (B, M, N), N = T // hop_length + 1."""
-        spectrum = magnitudes(wav, self.n_fft, self.hop_length, self.window)  # (B, F, N)
+    def forward(self, wav: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) or (B, 1, T), T > n_fft // 2 -> magnitudes (B, N, F) and mel bands (B, N, M), N = T // hop_length + 1.
+
+        The ends are reflected. The gradient of a zero bin is zero.
+        """
         with torch.autocast(wav.device.type, enabled=False):
-            mel = torch.matmul(self.filters.T, spectrum)  # (B, M, N)
-            return mel.clamp(min=self.floor).log()
+            wav = _wide(wav).reshape(len(wav), 1, -1)
+            wav = F.pad(wav, (self.n_fft // 2, self.n_fft // 2), mode="reflect").squeeze(1)
+            frames = wav.unfold(-1, self.n_fft, self.hop_length) * self.window  # (B, N, n_fft)
+            magnitudes: Tensor = _Magnitudes.apply(frames)  # (B, N, F)
+            return magnitudes, magnitudes @ self.filters
+
+
+class _Magnitudes(torch.autograd.Function):
+    """|rfft(frames)| over the last dimension, an even number of samples.
+
+    The backward pass is one inverse real transform. Differentiated by torch, the half spectrum would be filled up to a
+    complex one of full length, at three times the time and memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(frames)
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+        # Not abs(), which takes twice the time to guard against squares that overflow.
+        magnitudes = (real * real + imaginary * imaginary).sqrt()
+        ctx.save_for_backward(spectrum, magnitudes)
+        return magnitudes
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        # d|X| / dx_t is the real part of conj(X) / |X| e^(-2 pi i f t / n). irfft counts every bin but the first and
+        # the last twice, for its mirror image, which the loss has not seen.
+        spectrum, magnitudes = ctx.saved_tensors
+        slope = outer[0] / magnitudes.clamp(min=_SMALLEST_MAGNITUDE)
+        slope[..., 1:-1] *= 0.5
+        return torch.fft.irfft(spectrum * slope, norm="forward")
 
 
 @dataclass
@@ -190,68 +203,58 @@ class MelLossConfig:
         return cls(resolutions=[[1024, 256, 100]], scale="htk", floor=1e-7)
 
 
-class MelLoss(nn.Module):
-    """Mean absolute difference of log-mel spectra, averaged over resolutions.
+class SpectralLosses(NamedTuple):
+    """Distances of two recordings' spectra, scalars, averaged over resolutions.
+
+    Each sees another part of the sound: the logarithm all of it alike, down to the floor; loudness what an ear would
+    hear; convergence the peaks.
+    """
+
+    mel: Tensor
+    """Mean absolute difference of log-mel magnitudes."""
+    loudness: Tensor
+    """Sum |L - L'| / sum L per clip, L the square root of the mel magnitudes."""
+    convergence: Tensor
+    """||S - S'|| / ||S|| per clip, Frobenius norms of the linear magnitudes."""
+
+
+class SpectralLoss(nn.Module):
+    """Distances of magnitude spectra, which are computed once for all of them.
 
     Args:
         config: the resolutions.
         sample_rate: Hz.
+
+    Source: convergence from Parallel WaveGAN, arXiv:1910.11480, equation 4. Loudness as the square root of amplitude is
+    near the exponents of Zwicker (0.46) and Stevens (0.6).
     """
 
     def __init__(self, config: MelLossConfig, sample_rate: int) -> None:
         super().__init__()
+        self.floor = config.floor
         self.spectra = nn.ModuleList(
-            LogMel(sample_rate, n_fft, hop_length, num_mels, scale=config.scale, floor=config.floor)
+            MelSpectrum(sample_rate, n_fft, hop_length, num_mels, scale=config.scale)
             for n_fft, hop_length, num_mels in config.resolutions
         )
 
-    def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
-        """(B, T) or (B, 1, T) twice -> scalar. The reference is a target: no gradient reaches it."""
-        losses = []
-        for spectrum in self.spectra:
-            with torch.no_grad():
-                target = spectrum(reference)
-            losses.append(F.l1_loss(spectrum(estimate), target))
-        return torch.stack(losses).mean()
+    def forward(self, reference: Tensor, estimate: Tensor) -> SpectralLosses:
+        """(B, T) or (B, 1, T) twice -> scalars. The reference is a target: no gradient reaches it."""
+        losses = [self._distances(spectrum, reference, estimate) for spectrum in self.spectra]
+        return SpectralLosses(*(torch.stack(terms).mean() for terms in zip(*losses, strict=True)))
 
-
-class StftLossResult(NamedTuple):
-    """Both terms of `stft_loss`, scalars."""
-
-    convergence: Tensor
-    log_magnitude: Tensor
-
-
-def stft_loss(
-    reference: Tensor,
-    estimate: Tensor,
-    resolutions: Sequence[tuple[int, int]] = ((512, 128), (1024, 256), (2048, 512)),
-    floor: float = 1e-5,
-) -> StftLossResult:
-    """Spectral convergence and log-magnitude difference, averaged over resolutions.
-
-    Convergence is ||S - S'|| / ||S|| per clip, with Frobenius norms: it sees the peaks. The logarithm sees the rest.
-
-    Args:
-        reference: (B, T) or (B, 1, T), the target; no gradient reaches it.
-        estimate: the same shape.
-        resolutions: (n_fft, hop_length) of each Hann-windowed magnitude STFT.
-        floor: smaller magnitudes are raised to this before the logarithm, and a silent clip's norm before dividing.
-
-    Source: Parallel WaveGAN, arXiv:1910.11480, equations 4 to 6.
-    """
-    convergence, log_magnitude = [], []
-    for n_fft, hop_length in resolutions:
-        window = torch.hann_window(n_fft, device=reference.device)
+    def _distances(self, spectrum: nn.Module, reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            target = magnitudes(reference, n_fft, hop_length, window)
-        spectrum = magnitudes(estimate, n_fft, hop_length, window)
-        error = (target - spectrum).square().sum(dim=(1, 2))  # (B,)
+            target, target_mel = spectrum(reference)
+            target_mel = target_mel.clamp(min=self.floor)
+            target_loudness = target_mel.sqrt()
+        magnitudes, mel = spectrum(estimate)
+        mel = mel.clamp(min=self.floor)
+        # A silent clip's norm is raised to the floor; sqrt has an infinite slope at 0, where an exact copy would be.
+        error = (target - magnitudes).square().sum(dim=(1, 2))  # (B,)
         energy = target.square().sum(dim=(1, 2))
-        # sqrt has an infinite slope at 0, where an exact copy would land.
-        convergence.append(((error + floor**2).sqrt() - floor).div((energy + floor**2).sqrt()).mean())
-        log_magnitude.append(F.l1_loss(spectrum.clamp(min=floor).log(), target.clamp(min=floor).log()))
-    return StftLossResult(torch.stack(convergence).mean(), torch.stack(log_magnitude).mean())
+        convergence = ((error + self.floor**2).sqrt() - self.floor) / (energy + self.floor**2).sqrt()
+        loudness = (target_loudness - mel.sqrt()).abs().sum(dim=(1, 2)) / target_loudness.sum(dim=(1, 2))
+        return F.l1_loss(mel.log(), target_mel.log()), loudness.mean(), convergence.mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from codec.training.losses import MelLossConfig
 DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
 """Beside the discriminators' weights in a model directory, so that others can go on with them."""
 PARTS = ("encoder", "quantizer", "decoder")
-_CONVERGENCE_N_FFT = 2048  # of `stft_loss`, its longest
 
 
 @dataclass
@@ -34,6 +33,7 @@ class TrainingConfig:
 
     steps: int = 200_000
     learning_rate: float = 5e-4
+    quantizer_rate: float = 1.0  # the quantizer's learning rate, as a factor on that of the rest
     betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
     weight_decay: float = 0.01
     warmup_steps: int = 100  # also when a portable state without optimizers is gone on with
@@ -47,7 +47,8 @@ class TrainingConfig:
     adversarial_seconds: float = 1.0  # of each window that the discriminators see
 
     mel_weight: float = 15.0
-    convergence_weight: float = 7.5  # of the STFT spectral convergence
+    loudness_weight: float = 0.0  # of the difference in loudness
+    convergence_weight: float = 7.5  # of the spectral convergence
     commitment_weight: float = 10.0
     pitch_weight: float = 60.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0
@@ -71,7 +72,7 @@ class TrainingConfig:
             for name in names
             if getattr(self, name) is not None and not getattr(self, name) >= least
         ]
-        for name in ("learning_rate", "clip_norm", "adversarial_seconds"):
+        for name in ("learning_rate", "quantizer_rate", "clip_norm", "adversarial_seconds"):
             if not getattr(self, name) > 0:
                 mistakes.append(f"training.{name} must be positive, got {getattr(self, name)}")
         if self.precision not in ("bf16", "float32"):
@@ -92,7 +93,7 @@ _LEAST = {
     -1: ("quantizer_start",),
     0: (
         *("warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
-        *("mel_weight", "convergence_weight", "commitment_weight", "pitch_weight"),
+        *("mel_weight", "loudness_weight", "convergence_weight", "commitment_weight", "pitch_weight"),
         *("adversarial_weight", "feature_matching_weight"),
     ),
     1: ("steps", "log_every", "validate_every", "validation_clips", "save_every", "max_skipped_in_a_row"),
@@ -160,11 +161,6 @@ def _of_spectra(config: Config) -> Iterator[str]:
             yield f"{name}: the hop leaves out samples between STFTs of {n_fft}"
         if num_mels > n_fft // 2 + 1:
             yield f"{name}: an STFT of {n_fft} has only {n_fft // 2 + 1} bins for {num_mels} mel bands"
-    if config.training.convergence_weight and window <= _CONVERGENCE_N_FFT // 2:
-        yield (
-            f"training.convergence_weight needs more than {_CONVERGENCE_N_FFT // 2} samples, data.window_seconds "
-            f"gives {window}; make it longer or the weight 0"
-        )
     for name, group in config.adversary.discriminators.groups().items():
         shortest = 0
         if isinstance(group, SpectrumConfig):

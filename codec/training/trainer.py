@@ -28,7 +28,7 @@ from codec.training.data import AudioCache, WindowSampler, open_cache
 from codec.training.distributed import Ranks
 from codec.training.interruption import StopRequest, stop_requests
 from codec.training.loader import Loader
-from codec.training.losses import MelLoss, stft_loss
+from codec.training.losses import SpectralLoss
 from codec.training.memory import keep_freed_memory
 from codec.training.monitor import Monitor, read_json, undecided_loss
 from codec.training.pitch import pitch_loss
@@ -72,10 +72,14 @@ class Trainer:
         self.trained = [parameter for parameter in self.codec.parameters() if parameter.requires_grad]
         self.sampler = WindowSampler(self._open_cache("train"), config.data, settings.seed)
         self.held_out = self._open_cache("validation") if config.data.validation else None
-        self.mel_loss = MelLoss(config.mel, self.codec.sample_rate).to(self.device)
+        self.spectral_loss = SpectralLoss(config.mel, self.codec.sample_rate).to(self.device)
         self.adversary, self.adversarial_start = initial_adversary(config, self.device)
+        of_quantizer = set(self.codec.quantizer.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.trained,
+            [
+                {"params": [p for p in self.trained if p not in of_quantizer], "factor": 1.0},
+                {"params": [p for p in self.trained if p in of_quantizer], "factor": settings.quantizer_rate},
+            ],
             lr=settings.learning_rate,
             betas=(settings.betas[0], settings.betas[1]),
             weight_decay=settings.weight_decay,
@@ -139,17 +143,19 @@ class Trainer:
             quantized, quantizer_loss = self._quantize(latent)
             fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
             fake = fake[..., : wav.shape[-1]]
-        mel = self.mel_loss(wav, fake)
-        loss = settings.mel_weight * mel + settings.commitment_weight * quantizer_loss
-        scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": mel}
+        spectral = self.spectral_loss(wav, fake)
+        loss = settings.mel_weight * spectral.mel + settings.commitment_weight * quantizer_loss
+        scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": spectral.mel}
         if log_pitch is not None:
             pitch = pitch_loss(log_pitch, wav, self.codec.decoder.config)
             loss = loss + settings.pitch_weight * pitch
             scalars["loss/pitch"] = pitch
+        if settings.loudness_weight:
+            loss = loss + settings.loudness_weight * spectral.loudness
+            scalars["loss/loudness"] = spectral.loudness
         if settings.convergence_weight:
-            convergence = stft_loss(wav, fake).convergence
-            loss = loss + settings.convergence_weight * convergence
-            scalars["loss/spectral_convergence"] = convergence
+            loss = loss + settings.convergence_weight * spectral.convergence
+            scalars["loss/spectral_convergence"] = spectral.convergence
         if self.step >= self.adversarial_start:
             with self._autocast():
                 joint = self.adversary.joint_losses(
@@ -212,11 +218,10 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         factor = self._learning_rate_factor()
-        peaks = {self.optimizer: self.settings.learning_rate}
-        peaks[self.adversary.optimizer] = self.config.adversary.learning_rate
-        for optimizer, peak in peaks.items():
-            for group in optimizer.param_groups:
-                group["lr"] = factor * peak
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["factor"] * self.settings.learning_rate
+        for group in self.adversary.optimizer.param_groups:
+            group["lr"] = factor * self.config.adversary.learning_rate
 
     def _learning_rate_factor(self) -> float:
         """Linear warm-up, a plateau, and a linear descent over the last `decay_steps`; half of it after each return."""
@@ -268,7 +273,7 @@ class Trainer:
             self.save_model("last")
             if self.held_out is None:
                 return
-            result = validate(self.averaged_codec(), self.held_out, self.mel_loss, self.settings.validation_clips)
+            result = validate(self.averaged_codec(), self.held_out, self.spectral_loss, self.settings.validation_clips)
             monitor.log_validation(self.step, result)
             if result.score > self.best_score:
                 self.best_score = result.score

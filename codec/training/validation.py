@@ -13,7 +13,7 @@ from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
 from codec.model.codec import Codec
 from codec.training.data import AudioCache
-from codec.training.losses import MelLoss
+from codec.training.losses import SpectralLoss
 
 NUM_EXAMPLES = 3
 MIN_SECONDS, MAX_SECONDS = 0.5, 20.0  # shorter clips are left out, longer ones cut
@@ -34,13 +34,13 @@ class ValidationResult:
 
 
 @torch.no_grad()
-def validate(codec: Codec, clips: AudioCache, mel_loss: MelLoss, max_clips: int) -> ValidationResult:
+def validate(codec: Codec, clips: AudioCache, spectral_loss: SpectralLoss, max_clips: int) -> ValidationResult:
     """Round-trip clips and average what can be computed; a clip without a PESQ is left out of the PESQ mean.
 
     Args:
         codec: in eval mode.
         clips: held-out speech. Of more than `max_clips`, that many are taken at equal distances, always the same.
-        mel_loss: one of the scores.
+        spectral_loss: its log-mel distance is one of the scores.
         max_clips: at least 1.
 
     Raises:
@@ -56,7 +56,7 @@ def validate(codec: Codec, clips: AudioCache, mel_loss: MelLoss, max_clips: int)
         output = codec(reference)
         estimate = output.wav.clamp(-1, 1)
         counts += torch.bincount(output.codes.flatten().cpu(), minlength=codec.codebook_size)
-        rows.setdefault("mel", []).append(float(mel_loss(reference, estimate)))
+        rows.setdefault("mel", []).append(float(spectral_loss(reference, estimate).mel))
         for name, value in _intrusive_scores(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate).items():
             rows.setdefault(name, []).append(value)
         if number < NUM_EXAMPLES:

@@ -30,7 +30,7 @@ from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
 from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
-from codec.training.losses import MelLoss, MelLossConfig, discriminator_loss, generator_loss
+from codec.training.losses import MelLossConfig, SpectralLoss, discriminator_loss, generator_loss
 from codec.training.memory import keep_freed_memory
 
 SAMPLE_RATE = 24000
@@ -59,7 +59,7 @@ def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> C
     """The published schedule, written out plainly."""
     codec = ReferenceCodec().to(device)
     discriminators = Discriminators(DiscriminatorsConfig.paper()).to(device)
-    mel_loss = MelLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
+    spectral_loss = SpectralLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
     generator_optimizer = torch.optim.Adam(codec.parameters(), LEARNING_RATE, BETAS)
     discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), LEARNING_RATE, BETAS)
     trained = [*codec.parameters(), *discriminators.parameters()]
@@ -92,7 +92,7 @@ def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> C
     def step() -> None:
         with autocast():
             fake, commitment = codec(batch)
-            loss = generator_part(fake) + MEL_WEIGHT * mel_loss(batch, fake) + COMMITMENT_WEIGHT * commitment
+            loss = generator_part(fake) + MEL_WEIGHT * spectral_loss(batch, fake).mel + COMMITMENT_WEIGHT * commitment
         generator_optimizer.zero_grad()
         loss.backward()
         generator_optimizer.step()
@@ -114,7 +114,7 @@ def our_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callabl
     codec = ReferenceCodec().to(device)
     settings = AdversaryConfig(DiscriminatorsConfig.paper(), LEARNING_RATE, list(BETAS), max_gradient_norm=1e9)
     adversary = Adversary(settings, device)
-    mel_loss = MelLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
+    spectral_loss = SpectralLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
     optimizer = torch.optim.AdamW(codec.parameters(), LEARNING_RATE, BETAS, weight_decay=0, fused=True)
     trained = list(codec.parameters())
     averages = [parameter.detach().clone() for parameter in trained]
@@ -124,7 +124,7 @@ def our_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callabl
             fake, commitment = codec(batch)
             joint = adversary.joint_losses(batch, fake)
         adversary.step()
-        loss = joint.generator + MEL_WEIGHT * mel_loss(batch, fake) + COMMITMENT_WEIGHT * commitment
+        loss = joint.generator + MEL_WEIGHT * spectral_loss(batch, fake).mel + COMMITMENT_WEIGHT * commitment
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -55,8 +55,13 @@ def test_a_loss_that_is_not_finite_skips_the_step_even_if_its_gradient_is(
     tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     trainer = Trainer(compose([*tiny_run, "training.quantizer_start=0"]))
-    mel_loss = trainer.mel_loss.forward
-    monkeypatch.setattr(trainer.mel_loss, "forward", lambda *wavs: mel_loss(*wavs) + math.inf)
+    spectral_loss = trainer.spectral_loss.forward
+
+    def broken(*wavs):
+        losses = spectral_loss(*wavs)
+        return losses._replace(mel=losses.mel + math.inf)
+
+    monkeypatch.setattr(trainer.spectral_loss, "forward", broken)
     before = trainer.codec.encoder.output.weight.clone()
     scalars = trainer.train_step(trainer.sampler.batch(0))
     assert int(trainer.broken.skipped) == 1
