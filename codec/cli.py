@@ -293,6 +293,73 @@ def roundtrip(
 
 
 @commands.command()
+@click.argument("source", metavar="MANIFEST|DIR")
+@click.argument("target", metavar="OUT_DIR")
+@option_model("stream", "Boxed model, model directory or Hub id.")
+@option_device
+@option_precision
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes, of one thread each.  [default: one per core]")
+@click.option("--shard", default=10_000, show_default=True, metavar="N", help="Utterances in a file of codes.")
+@click.option(
+    "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
+)
+@option_json
+@option_quiet
+def tokenize(
+    source: str,
+    target: str,
+    model: str,
+    device: str,
+    precision: str,
+    jobs: int | None,
+    shard: int,
+    share: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn a whole corpus into codes, in few large files.
+
+    \b
+    codec prepare folder recordings --out lists
+    codec tokenize lists/train.tsv tokens
+
+    OUT_DIR gets a numpy array and a table for every N utterances. Started again, the command makes what is missing;
+    with --share several machines or GPUs make one corpus together. Utterances that cannot be used are named in
+    OUT_DIR/*.failed.tsv.
+    """
+    from codec.tokenization.corpus import tokenize as tokenize_corpus
+
+    first, _, of = share.partition("/")
+    if not (first.isdecimal() and of.isdecimal()):
+        raise click.UsageError(f"--share takes I/N, for example 2/8, got {share}")
+    with _CountLine(is_shown=not quiet and sys.stderr.isatty()) as progress:
+        report = tokenize_corpus(
+            source,
+            target,
+            model=model,
+            device=device,
+            precision=precision,
+            jobs=jobs,
+            utterances_per_shard=shard,
+            share=(int(first), int(of)),
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+    elif not quiet:
+        already = f", {report.num_found} of them were there already" if report.num_found else ""
+        speed = f" ({report.new_seconds / report.elapsed_seconds:.1f} x real time)" if report.new_seconds else ""
+        click.echo(
+            f"{target}: {_count(report.num_utterances, 'utterance')}, {report.seconds / 3600:.2f} hours, "
+            f"{report.num_codes} codes in {_count(report.num_shards, 'shard')}{already}{speed}",
+            err=True,
+        )
+    if report.num_failed:
+        total = _count(report.num_failed + report.num_utterances, "utterance")
+        raise Failed(f"{report.num_failed} of {total} could not be used, see {os.path.join(target, '*.failed.tsv')}")
+
+
+@commands.command()
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True)
 @option_json
 def info(paths: tuple[str, ...], as_json: bool) -> None:

@@ -142,6 +142,23 @@ def encode_file(
     )
 
 
+def encode_sound(source: str | os.PathLike[str], codec: Codec, precision: str = "float32") -> tuple[np.ndarray, int]:
+    """The codes that `encode_file` would write, (N,) int64, and the number of samples at the model's sample rate.
+
+    Args:
+        source: any sample rate and number of channels.
+        codec: a loaded model.
+        precision: see `encode_file`.
+
+    Raises:
+        CodecError: the sound cannot be used.
+    """
+    with SoundReader(source, codec.sample_rate) as sound, _arithmetic(codec, precision):
+        counted = _Counted(sound, codec.sample_rate, None, None)
+        codes = np.concatenate(list(_encode_blocks(codec, counted, is_live=False)))
+    return codes, counted.num_samples
+
+
 def decode_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],

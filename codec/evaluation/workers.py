@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from codec.processes import follow_parent
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -87,7 +89,10 @@ class _Pool:
         self._environment = {name: os.environ.get(name) for name in _THREADS}
         os.environ.update(dict.fromkeys(_THREADS, "1"))
         self._pool = ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(prepare, arguments)
+            jobs,
+            multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(os.getpid(), prepare, arguments),
         )
 
     def __enter__(self) -> ProcessPoolExecutor:
@@ -105,11 +110,9 @@ class _Pool:
 _mistake: BaseException | None = None
 
 
-def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import signal
-
+def _begin(parent: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     global _mistake
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    follow_parent(parent)
     try:
         prepare(*arguments)
     except Exception as error:  # raised with the first task, because here it would look like a crash

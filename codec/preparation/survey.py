@@ -6,9 +6,6 @@ need no second look at the audio.
 
 import json
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +17,7 @@ import numpy as np
 
 from codec import audio
 from codec.errors import AudioError, CorpusError
+from codec.processes import follow_parent
 
 SILENCE_DB = -50.0
 """A stretch whose root mean square is below this, relative to full scale, is silent."""
@@ -158,7 +156,7 @@ def _in_parallel(tasks: list[Task], headers_only: bool, num_workers: int) -> Ite
         return
     waiting = iter(tasks)
     running: dict[Future[list[Measurement]], Task] = {}
-    pool = ProcessPoolExecutor(num_workers, initializer=_follow_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(num_workers, initializer=follow_parent, initargs=(os.getpid(),))
     try:
         while True:
             for task in waiting:
@@ -180,19 +178,6 @@ def _in_parallel(tasks: list[Task], headers_only: bool, num_workers: int) -> Ite
 
 def _measure_all(task: Task, headers_only: bool) -> list[Measurement]:
     return [measure(path, headers_only) for _, path in task]
-
-
-def _follow_parent(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it is gone, which a killed parent cannot ask for."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _read_journal(path: Path) -> dict[str, Measurement]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +53,16 @@ def test_exception_of_the_preparation_reaches_the_caller(jobs):
 
 def test_no_tasks_no_processes():
     assert list(work(add, [], 2, prepare, (0,))) == []
+
+
+def test_processes_end_with_their_parent():
+    """A killed parent cannot end them. They hold its standard output, so this waits until they are gone."""
+    code = """
+import os, signal
+from codec.evaluation.workers import work
+for _ in work(len, [""], 1, len, ("",)):
+    print("working", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "working\n")

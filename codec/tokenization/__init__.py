@@ -1,0 +1,1 @@
+"""Lists of recordings -> codes of a whole corpus in a few large files."""

@@ -1,0 +1,279 @@
+"""A list of recordings -> shards of codes: by several processes, resumable, on one machine or shared by many.
+
+Nothing is kept of where the work stood but the shards themselves: those that are whole are not made again.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from codec import audio
+from codec.errors import CodecError, ConfigError, CorpusError
+from codec.evaluation.workers import Died, num_cores, work
+from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
+from codec.manifest import UNKNOWN_SPEAKER, can_stand_in_manifest, read_manifest
+from codec.model import weights
+from codec.model.catalogue import describe
+from codec.model.codec import Codec
+from codec.tokenization.shards import (
+    INFO_NAME,
+    TokensInfo,
+    count_failed,
+    is_whole,
+    read_info,
+    read_places,
+    write_info,
+    write_shard,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done at the moment, how much of it is done and how much there is."""
+
+UTTERANCES_PER_SHARD = 10_000
+"""About 16 hours of read speech, 8 MB of codes."""
+_TOLERANCE = 0.1
+"""Seconds by which a file may differ from its list: decoders of mp3 do not agree about its edges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One sound file of a list."""
+
+    id: str
+    path: Path
+    seconds: float | None  # None where the list does not know
+    speaker: str
+    part: str
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """What is in the shards that this call was asked for, whoever made them."""
+
+    source: str
+    target: str
+    model: str
+    fingerprint: str
+    num_shards: int
+    num_found: int  # of the shards: were there already
+    num_utterances: int  # with codes
+    num_failed: int  # named in the shards' lists of failures
+    num_codes: int
+    seconds: float  # of audio
+    new_seconds: float  # of the audio that was encoded by this call
+    elapsed_seconds: float
+
+
+def tokenize(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    model: str = DEFAULT_MODEL,
+    device: str = "cpu",
+    precision: str = "float32",
+    jobs: int | None = None,
+    utterances_per_shard: int = UTTERANCES_PER_SHARD,
+    share: tuple[int, int] = (1, 1),
+    progress: Progress | None = None,
+) -> TokenizeReport:
+    """Turn every recording of a list into the codes that `codec.encode_file` gives; `shards` says what is written.
+
+    Args:
+        source: a manifest, or a folder of sound files.
+        target: folder of the shards; those that are there are kept, if the list and the model are the same.
+        model: name of a boxed model, directory or Hub id.
+        device: "cpu", "cuda", "mps" or "auto".
+        precision: "float32" or "bf16", see `encode_file`.
+        jobs: processes, with one thread each; 0 does the work in this one. None takes one per core.
+        utterances_per_shard: how the list is divided, in its order.
+        share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
+        progress: called with "encoded", utterances done and utterances in all.
+
+    Raises:
+        CodecError: list, model or target cannot be used, or the target holds other tokens. A recording that cannot be
+            used is no error, it is named in its shard's list.
+        OSError: the system refuses.
+    """
+    started = time.monotonic()
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    if utterances_per_shard < 1:
+        raise ConfigError(f"a shard must have at least 1 utterance, got {utterances_per_shard}")
+    if not 1 <= share[0] <= share[1]:
+        raise ConfigError(f"the share must be i of n with 1 <= i <= n, got {share[0]} of {share[1]}")
+    recordings = list_recordings(Path(source))
+    info = _begin(Path(target), recordings, model, precision, utterances_per_shard)
+    numbers = range(share[0] - 1, info.num_shards, share[1])
+    missing = [number for number in numbers if not is_whole(Path(target), number)]
+    shards = {number: _shard(recordings, number, info) for number in missing}
+    done = sum(len(_shard(recordings, number, info)) for number in numbers if number not in shards)
+    total = done + sum(map(len, shards.values()))
+    new_samples = 0
+    if progress:
+        progress("encoded", done, total)
+    results = _encode_all(shards, num_cores() if jobs is None else jobs, (model, device, precision))
+    for number, encoded in _whole_shards(shards, _counted(results, done, total, progress)):
+        new_samples += _write(Path(target), number, shards[number], encoded, info)
+    places = [place for number in numbers for place in read_places(Path(target), number)]
+    return TokenizeReport(
+        source=os.fspath(source),
+        target=os.fspath(target),
+        model=info.model,
+        fingerprint=info.fingerprint,
+        num_shards=len(numbers),
+        num_found=len(numbers) - len(missing),
+        num_utterances=len(places),
+        num_failed=sum(count_failed(Path(target), number) for number in numbers),
+        num_codes=sum(place.codes for place in places),
+        seconds=sum(place.samples for place in places) / info.sample_rate,
+        new_seconds=new_samples / info.sample_rate,
+        elapsed_seconds=time.monotonic() - started,
+    )
+
+
+def list_recordings(source: Path) -> list[Recording]:
+    """The sound files of a manifest, or of a folder, where the id is the path below it without its suffix; in order.
+
+    Raises:
+        CorpusError: there are none, the manifest is not one, or two files have the same id.
+    """
+    if source.is_file():
+        utterances = read_manifest(source)
+        return [Recording(u.id, u.path, u.seconds, u.speaker, u.part) for u in utterances]
+    if not source.is_dir():
+        raise CorpusError(f"{source}: no such folder or manifest")
+    found: dict[str, Recording] = {}
+    for path in _sound_files(source):
+        id = path.relative_to(source).with_suffix("").as_posix()
+        if not can_stand_in_manifest(id):
+            raise CorpusError(f"{path}: its name cannot stand in a table; rename it")
+        if id in found:
+            raise CorpusError(f"{path} and {found[id].path} would both have the id {id!r}; rename one")
+        found[id] = Recording(id, path, None, UNKNOWN_SPEAKER, "")
+    if not found:
+        raise CorpusError(f"{source}: has no sound files ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+    return [found[id] for id in sorted(found)]
+
+
+def _sound_files(folder: Path) -> Iterator[Path]:
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if Path(name).suffix.lower() in audio.INPUT_SUFFIXES and not name.startswith("."):
+                yield Path(place) / name
+
+
+def _begin(target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int) -> TokensInfo:
+    """What is to be made; noted in the target, or held against what is noted there."""
+    found = describe(model)
+    digest = hashlib.sha256()
+    for recording in recordings:
+        digest.update(f"{recording.id}\t{recording.seconds}\n".encode())
+    info = TokensInfo(
+        model=found.name,
+        fingerprint=found.fingerprint,
+        sample_rate=found.sample_rate,
+        hop_length=found.hop_length,
+        codebook_size=found.codebook_size,
+        precision=precision,
+        utterances=len(recordings),
+        utterances_per_shard=size,
+        list=digest.hexdigest()[:16],
+    )
+    if not (target / INFO_NAME).exists():
+        if target.is_dir() and any(target.iterdir()):
+            raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
+        write_info(target, info)
+        return info
+    before, now = asdict(read_info(target)), asdict(info)
+    # A model that was moved or renamed is still the one with this fingerprint.
+    defining = [name for name in now if name != "model"]
+    changes = [f"{name} was {before[name]} and is {now[name]}" for name in defining if before[name] != now[name]]
+    if changes:
+        raise ConfigError(
+            f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; delete it or choose another folder"
+        )
+    return info
+
+
+def _shard(recordings: Sequence[Recording], number: int, info: TokensInfo) -> Sequence[Recording]:
+    start = number * info.utterances_per_shard
+    return recordings[start : start + info.utterances_per_shard]
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+
+
+Encoded = tuple[np.ndarray, int] | str
+"""Codes (N,) and the number of samples, or what is wrong with the recording."""
+
+
+def _encode_all(
+    shards: dict[int, Sequence[Recording]], jobs: int, arguments: tuple[str, str, str]
+) -> Iterator[tuple[int, int, Encoded]]:
+    """(shard, place in it, result) of each recording, in the order in which they are finished."""
+    places = [(number, place) for number, shard in shards.items() for place in range(len(shard))]
+    tasks = [recording for shard in shards.values() for recording in shard]
+    if not tasks:
+        return
+    for task, result in work(_encode, tasks, min(jobs, len(tasks)), _prepare, arguments):
+        yield *places[task], "the process that encoded it died" if isinstance(result, Died) else result
+
+
+def _whole_shards(
+    shards: dict[int, Sequence[Recording]], results: Iterator[tuple[int, int, Encoded]]
+) -> Iterator[tuple[int, list[Encoded]]]:
+    """Shards whose recordings are all done, results in their order."""
+    pending: dict[int, dict[int, Encoded]] = {}
+    for number, place, result in results:
+        pending.setdefault(number, {})[place] = result
+        if len(pending[number]) == len(shards[number]):
+            finished = pending.pop(number)
+            yield number, [finished[place] for place in range(len(finished))]
+
+
+def _counted(
+    results: Iterator[tuple[int, int, Encoded]], done: int, total: int, progress: Progress | None
+) -> Iterator[tuple[int, int, Encoded]]:
+    for count, result in enumerate(results, done + 1):
+        if progress:
+            progress("encoded", count, total)
+        yield result
+
+
+def _write(target: Path, number: int, shard: Sequence[Recording], encoded: list[Encoded], info: TokensInfo) -> int:
+    """Write a shard; returns its samples."""
+    utterances, failed = [], []
+    for recording, result in zip(shard, encoded, strict=True):
+        if isinstance(result, str):
+            failed.append((recording.id, str(recording.path), result))
+        else:
+            utterances.append((recording.id, *result, recording.speaker, recording.part))
+    write_shard(target, number, utterances, failed, info.dtype)
+    return sum(num_samples for _, _, num_samples, _, _ in utterances)
+
+
+_codec: Codec
+_precision: str
+
+
+def _prepare(model: str, device: str, precision: str) -> None:
+    """What each process does first."""
+    global _codec, _precision
+    _codec, _precision = weights.load(model, device), precision
+
+
+def _encode(recording: Recording) -> Encoded:
+    try:
+        codes, num_samples = encode_sound(recording.path, _codec, _precision)
+    except (CodecError, OSError) as error:
+        return " ".join(str(error).split()).removeprefix(f"{recording.path}: ")
+    seconds = num_samples / _codec.sample_rate
+    if recording.seconds is not None and abs(seconds - recording.seconds) > _TOLERANCE:
+        return f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"
+    return codes, num_samples

@@ -1,0 +1,209 @@
+"""Codes of a corpus in few large files that numpy and any reader of tables understand; knows of no model.
+
+A folder holds `tokens.json`, which says what made them, and for every shard, numbered from 0:
+
+    00012.npy          the codes of its utterances end to end: (M,) uint16, or uint32 of codebooks beyond 65,536
+    00012.tsv          a line for each utterance: id  start  codes  samples  speaker  part
+    00012.failed.tsv   a line for each that could not be used: id  path  reason; only where there are any
+
+Those of an utterance are `codes` integers from `start` on; `samples` is the length of its sound at the model's sample
+rate. The table is written last: a shard that has one is whole.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from codec.errors import FormatError
+from codec.output import open_output
+
+INFO_NAME = "tokens.json"
+FAILED_COLUMNS = ("id", "path", "reason")
+
+
+@dataclass(frozen=True)
+class TokensInfo:
+    """What a folder of tokens was made with, and how it is divided."""
+
+    model: str
+    fingerprint: str
+    sample_rate: int  # Hz
+    hop_length: int  # samples of a code
+    codebook_size: int
+    precision: str
+    utterances: int
+    utterances_per_shard: int
+    list: str  # sum of the list of utterances
+
+    @property
+    def num_shards(self) -> int:
+        """The last one may be smaller than the others."""
+        return -(-self.utterances // self.utterances_per_shard)
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Of the stored codes, little endian."""
+        return np.dtype("<u2" if self.codebook_size <= 1 << 16 else "<u4")
+
+
+class Place(NamedTuple):
+    """Where the codes of an utterance are, and whose they are; a line of a shard's table."""
+
+    id: str
+    start: int
+    codes: int
+    samples: int
+    speaker: str
+    part: str
+
+
+class Tokens(Mapping[str, np.ndarray]):
+    """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
+
+    The files are mapped into memory: nothing is read before it is asked for. `places` holds what is known of each
+    utterance, `info` what is known of all.
+
+    Raises:
+        FormatError: not a folder of tokens, not complete, or damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        self.info = read_info(self.folder)
+        self.places: dict[str, Place] = {}
+        self._shard_of: dict[str, int] = {}
+        missing = [number for number in range(self.info.num_shards) if not is_whole(self.folder, number)]
+        if missing:
+            raise FormatError(
+                f"{folder}: {len(missing)} of {self.info.num_shards} shards are missing, the first is "
+                f"{_name(missing[0])}; run codec tokenize again"
+            )
+        self._codes = [self._open(number) for number in range(self.info.num_shards)]
+
+    def __getitem__(self, id: str) -> np.ndarray:
+        place = self.places[id]
+        return self._codes[self._shard_of[id]][place.start : place.start + place.codes]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _open(self, number: int) -> np.ndarray:
+        path = _path(self.folder, number, ".npy")
+        places = read_places(self.folder, number)
+        self.places |= {place.id: place for place in places}
+        self._shard_of |= dict.fromkeys((place.id for place in places), number)
+        if not places:
+            return np.zeros(0, self.info.dtype)
+        remedy = f"delete {_name(number)}.tsv beside it and run codec tokenize again"
+        try:
+            codes = np.load(path, mmap_mode="r")
+        except (OSError, EOFError, ValueError) as error:
+            raise FormatError(f"{path}: cannot be read ({error}); {remedy}") from error
+        if codes.dtype != self.info.dtype or codes.shape != (places[-1].start + places[-1].codes,):
+            raise FormatError(f"{path}: does not fit its table; {remedy}")
+        return codes
+
+
+def read_info(folder: Path) -> TokensInfo:
+    """What a folder of tokens was made with.
+
+    Raises:
+        FormatError: there is no such description.
+    """
+    path = folder / INFO_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
+    except OSError as error:
+        raise FormatError(f"{folder}: is not a folder of tokens, {INFO_NAME} cannot be read") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: does not describe tokens ({error!r})") from error
+
+
+def write_info(folder: Path, info: TokensInfo) -> None:
+    """Begin a folder of tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_output(folder / INFO_NAME, overwrite=True) as stream:
+        stream.write((json.dumps(asdict(info), indent=2) + "\n").encode())
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    utterances: Iterable[tuple[str, np.ndarray, int, str, str]],
+    failed: list[tuple[str, str, str]],
+    dtype: "np.dtype[Any]",
+) -> None:
+    """Write a shard; it counts as soon as all of it is on the disk.
+
+    Args:
+        folder: of the tokens.
+        number: of the shard.
+        utterances: id, codes (N,), samples, speaker, part.
+        failed: id, path, reason.
+        dtype: of the stored codes.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    places, parts, start = [], [np.zeros(0, dtype)], 0
+    for id, codes, num_samples, speaker, part in utterances:
+        places.append(Place(id, start, len(codes), num_samples, speaker, part))
+        parts.append(codes.astype(dtype))
+        start += len(codes)
+    with open_output(_path(folder, number, ".npy"), overwrite=True) as stream:
+        np.save(stream, np.concatenate(parts))
+    _path(folder, number, ".failed.tsv").unlink(missing_ok=True)
+    if failed:
+        _write_table(_path(folder, number, ".failed.tsv"), FAILED_COLUMNS, failed)
+    _write_table(_path(folder, number, ".tsv"), Place._fields, places)
+
+
+def is_whole(folder: Path, number: int) -> bool:
+    """Whether a shard has been written to its end."""
+    return _path(folder, number, ".tsv").is_file()
+
+
+def read_places(folder: Path, number: int) -> list[Place]:
+    """The table of a shard.
+
+    Raises:
+        FormatError: it is not one.
+    """
+    path = _path(folder, number, ".tsv")
+    try:
+        header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if header.split("\t") != list(Place._fields):
+            raise ValueError(f"its first line is {header!r}")
+        rows = [line.split("\t") for line in lines]
+        return [Place(id, int(a), int(b), int(c), speaker, part) for id, a, b, c, speaker, part in rows]
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: is not the table of a shard ({error})") from error
+
+
+def count_failed(folder: Path, number: int) -> int:
+    """Utterances of a shard that could not be used."""
+    path = _path(folder, number, ".failed.tsv")
+    return path.read_text(encoding="utf-8").count("\n") - 1 if path.is_file() else 0
+
+
+def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
+    with open_output(path, overwrite=True) as stream:
+        for row in (columns, *rows):
+            stream.write(("\t".join(map(str, row)) + "\n").encode())
+
+
+def _path(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"{_name(number)}{suffix}"
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}"

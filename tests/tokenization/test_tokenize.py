@@ -1,0 +1,250 @@
+"""A corpus as tokens: the codes of `codec encode`, whatever the processes, the interruptions and the bad files."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from codec import encode_file, read_codes
+from codec.cli import run
+from codec.errors import ConfigError, CorpusError, FormatError
+from codec.manifest import Utterance, write_manifest
+from codec.tokenization import corpus
+from codec.tokenization.corpus import tokenize
+from codec.tokenization.shards import Place, Tokens, TokensInfo, write_info, write_shard
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
+    """Seven clips of two speakers, at three sample rates."""
+    folder = tmp_path_factory.mktemp("recordings")
+    wav, _ = soundfile.read(speech, dtype="float32")
+    for number, piece in enumerate(np.array_split(wav[:60000], 7)):
+        path = folder / ("anna", "ben")[number % 2] / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, piece[number:], (24000, 16000, 44100)[number % 3])
+    return folder
+
+
+@pytest.fixture
+def manifest(recordings: Path, tmp_path: Path) -> Path:
+    utterances = []
+    for path in sorted(recordings.rglob("*.wav")):
+        info = soundfile.info(path)
+        utterances.append(Utterance(path.stem, path, info.frames, info.samplerate, path.parent.name, "train"))
+    write_manifest(tmp_path / "list.tsv", utterances)
+    return tmp_path / "list.tsv"
+
+
+def tokens_of(source: Path, target: Path, model: Path, **more) -> Tokens:
+    tokenize(source, target, model=str(model), **{"jobs": 0, "utterances_per_shard": 3} | more)
+    return Tokens(target)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_tokens_are_the_codes_of_the_files(recordings, manifest, tmp_path, model_directory):
+    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [
+        *(f"0000{number}.{suffix}" for number in range(3) for suffix in ("npy", "tsv")),
+        "tokens.json",
+    ]
+    assert list(tokens) == [str(number) for number in range(7)]
+    for path in recordings.rglob("*.wav"):
+        encode_file(path, tmp_path / "one.codes", model=model_directory, overwrite=True)
+        file = read_codes(tmp_path / "one.codes")
+        assert tokens[path.stem].dtype == np.uint16
+        assert tokens[path.stem].tolist() == file.codes.tolist()
+        place = tokens.places[path.stem]
+        assert (place.samples, place.speaker, place.part) == (file.num_samples, path.parent.name, "train")
+
+
+def test_a_folder_needs_no_list(recordings, tmp_path, model_directory):
+    tokens = tokens_of(recordings, tmp_path / "tokens", model_directory)
+    assert list(tokens) == [f"anna/{number}" for number in (0, 2, 4, 6)] + [f"ben/{number}" for number in (1, 3, 5)]
+
+
+def test_any_number_of_processes_gives_the_same_bytes(manifest, tmp_path, model_directory):
+    for jobs in (0, 2):
+        tokens_of(manifest, tmp_path / str(jobs), model_directory, jobs=jobs)
+    assert content(tmp_path / "0") == content(tmp_path / "2")
+
+
+def test_what_is_there_is_not_made_again(manifest, tmp_path, model_directory, monkeypatch):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    whole = content(tmp_path / "tokens")
+    (tmp_path / "tokens" / "00001.tsv").unlink()  # as if it had been interrupted before this was written
+    (tmp_path / "tokens" / "00001.npy").write_bytes(b"half")
+    with pytest.raises(FormatError, match="1 of 3 shards are missing, the first is 00001; run codec tokenize again"):
+        Tokens(tmp_path / "tokens")
+    encoded = []
+    monkeypatch.setattr(corpus, "encode_sound", lambda path, *more: encoded.append(path.stem) or original(path, *more))
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert encoded == ["3", "4", "5"]
+    assert content(tmp_path / "tokens") == whole
+
+
+original = corpus.encode_sound
+
+
+def test_a_killed_command_goes_on(manifest, tmp_path, model_directory):
+    """Killed from within, as soon as the first shard is whole."""
+    code = f"""
+import os, signal
+from codec.tokenization import corpus
+write = corpus.write_shard
+def dying(*arguments):
+    write(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+corpus.write_shard = dying
+corpus.tokenize({str(manifest)!r}, {str(tmp_path / "tokens")!r}, model={str(model_directory)!r}, jobs=0,
+                utterances_per_shard=3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "tokens").glob("*.tsv")) == ["00000.tsv"]
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    tokens_of(manifest, tmp_path / "at once", model_directory)
+    assert content(tmp_path / "tokens") == content(tmp_path / "at once")
+
+
+def test_shares_make_the_whole_together(manifest, tmp_path, model_directory):
+    for number in (2, 1):
+        tokenize(
+            manifest,
+            tmp_path / "tokens",
+            model=str(model_directory),
+            jobs=0,
+            utterances_per_shard=3,
+            share=(number, 2),
+        )
+        shards = {path.stem for path in (tmp_path / "tokens").glob("*.tsv")}
+        assert shards == ({"00001"} if number == 2 else {"00000", "00001", "00002"})
+    tokens_of(manifest, tmp_path / "at once", model_directory)
+    assert content(tmp_path / "tokens") == content(tmp_path / "at once")
+
+
+def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp_path, model_directory, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(recordings, copy)
+    lines = manifest.read_text().replace(os.path.relpath(recordings, tmp_path), "copy").replace(str(recordings), "copy")
+    manifest.write_text(lines)
+    (copy / "anna" / "0.wav").write_text("<html>not found</html>")
+    (copy / "ben" / "1.wav").unlink()
+    wav, sample_rate = soundfile.read(copy / "anna" / "4.wav")
+    soundfile.write(copy / "anna" / "4.wav", wav[: len(wav) // 2], sample_rate)
+    arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "1"]
+    for _ in range(2):  # the second time nothing is left to do, and the failures are still told
+        assert run([*arguments, "--shard", "3"]) == 2
+        output = capsys.readouterr().err
+        assert "4 utterances" in output
+        assert "3 of 7 utterances could not be used, see " in output
+    assert list(Tokens(tmp_path / "tokens")) == ["2", "3", "5", "6"]
+    failed = [
+        line.split("\t")
+        for path in sorted((tmp_path / "tokens").glob("*.failed.tsv"))
+        for line in path.read_text().splitlines()[1:]
+    ]
+    assert [id for id, _, _ in failed] == ["0", "1", "4"]
+    assert [Path(path).name for _, path, _ in failed] == ["0.wav", "1.wav", "4.wav"]
+    assert "prepare the corpus again" in failed[2][2]
+
+
+def test_tokens_of_another_model_or_list_are_refused(
+    recordings, manifest, tmp_path, model_directory, other_model_directory
+):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    moved = shutil.copytree(model_directory, tmp_path / "renamed")
+    tokens_of(manifest, tmp_path / "tokens", moved)
+    before = content(tmp_path / "tokens")
+    for source, model, more, changed in (
+        (manifest, other_model_directory, {}, "fingerprint was"),
+        (recordings, model_directory, {}, "list was"),
+        (manifest, model_directory, {"utterances_per_shard": 4}, "utterances_per_shard was 3 and is 4"),
+        (manifest, model_directory, {"precision": "bf16"}, "precision was float32 and is bf16"),
+    ):
+        with pytest.raises(ConfigError, match=f"made otherwise, .*{changed}"):
+            tokens_of(source, tmp_path / "tokens", model, **more)
+    assert content(tmp_path / "tokens") == before
+
+
+def test_a_target_that_holds_something_else_is_refused(manifest, tmp_path, model_directory):
+    with pytest.raises(ConfigError, match="neither empty nor a folder of tokens"):
+        tokenize(manifest, tmp_path, model=str(model_directory), jobs=0)
+
+
+def test_two_files_of_one_id_are_refused(tmp_path, speech, model_directory):
+    for name in ("a.flac", "a.wav"):
+        shutil.copy(speech, tmp_path / name)
+    with pytest.raises(CorpusError, match="would both have the id 'a'; rename one"):
+        tokenize(tmp_path, tmp_path / "tokens", model=str(model_directory), jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOURCE", "OUT", "--share", "3/2"], "the share must be i of n with 1 <= i <= n, got 3 of 2"),
+        (["SOURCE", "OUT", "--share", "half"], "--share takes I/N, for example 2/8, got half"),
+        (["SOURCE", "OUT", "--shard", "0"], "a shard must have at least 1 utterance, got 0"),
+        (["nowhere", "OUT"], "nowhere: no such folder or manifest"),
+        (["EMPTY", "OUT"], "has no sound files"),
+    ],
+)
+def test_misuse_is_one_sentence(arguments, message, recordings, tmp_path, model_directory, capsys):
+    (tmp_path / "empty").mkdir()
+    names = {"SOURCE": str(recordings), "OUT": str(tmp_path / "tokens"), "EMPTY": str(tmp_path / "empty")}
+    words = [names.get(word, word) for word in arguments]
+    assert run(["tokenize", *words, "--model", str(model_directory)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_json_report(manifest, tmp_path, model_directory, capsys):
+    target = str(tmp_path / "tokens")
+    assert run(["tokenize", str(manifest), target, "--model", str(model_directory), "--jobs", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    tokens = Tokens(target)
+    assert report["num_utterances"] == len(tokens) == 7
+    assert report["num_codes"] == sum(map(len, tokens.values()))
+    assert report["seconds"] == pytest.approx(sum(place.samples for place in tokens.places.values()) / 24000)
+
+
+def test_large_codebooks_have_codes_of_32_bits(tmp_path):
+    info = TokensInfo("m", "f", 24000, 320, 262144, "float32", 1, 10, "l")
+    write_info(tmp_path, info)
+    write_shard(tmp_path, 0, [("a", np.array([0, 262143, 65536]), 960, "anna", "train")], [], info.dtype)
+    tokens = Tokens(tmp_path)
+    assert tokens["a"].tolist() == [0, 262143, 65536]
+    assert tokens.places == {"a": Place("a", 0, 3, 960, "anna", "train")}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("00000.npy", b"", "cannot be read"),
+        ("00000.npy", None, "cannot be read"),
+        ("00000.tsv", b"id\tstart\n", "not the table of a shard"),
+        ("00000.tsv", b"id\tstart\tcodes\tsamples\tspeaker\tpart\na\t0\t2\t640\ts\tp\n", "does not fit its table"),
+        ("tokens.json", b"{}", "does not describe tokens"),
+        ("tokens.json", None, "is not a folder of tokens"),
+    ],
+)
+def test_damage_is_named(tmp_path, name, data, message):
+    info = TokensInfo("m", "f", 24000, 320, 4096, "float32", 1, 10, "l")
+    write_info(tmp_path, info)
+    write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], info.dtype)
+    (tmp_path / name).unlink()
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(FormatError, match=message):
+        Tokens(tmp_path)
