@@ -2,9 +2,14 @@
 
 Every tensor of a published checkpoint is made from its key and shape alone, so tests can load "the published network"
 without a download. The rule is the one of ../shared/parity/README.md; this is an independent reading of it.
+
+    python tests/model/parity.py wavtokenizer-75 CHECKPOINT
+
+writes such a checkpoint, which `codec import` reads.
 """
 
 import json
+import sys
 import zlib
 from functools import cache, lru_cache
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
 MODELS = ("wavtokenizer-75", "wavtokenizer-40", "simvq-4k", "simvq-8k")
@@ -130,3 +136,17 @@ def speech(name: str) -> np.ndarray:
     """A clip of real speech, (T,) float32 at 24 kHz; `name` is long or short."""
     with np.load(PARITY / "inputs.npz") as arrays:
         return arrays[name]
+
+
+def write_checkpoint(model: str, path: str) -> None:
+    """Write a checkpoint with every key of the published one."""
+    state = {}
+    for key, entry in keys(model).items():
+        source, shape = entry.get("ema_of") or entry.get("same_tensor_as") or key, entry["shape"]
+        is_kept = entry["rule"] == "kept"
+        state[key] = kept(key, shape) if is_kept else fill(source, shape, averaged="ema_of" in entry)
+    torch.save({"state_dict": {key: torch.from_numpy(value.copy()) for key, value in state.items()}}, path)
+
+
+if __name__ == "__main__":
+    write_checkpoint(*sys.argv[1:])
