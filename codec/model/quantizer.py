@@ -3,6 +3,7 @@
 Knows tensors only, neither speech nor training loops. B batch, N vectors, D their width, K codes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,9 @@ LARGEST_VALUE = 1e18
 
 SHORTEST = 1e-6
 """Vectors shorter than this have no direction that the rotation trick could turn."""
+
+USAGE_TILE = 1 << 23
+"""Probabilities held at once by the usage loss; the vectors it is computed from are as many as that allows."""
 
 
 class QuantizerOutput(NamedTuple):
@@ -45,12 +49,13 @@ class VQConfig:
     codebook_weight: float = 1.0  # weight of the codebook loss
     relative_loss: bool = False  # divide the loss by the variance of the effective codebook
     rotation_trick: bool = False  # rotate the gradient with the latent instead of copying it
+    usage_weight: float = 0.0  # of the loss that draws latents and codes towards an even use of all codes
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_size, self.codebook_dim)
         if self.codebook_init not in ("gaussian", "uniform"):
             raise ConfigError(f"quantizer.codebook_init must be gaussian or uniform, got {self.codebook_init!r}")
-        for name in ("beta", "codebook_weight"):
+        for name in ("beta", "codebook_weight", "usage_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"quantizer.{name} must not be negative, got {getattr(self, name)}")
 
@@ -230,6 +235,10 @@ class VQ(Quantizer):
             independent of the latent's scale.
         rotation_trick: pass the gradient at q to z turned by the rotation that takes q to z and scaled by |q| / |z|,
             instead of copying it (arXiv:2410.06424).
+        usage_weight: of a further loss, log K - H(p), with H the entropy of the mean over a batch of p, the soft
+            assignment of vectors to codes: p_k ~ exp(-||z - c_k||^2 / t), t the mean squared distance to the nearest
+            code. It is 0 where all codes are used alike. Of the entropy loss of LFQ (arXiv:2310.05737, section 3.1)
+            this is the half that spreads; in training only.
 
     Source: VQ-VAE, arXiv:1711.00937, equation 3.
     """
@@ -247,12 +256,14 @@ class VQ(Quantizer):
         codebook_weight: float = 1.0,
         relative_loss: bool = False,
         rotation_trick: bool = False,
+        usage_weight: float = 0.0,
     ):
         super().__init__(codebook_size, codebook_dim)
         self.beta = beta
         self.codebook_weight = codebook_weight
         self.relative_loss = relative_loss
         self.rotation_trick = rotation_trick
+        self.usage_weight = usage_weight
         rows = _draw_rows(codebook_init, codebook_size, codebook_dim)
         if is_codebook_trained:
             self.codebook = nn.Parameter(rows)
@@ -271,13 +282,25 @@ class VQ(Quantizer):
         # O(N D + D^2) instead of O(K D).
         selected = self._project(F.embedding(codes, self.codebook).float())
         pass_gradient = rotate if self.rotation_trick else straight_through
-        return codes, pass_gradient(vectors, selected), self._loss(vectors, selected)
+        loss = self._loss(vectors, selected)
+        if self.usage_weight:
+            loss = loss + self.usage_weight * self._usage_loss(vectors)
+        return codes, pass_gradient(vectors, selected), loss
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         commitment = F.mse_loss(vectors, quantized.detach())
         codebook = F.mse_loss(quantized, vectors.detach())
         loss = self.beta * commitment + self.codebook_weight * codebook
         return loss / self._variance().clamp(min=1e-8) if self.relative_loss else loss
+
+    def _usage_loss(self, vectors: Tensor) -> Tensor:
+        vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]
+        codes = self._make_effective_codebook()
+        distances = torch.addmm(codes.square().sum(1), vectors, codes.T, alpha=-2)  # but for ||z||^2: (N, K)
+        with torch.no_grad():
+            temperature = (distances.amin(1) + vectors.square().sum(1)).mean().clamp(min=1e-8)
+        usage = torch.softmax(-distances / temperature, dim=1).mean(0)  # (K,)
+        return math.log(self.codebook_size) + torch.special.xlogy(usage, usage).sum()
 
     def _match(self, vectors: Tensor) -> None:
         """Give the codes the mean and covariance of the vectors.
@@ -326,7 +349,7 @@ class SimVQ(VQ):
         codebook_dim: D, the width of a code and of the latent.
         bias: whether the projection has a bias b.
         is_codebook_trained: also learn C, which gives up what the method is about; for ablations.
-        codebook_init, beta, codebook_weight, relative_loss, rotation_trick: as for `VQ`.
+        codebook_init, beta, codebook_weight, relative_loss, rotation_trick, usage_weight: as for `VQ`.
 
     Attributes:
         codebook: C, (K, D), a buffer unless it is trained.
@@ -347,6 +370,7 @@ class SimVQ(VQ):
         codebook_weight: float = 1.0,
         relative_loss: bool = False,
         rotation_trick: bool = False,
+        usage_weight: float = 0.0,
     ):
         super().__init__(
             codebook_size,
@@ -357,6 +381,7 @@ class SimVQ(VQ):
             codebook_weight=codebook_weight,
             relative_loss=relative_loss,
             rotation_trick=rotation_trick,
+            usage_weight=usage_weight,
         )
         self.projection = nn.Linear(codebook_dim, codebook_dim, bias=bias)
 

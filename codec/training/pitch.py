@@ -13,6 +13,7 @@ from codec.model.decoder import SpectralDecoderConfig
 CORRELATION_SECONDS = 0.03
 VOICING_THRESHOLD = 0.6
 OCTAVE_TOLERANCE = 0.85
+GOOD_PITCH = 0.05  # in log Hz, about a semitone
 
 
 class Pitch(NamedTuple):
@@ -73,7 +74,10 @@ def track_pitch(
 
 
 def pitch_loss(log_pitch: Tensor, wav: Tensor, config: SpectralDecoderConfig) -> Tensor:
-    """Mean absolute difference in log Hz between stated and tracked pitch, unvoiced frames counting as zero.
+    """Mean of e log(1 + d / e), d the difference in log Hz between stated and tracked pitch, e = `GOOD_PITCH`.
+
+    Where the pitch is nearly right the slope is 1. A frame that is an octave off, or whose tracked pitch is wrong, has
+    little slope, so that it does not outweigh those that can be made right. Unvoiced frames count as zero.
 
     Args:
         log_pitch: (B, N), as the decoder states it: at the last hop of each frame's window.
@@ -90,4 +94,5 @@ def pitch_loss(log_pitch: Tensor, wav: Tensor, config: SpectralDecoderConfig) ->
         config.lowest_pitch,
         config.highest_pitch,
     )
-    return ((log_pitch - target.log_pitch).abs() * target.is_voiced).mean()
+    difference = (log_pitch - target.log_pitch).abs()
+    return (GOOD_PITCH * torch.log1p(difference / GOOD_PITCH) * target.is_voiced).mean()

@@ -41,11 +41,14 @@ def test_nothing_is_voiced_in(level: float):
     assert track(noise).is_voiced.float().mean() < 0.02
 
 
-def test_loss_is_the_distance_in_log_hertz_over_voiced_frames():
+def test_loss_has_slope_one_at_the_right_pitch_and_little_an_octave_off():
     config = SpectralDecoderConfig()
     wav = voice(torch.full((2 * RATE,), 200.0))[:, None]
     right = torch.full((1, 100), math.log(200.0))
     assert pitch_loss(right, wav, config) < 0.005
-    octave = pitch_loss((right + math.log(2)).requires_grad_(), wav, config)
-    assert abs(float(octave) - math.log(2)) < 0.01
+    slightly = right + torch.tensor(0.02, requires_grad=True)
+    off = right + torch.tensor(math.log(2), requires_grad=True)
+    for stated, slope in ((slightly, 1 / (1 + 0.02 / 0.05)), (off, 1 / (1 + math.log(2) / 0.05))):
+        (gradient,) = torch.autograd.grad(pitch_loss(stated, wav, config), stated)
+        assert float(gradient.sum()) == pytest.approx(slope, rel=0.1)  # the tracker errs by up to half a percent
     assert pitch_loss(right, 0 * wav, config) == 0
