@@ -827,7 +827,8 @@ class _CountLine:
 
 @commands.command()
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
-def train(settings: tuple[str, ...]) -> None:
+@click.option("--multirun", "-m", is_flag=True, help="A run for each combination of values: KEY=A,B.")
+def train(settings: tuple[str, ...], multirun: bool) -> None:
     """Train a model, or go on with a run.
 
     \b
@@ -835,15 +836,33 @@ def train(settings: tuple[str, ...]) -> None:
 
     Settings are those of configs/, composed by hydra. The model is written to RUN/last, the best so far to RUN/best.
     Started again on the same run, training goes on exactly where its state was last saved. On several GPUs:
-    torchrun --nproc-per-node 4 -m codec train ...
+    torchrun --nproc-per-node 4 -m codec train ... Of --multirun each run has a folder below training.run.
     """
     try:
-        from codec.config import compose
+        from codec.config import compose, sweep
     except ImportError as error:
         raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
+
+    if multirun:
+        sweep(list(settings), _train_to_the_end)
+    else:
+        _train(compose(list(settings)))
+
+
+def _train(config: Any) -> Any:
+    """Train, and return the trainer."""
     from codec.training.trainer import Trainer
 
-    click.echo(str(Trainer(compose(list(settings))).fit()))
+    trainer = Trainer(config)
+    click.echo(str(trainer.fit()))
+    return trainer
+
+
+def _train_to_the_end(config: Any) -> None:
+    """Train one of several runs. One that was asked to stop must not let the next one start."""
+    click.echo(config.training.run, err=True)
+    if _train(config).step < config.training.steps:
+        raise KeyboardInterrupt
 
 
 @commands.command()

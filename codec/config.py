@@ -3,14 +3,21 @@
 The only user of hydra. Below it there are dataclasses that have checked themselves, never a DictConfig.
 """
 
+import functools
+import itertools
 import json
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +29,7 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
 from codec.training.losses import MelLossConfig
-from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, TrainingConfig
+from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, TrainingConfig, check
 
 
 @dataclass
@@ -55,12 +62,84 @@ def compose(overrides: list[str]) -> Config:
             and discriminators are configured as the initial ones, where nothing else was chosen.
 
     Raises:
-        ConfigError: unknown or ill-typed settings, values out of range, unknown variants; all of them in one message.
+        ConfigError: unknown or ill-typed settings, values out of range, unknown variants, and then also settings that
+            do not fit together; all of them in one message.
         ModelError: `training.init` cannot be used.
     """
-    composed = _compose(overrides)
+    return _checked(*_compose(overrides), overrides)
+
+
+def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
+    """One run for each combination of values, as in `["model=simvq-4k,simvq-65k", "training.seed=range(3)"]`.
+
+    Hydra's sweeper makes the combinations, and its launcher starts the runs: here, one after the other, or wherever
+    `hydra/launcher=...` says. The folder of a run is below `training.run` and named after what sets it apart.
+
+    Args:
+        overrides: hydra overrides.
+        task: of the module level, so that it can be sent to another machine; called with the settings of a run. If it
+            fails, the other runs take place all the same.
+
+    Raises:
+        ConfigError: as for `compose`, for any of the combinations, before the first run.
+        CodecError: what the first task that failed has raised.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(_one_sentence(error)) from error
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in parsed
+    ]
+    base = [override for override in overrides if _key(override) == "training.run"]
+    for combination in itertools.product(*choices):
+        config = compose(list(combination))
+        check(config)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
+    folders = [
+        f"hydra.sweep.dir={base[-1].split('=', 1)[1] if base else TrainingConfig.run}",
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.job.config.override_dirname.exclude_keys={json.dumps(same)}",
+        "training.run=${hydra:runtime.output_dir}",
+        "hydra.output_subdir=null",
+        "hydra/hydra_logging=none",
+        "hydra/job_logging=none",
+    ]
+    with initialize_config_module("codec.configs", job_name="codec", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            hydra.multirun(
+                "config",
+                functools.partial(_job, task),
+                [*(override for override in overrides if override not in base), *folders],
+                with_log_configuration=False,
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_one_sentence(error)) from error
+        except RuntimeError as error:
+            if "srun" not in str(error):
+                raise
+            raise ConfigError("hydra/launcher: there is no srun here; submit from a machine of the cluster") from error
+
+
+def _job(task: Callable[[Config], object], composed: DictConfig) -> None:
+    """What the launcher calls for each run, perhaps on another machine and in several processes."""
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    task(_checked(composed, [], list(HydraConfig.get().overrides.task)))
+
+
+def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) -> Config:
+    """Dataclasses of what hydra has put together, if it has found no mistakes and there are no others."""
     known = {setting.name for setting in fields(Config)}
-    mistakes = [f"{name}: is not a setting" for name in sorted(map(str, composed)) if name not in known]
+    mistakes += [f"{name}: is not a setting" for name in sorted(map(str, composed)) if name not in known]
     parts: dict[str, Any] = {}
     for name in ("data", "mel", "adversary", "training", "model"):
         try:
@@ -68,10 +147,24 @@ def compose(overrides: list[str]) -> Config:
         except (ConfigError, OmegaConfBaseException) as error:
             mistakes.append(_one_sentence(error))
     if mistakes:
-        raise ConfigError("; ".join(mistakes))
+        raise ConfigError("; ".join([*mistakes, *_further_mistakes(composed, parts, mistakes)]))
     if parts["training"].init:
         _take_over(parts, chosen={_key(override).split(".")[0].split("/")[0] for override in overrides})
     return Config(**parts)
+
+
+def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: list[str]) -> list[str]:
+    """What else does not fit together; what has to do with a setting that is named already is left out."""
+    config = Config(**parts)  # with the defaults of those that hold a mistake
+    for name in {"data", "training"} - set(parts):
+        vars(getattr(config, name)).update(OmegaConf.to_container(composed[name]))  # plain values, unchecked
+    try:
+        check(config)
+    except ConfigError as error:
+        setting = re.compile(rf"\b(?:{'|'.join(vars(config))})\.\w+")
+        named = set(setting.findall(" ".join(mistakes)))
+        return [sentence for sentence in str(error).split("; ") if not named & set(setting.findall(sentence))]
+    return []
 
 
 def _take_over(parts: dict[str, Any], chosen: set[str]) -> None:
@@ -87,20 +180,28 @@ def _take_over(parts: dict[str, Any], chosen: set[str]) -> None:
         )
 
 
-def _compose(overrides: list[str]) -> DictConfig:
-    """All files and overrides as hydra puts them together; it stops at the first mistake, so the others are sought."""
+def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """All files and overrides as hydra puts them together, but for overrides that are mistakes; and those mistakes.
+
+    Hydra stops at the first one, so the others are sought.
+    """
     try:
-        return _hydra(overrides)
+        return _hydra(overrides), []
     except (HydraException, OmegaConfBaseException) as error:
-        groups = [override for override in overrides if "." not in _key(override)]
-        mistakes = []
-        for override in overrides:
+        mistakes: list[str] = []
+        groups: list[str] = []  # such as model=stream; what others mean depends on them
+        values: list[str] = []
+        for override in sorted(overrides, key=lambda override: "." in _key(override)):
             try:
-                _hydra([override] if override in groups else [*groups, override])
+                _hydra([*groups, override])
+                (values if "." in _key(override) else groups).append(override)
             except (HydraException, OmegaConfBaseException) as other:
                 mistakes.append(_one_sentence(other))
-        unique = dict.fromkeys(mistakes or [_one_sentence(error)])
-        raise ConfigError("; ".join(unique)) from error
+        unique = list(dict.fromkeys(mistakes or [_one_sentence(error)]))
+        try:
+            return _hydra([*groups, *values]), unique
+        except (HydraException, OmegaConfBaseException):
+            raise ConfigError("; ".join(unique)) from error
 
 
 def _hydra(overrides: list[str]) -> DictConfig:

@@ -43,12 +43,39 @@ def test_a_mistake_is_named(override: str, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_names_and_wrong_types_are_named_together():
+def test_unknown_names_and_wrong_types_are_named_together(training_folder: Path):
+    settings = ["training.stepz=1", "data.batch_size=many", "training.steps=5", "model=simvq-4k"]
     with pytest.raises(ConfigError) as caught:
-        compose(["training.stepz=1", "data.batch_size=many", "training.steps=5", "model=simvq-4k"])
+        compose([*settings, f"data.train={training_folder}"])
     assert str(caught.value).count("; ") == 1
     assert "training.stepz" in str(caught.value)
     assert "data.batch_size" in str(caught.value)
+
+
+def test_mistakes_of_every_kind_are_named_together():
+    found = mistakes(
+        [
+            "recipe=papre",
+            "modle=stream",
+            "training.stepz=1",
+            "training.steps=0",
+            "data.window_seconds=-1",
+            "data.train=/nowhere",
+            "model.encoder.hop_length=160",
+            "mel.resolutions=[[64,128,10]]",
+        ]
+    )
+    # Nothing is said of what follows from a window of -1 s alone.
+    assert found == [
+        "In 'config': Could not find 'recipe/papre'",
+        "Key 'modle' not in 'Schema'",
+        "training.stepz: Key 'stepz' not in 'TrainingConfig'",
+        "data.window_seconds must be positive, got -1.0",
+        "training.steps must be at least 1, got 0",
+        "data.train: there is no /nowhere",
+        "encoder and decoder must have the same hop length, got 160 and 320",
+        "mel.resolutions [64, 128, 10]: the hop leaves out samples between STFTs of 64",
+    ]
 
 
 def test_values_out_of_range_are_named_together():

@@ -1,0 +1,93 @@
+"""Many runs from one command: each as if it had been started alone, all checked before the first."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("hydra", reason="training needs hydra-core")
+pytest.importorskip("tensorboard", reason="training needs tensorboard")
+
+from codec.config import compose, sweep
+from codec.errors import ConfigError, CorpusError
+from codec.training.settings import Config
+from codec.training.state import STATE_NAME, load_state
+from codec.training.trainer import Trainer
+
+started: list[Config] = []
+
+
+def start(config: Config) -> None:
+    started.append(config)
+    if config.training.seed == 1:
+        raise CorpusError("seed 1 is not to be had")
+
+
+@pytest.fixture(autouse=True)
+def none_started():
+    started.clear()
+
+
+def test_each_combination_is_a_run_in_a_folder_of_its_name(tiny_run: list[str], tmp_path: Path):
+    sweep([*tiny_run, "training.steps=5,6", "model.decoder.width=24,48", "training.seed=2"], start)
+    found = sorted((config.training.steps, config.model.decoder.width) for config in started)
+    assert found == [(5, 24), (5, 48), (6, 24), (6, 48)]
+    for config in started:
+        steps, width = config.training.steps, config.model.decoder.width
+        name = f"model.decoder.width={width},training.steps={steps}"
+        assert Path(config.training.run) == tmp_path / "run" / name
+        alone = [f"training.steps={steps}", f"model.decoder.width={width}", "training.seed=2"]
+        assert config == compose([*tiny_run, *alone, f"training.run='{config.training.run}'"])
+
+
+def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
+    with pytest.raises(ConfigError, match=r"training\.steps must be at least 1, got 0"):
+        sweep([*tiny_run, "training.steps=5,0"], start)
+    assert started == []
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tiny_run: list[str]):
+    with pytest.raises(CorpusError, match="seed 1 is not to be had"):
+        sweep([*tiny_run, "training.seed=1,2,3"], start)
+    assert [config.training.seed for config in started] == [1, 2, 3]
+
+
+def test_runs_go_on_where_they_were_and_stop_together(tiny_run: list[str], tmp_path: Path):
+    """The whole command in a process of its own, which the first time gets SIGTERM in the second step."""
+    code = f"""
+import os, signal, sys
+from codec.cli import run
+from codec.training.trainer import Trainer
+step = Trainer.train_step
+def interrupted(trainer, wav):
+    if trainer.step == 1 and sys.argv[1] == "interrupted":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(trainer, wav)
+Trainer.train_step = interrupted
+sys.exit(run(["train", "--multirun", *{tiny_run!r}, "training.seed=0,1"]))
+"""
+    for kind, returned, reached in (("interrupted", 130, {"0": 2}), ("whole", 0, {"0": 12, "1": 12})):
+        done = subprocess.run([sys.executable, "-c", code, kind], cwd=Path(__file__).parents[2], check=False)
+        assert done.returncode == returned
+        folders = {path.name.removeprefix("training.seed="): path for path in (tmp_path / "run").glob("*=*")}
+        assert {seed: load_state(folder / STATE_NAME)[1]["step"] for seed, folder in folders.items()} == reached
+
+
+def test_a_launcher_may_start_each_run_as_several_processes(tiny_run: list[str], tmp_path: Path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs hydra-submitit-launcher")
+    code = f"""
+from codec.cli import run
+launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]
+raise SystemExit(run(["train", "--multirun", *launcher, *{tiny_run!r}, "training.seed=0,1"]))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+    for seed in (0, 1):
+        pair = load_state(tmp_path / "run" / f"training.seed={seed}" / STATE_NAME)[0]
+        trainer = Trainer(
+            compose([*tiny_run, f"training.run={tmp_path / 'alone' / str(seed)}", f"training.seed={seed}"])
+        )
+        trainer.fit()
+        # Sums in another order; twelve steps of Adam carry the rounding on.
+        torch.testing.assert_close(pair["codec"], dict(trainer.codec.state_dict()), rtol=1e-3, atol=2e-4)
