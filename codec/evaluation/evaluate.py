@@ -101,7 +101,8 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
             if obstacle is None and metric.is_model:
                 metric(settings)
         except CodecError as error:
-            obstacle = sentence(error), command
+            # Not with the weights that were named, but with others it would go.
+            obstacle = sentence(error), (metric.obstacle(Settings()) or ("", command))[1]
         if obstacle is None:
             plan.names.append(name)
         else:

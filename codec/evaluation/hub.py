@@ -29,7 +29,7 @@ def load_pretrained(kind: Any, source: Source, what: str, **options: Any) -> Any
     Raises:
         ModelError: it is not there, may not be fetched, or is not `what`.
     """
-    is_local = os.path.isdir(source.name)
+    is_local = os.path.exists(source.name)
     obstacle = None if is_local else _obstacle_to_fetching() if source.allow_download else "allow it with --download"
     try:
         return kind.from_pretrained(source.name, local_files_only=is_local or obstacle is not None, **options)

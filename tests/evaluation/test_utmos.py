@@ -158,16 +158,18 @@ def test_report_names_the_weights(tmp_path, weights):
     assert len(record["sha256"]) == 64
 
 
-def test_command_tells_what_is_wrong_with_the_weights_and_scores_the_rest(folders, tmp_path, capsys):
+def test_command_tells_what_is_wrong_with_the_weights_and_scores_the_rest(folders, tmp_path, monkeypatch, capsys):
     from codec.cli import run
 
+    monkeypatch.setenv("CODEC_CACHE", str(tmp_path))
     (tmp_path / "weights.pt").write_bytes(b"nothing")
     weights = str(tmp_path / "weights.pt")
     arguments = ["evaluate", *map(str, folders), "--metrics", "utmos,mel", "--jobs", "0", "--utmos-weights", weights]
     assert run(arguments) == 0
     printed = capsys.readouterr().out
     assert "log-mel L1" in printed
-    assert f"utmos: {weights}: is damaged, or not a checkpoint" in printed
+    (line,) = (line for line in printed.splitlines() if line.startswith(f"  utmos: {weights}: is damaged"))
+    assert line.endswith("; --metrics utmos --utmos-weights PATH, or --metrics utmos --download")
 
 
 PUBLISHED = {400: 2.688368558883667, 1600: 1.9616097211837769, 16321: 2.586430311203003, 48000: 3.044215202331543}
