@@ -164,7 +164,7 @@ def evaluate_folders(
     about = {
         "reference": os.fspath(reference),
         "estimate": os.fspath(estimate),
-        "command": shlex.join(["codec", "evaluate", os.fspath(reference), os.fspath(estimate)]),
+        "command": _command([os.fspath(reference), os.fspath(estimate)], options),
         "length_tolerance": f"{FOLDER_TOLERANCE} s" if options.hop_length is None else f"{options.hop_length} samples",
         "is_subset": subset,
     }
@@ -234,7 +234,7 @@ def evaluate_model(
             "model": found.name,
             "fingerprint": found.fingerprint,
             "reference": os.fspath(data),
-            "command": shlex.join(["codec", "evaluate", "--model", os.fspath(model), "--data", os.fspath(data)]),
+            "command": _command(["--model", os.fspath(model), "--data", os.fspath(data)], options),
             "is_subset": len(chosen) < len(references),
             "length_tolerance": f"{tolerance} samples",
             "codes": _code_statistics(tasks, made, found.codebook_size, found.frame_rate),
@@ -451,6 +451,23 @@ def _delay(rows: list[Row]) -> dict[str, Any]:
     if not found:
         return {"num_measured": 0}
     return {"num_measured": len(found), "median": found[len(found) // 2], "min": found[0], "max": found[-1]}
+
+
+def _command(subject: list[str], options: Options) -> str:
+    """What gives the same scores again."""
+    settings = options.settings
+    chosen = {
+        "--metrics": None if options.metrics == Options.metrics else ",".join(options.metrics),
+        "--utmos-weights": settings.utmos_weights,
+        "--dnsmos-weights": settings.dnsmos_weights,
+        "--asr-model": settings.asr_model,
+        "--speaker-model": settings.speaker_model,
+        "--limit": options.limit,
+        "--hop-length": options.hop_length,
+        "--delay": options.delay or None,
+    }
+    given = [text for flag, value in chosen.items() if value is not None for text in (flag, str(value))]
+    return shlex.join(["codec", "evaluate", *subject, *given])
 
 
 def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]:

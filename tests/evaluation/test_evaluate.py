@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -267,6 +268,15 @@ def test_command_prints_the_table_and_writes_the_results(folders, tmp_path, caps
     assert "95 % interval" in printed
     assert "not computed:" in printed
     assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_command_in_the_summary_gives_the_same_scores_again(folders, tmp_path, capsys):
+    arguments = ["evaluate", *map(str, folders), "--metrics", "mel,stoi", "--limit", "2", "--delay", "7", "--json"]
+    assert run([*arguments, "--jobs", "0", "-o", str(tmp_path / "out")]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert shlex.split(first["command"])[0] == "codec"
+    assert run([*shlex.split(first["command"])[1:], "--json", "--jobs", "0"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
 
 
 def test_command_evaluates_a_model(model_directory, data, capsys):
