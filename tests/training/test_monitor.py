@@ -152,3 +152,38 @@ def test_other_processes_keep_silent(
         watching.event(1, "alarm", "nobody hears this")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
+
+
+def test_everything_to_watch_is_in_tensorboard(tiny_run: list[str], training_folder: Path, tmp_path: Path):
+    """Read with TensorBoard's own reader from the events of a whole run."""
+    pytest.importorskip("hydra", reason="training needs hydra-core")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from codec.config import compose
+    from codec.training.trainer import Trainer
+
+    validation = [f"data.validation={training_folder}", "training.validate_every=6", "training.validation_clips=3"]
+    Trainer(compose([*tiny_run, *validation])).fit()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"audio": 0, "images": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    losses = ("mel", "quantizer", "pitch", "adversarial", "feature_matching", "discriminator", "total")
+    expected = {f"loss/{name}" for name in losses} | {
+        *("gradient_norm/codec", "gradient_norm/discriminators", "discriminators/lead"),
+        *("codes/utilisation", "codes/perplexity", "codes/effective_rank"),
+        *("validation/mel", "validation/perplexity", "learning_rate", "steps_per_second", "skipped_steps"),
+    }
+    assert expected <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("loss/mel")] == list(range(1, 13))
+    assert [event.step for event in events.Scalars("validation/mel")] == [6, 12]
+    width = 24  # W acts in at most as many directions as it has columns
+    assert all(1 <= event.value <= width for event in events.Scalars("codes/effective_rank"))
+    assert tags["histograms"] == ["codes/log10_share"]
+    for example in range(3):
+        for kind in ("reference", "estimate"):
+            (first, second) = events.Audio(f"{kind}/{example}")
+            assert (first.step, second.step, first.sample_rate) == (6, 12, 24000)
+            assert first.encoded_audio_string.startswith(b"RIFF")
+        (image, _) = events.Images(f"reference above estimate/{example}")
+        assert image.encoded_image_string.startswith(b"\x89PNG")
+        assert image.height == 2 * 513 + 4
