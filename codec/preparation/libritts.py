@@ -327,17 +327,22 @@ def _is_in_place(name: Path) -> bool:
 
 
 def _missing(part: str, corpus: Path, stems: set[str]) -> list[Rejection]:
-    """Utterances that have a transcript and no sound."""
-    rejections = []
+    """Utterances that have a transcript, in the chapter's table or in a file of their own, and no sound."""
+    texts: dict[Path, str] = {}
     for path in sorted((corpus / part).glob("*/*/*.trans.tsv")):
         if path.name.startswith("."):
             continue
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            name = line.split("\t")[0].strip()
-            if name and name not in stems:
-                detail = f"is not there, {path.name} has its text"
-                rejections.append(Rejection(part, path.parent / f"{name}.wav", "missing", detail))
-    return rejections
+            if name := line.split("\t")[0].strip():
+                texts[path.parent / name] = path.name
+    for path in (corpus / part).glob("*/*/*.normalized.txt"):
+        if not path.name.startswith("."):
+            texts.setdefault(path.with_name(path.name.removesuffix(".normalized.txt")), path.name)
+    return [
+        Rejection(part, path.with_name(f"{path.name}.wav"), "missing", f"is not there, {source} has its text")
+        for path, source in sorted(texts.items())
+        if path.name not in stems
+    ]
 
 
 def _odd(utterances: Sequence[Utterance], measured: dict[Path, Measurement], config: PreparationConfig) -> list[str]:

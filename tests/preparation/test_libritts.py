@@ -160,9 +160,12 @@ def test_dev_and_test_are_not_thinned_unless_told(root):
     assert [rejection.reason for rejection in outcome.rejections] == ["short"]
 
 
-def test_missing_file_of_a_transcript_is_named(root):
+@pytest.mark.parametrize("other", ["121_100.trans.tsv", "121_100_000001_000000.normalized.txt"])
+def test_missing_file_of_a_transcript_is_named(root, other):
+    """Whichever of the two kinds of transcripts there is besides the other."""
     path = root / "LibriTTS" / "test-clean" / "121" / "100" / "121_100_000001_000000.wav"
     path.unlink()
+    path.with_name(other).unlink()
     outcome = prepare_libritts(root, parts=["test"], config=ALONE)
     assert [rejection.path for rejection in outcome.rejections] == [path]
     assert outcome.problems == ["test-clean: 1 of 6 files cannot be used (1 missing); more than 0.1 % are a problem"]
