@@ -5,6 +5,7 @@ have seen, there is no sampler state to save, and every process of a distributed
 """
 
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from codec import audio
 from codec.errors import AudioError, ConfigError
 from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
+from codec.processes import follow_parent
 
 FILES_IN_FLIGHT = 512
 """Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
@@ -74,7 +76,7 @@ class AudioCache:
         return self.audio[start : start + self.lengths[index]]
 
 
-def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: int = 2) -> AudioCache:
+def open_cache(source: Path, cache_folder: Path, sample_rate: int) -> AudioCache:
     """The cache of all sound files of a manifest or below a folder, made first where it is missing.
 
     Raises:
@@ -83,7 +85,7 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: 
         ConfigError: the cache was made at another sample rate, or of other files.
     """
     if not (cache_folder / "index.json").exists():
-        _build_cache(source, cache_folder, sample_rate, num_workers)
+        _build_cache(source, cache_folder, sample_rate)
     cache = AudioCache(cache_folder)
     if source.exists() and cache.paths != [name for _, name, _ in _sounds(source)]:
         raise ConfigError(
@@ -99,12 +101,12 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: 
     return cache
 
 
-def _build_cache(source: Path, cache_folder: Path, sample_rate: int, num_workers: int) -> None:
+def _build_cache(source: Path, cache_folder: Path, sample_rate: int) -> None:
     sounds = _sounds(source)
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
-        with ProcessPoolExecutor(num_workers) as pool:
+        with ProcessPoolExecutor(initializer=follow_parent, initargs=(os.getpid(),)) as pool:  # one per core
             for start in range(0, len(sounds), FILES_IN_FLIGHT):
                 some = sounds[start : start + FILES_IN_FLIGHT]
                 decoded = pool.map(_decode, [path for path, _, _ in some], [sample_rate] * len(some), chunksize=8)

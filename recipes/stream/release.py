@@ -1,6 +1,7 @@
 """Turn a finished run into the model in the box: weights, discriminators, card, curves and spectrogram samples.
 
     python recipes/stream/release.py RUN --test ../shared/data/test --hardware "2 cores of ..."
+    python recipes/stream/release.py RUN ... --earlier-steps 7550   # of the release that RUN was started from
 
 Everything the card says is read from the run or measured here; nothing is typed in but the description of the machine.
 """
@@ -21,10 +22,12 @@ from codec.model import catalogue
 from codec.streaming import StreamEncoder
 from codec.training.data import AudioCache
 from codec.training.monitor import spectrogram_pair
+from codec.training.settings import DISCRIMINATORS_CONFIG_NAME
+from codec.training.start import DISCRIMINATORS_NAME
 
 HERE = Path(__file__).parent
 BOX = Path(codec.__file__).parent / "pretrained" / "stream"
-CURVES = ["loss/mel", "loss/spectral_convergence", "codes/perplexity", "validation/pesq_wb", "validation/stoi"]
+CURVES = ["loss/mel", "loss/loudness", "loss/pitch", "codes/perplexity", "validation/pesq_wb", "validation/stoi"]
 
 
 def main() -> None:
@@ -35,23 +38,25 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="folder of held-out speech")
     parser.add_argument("--test-name", default="../shared/data/test", help="how the card calls it")
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
-    parser.add_argument("--earlier", type=Path, nargs="*", default=[], help="runs this one was started from, in order")
+    parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the release that the run started from")
     arguments = parser.parse_args()
 
+    records = read_log(arguments.run)
+    names = [catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME]
+    if any("loss/adversarial" in record for record in records):  # else those in the box have learned more
+        names += [DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME]
     BOX.mkdir(parents=True, exist_ok=True)
-    for path in (arguments.run / arguments.name).iterdir():  # model and discriminators, each with its settings
-        if path.suffix in (".json", ".safetensors"):
-            shutil.copyfile(path, BOX / path.name)
+    for name in names:
+        shutil.copyfile(arguments.run / arguments.name / name, BOX / name)
     config = json.loads((arguments.run / "config.json").read_text())
     save_settings(config, HERE / "run.json")
-    stages = [read_log(run) for run in [*arguments.earlier, arguments.run]]
-    draw_curves(stages, HERE / "curves.png")
+    draw_curves(records, HERE / "curves.png")
     summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation").summary
     shutil.rmtree(HERE / "evaluation" / "estimates")
     shutil.rmtree(HERE / "evaluation" / "codes")
     utilisation = use_of_codes(Path(config["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
-    (BOX / catalogue.CARD_NAME).write_text(card(config, stages, summary, utilisation, arguments))
+    (BOX / catalogue.CARD_NAME).write_text(card(config, records, summary, utilisation, arguments))
 
 
 def save_settings(config: dict, path: Path) -> None:
@@ -83,8 +88,8 @@ def use_of_codes(cache_folder: Path) -> dict[str, float]:
     return {"utilisation": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
 
 
-def draw_curves(stages: list[list[dict[str, float]]], path: Path) -> None:
-    """Training and validation curves, one panel each, the stages of training one behind the other."""
+def draw_curves(records: list[dict[str, float]], path: Path) -> None:
+    """Training and validation curves, one panel each."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -92,12 +97,9 @@ def draw_curves(stages: list[list[dict[str, float]]], path: Path) -> None:
 
     figure, panels = plt.subplots(len(CURVES), 1, figsize=(8, 2 * len(CURVES)), sharex=True)
     for panel, name in zip(panels, CURVES, strict=True):
-        start = 0.0
-        for records in stages:
-            points = [(start + record["step"], record[name]) for record in records if name in record]
-            if points:
-                panel.plot(*zip(*points, strict=True), linewidth=0.8)
-            start += max(record["step"] for record in records)
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            panel.plot(*zip(*points, strict=True), linewidth=0.8)
         panel.set_ylabel(name, fontsize=8)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
@@ -118,16 +120,13 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
     imsave(path, grid.permute(1, 2, 0).numpy())
 
 
-def card(
-    config: dict, stages: list[list[dict]], summary: dict, utilisation: dict, arguments: argparse.Namespace
-) -> str:
+def card(config: dict, records: list[dict], summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
     """The model card, Markdown."""
     model = codec.load("stream")
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    steps_of_stages = [int(max(record["step"] for record in records)) for records in stages]
-    steps = sum(steps_of_stages)
-    with_adversary = [[r["step"] for r in records if "loss/adversarial" in r] for records in stages]
-    adversarial_steps = sum(int(max(found) - min(found)) for found in with_adversary if found)
+    last_step = int(max(record["step"] for record in records))
+    steps = arguments.earlier_steps + last_step
+    earlier = f" after the {arguments.earlier_steps} of the release before" if arguments.earlier_steps else ""
     audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
     rows = []
     for column in summary["metrics"].values():
@@ -166,17 +165,15 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
 ## Training
 
 - Command: `codec train recipe=stream-cpu data.train=../shared/data/train data.validation=../shared/data/dev
-  training.run=RUN`, with the settings of [run.json](../../../recipes/stream/run.json). Stages of
-  {", ".join(map(str, steps_of_stages))} steps, each started from the weights of the one before
-  ([what changed between them](../../../recipes/stream/README.md#the-released-run)).
+  training.run=RUN`, with the settings of [run.json](../../../recipes/stream/run.json): {last_step} steps{earlier}.
 - Data: 6.5 h of read speech, 24 kHz, 5324 clips, more than 223 speakers, English, French, German, Chinese and others:
   LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
   domain), Nabu Casa and Thorsten-Voice (CC0-1.0).
 - {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
-  {audio_hours:.1f} h of audio seen. Log-mel, spectral convergence, pitch and commitment losses; discriminators
-  (period, scale, complex STFT) took part in about {adversarial_steps} steps. They are kept beside the weights in the
-  repository, for fine-tuning, and are not in the wheel.
+  {audio_hours:.1f} h of audio seen. Log-mel, loudness, spectral convergence, pitch, commitment and usage losses;
+  discriminators (period, scale, complex STFT) took part in about 650 steps of the first release. They are kept beside
+  the weights in the repository, for fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 
