@@ -49,13 +49,12 @@ class VQConfig:
     codebook_weight: float = 1.0  # weight of the codebook loss
     relative_loss: bool = False  # divide the loss by the variance of the effective codebook
     rotation_trick: bool = False  # rotate the gradient with the latent instead of copying it
-    usage_weight: float = 0.0  # of the loss that draws latents and codes towards an even use of all codes
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_size, self.codebook_dim)
         if self.codebook_init not in ("gaussian", "uniform"):
             raise ConfigError(f"quantizer.codebook_init must be gaussian or uniform, got {self.codebook_init!r}")
-        for name in ("beta", "codebook_weight", "usage_weight"):
+        for name in ("beta", "codebook_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"quantizer.{name} must not be negative, got {getattr(self, name)}")
 
@@ -164,6 +163,25 @@ class Quantizer(nn.Module):
             raise ModelError(f"codes must lie in 0..{self.codebook_size - 1}, got {int(worst)}")
         return F.embedding(codes.long(), self.effective_codebook()).movedim(-1, 1)
 
+    def usage_loss(self, latent: Tensor) -> Tensor:
+        """How unevenly a latent (B, D, *) uses the codes: log K - H(p) >= 0, a scalar, with gradient to both.
+
+        H is the entropy of p, the soft assignment of a vector to the codes averaged over all vectors: of code c
+        exp(-||z - c||^2 / t), normalised, with t the mean squared distance of a vector to its nearest code. 0 where
+        all codes are used alike. In a large codebook it is computed from every n-th vector.
+
+        Source: the half of LFQ's entropy loss that spreads (arXiv:2310.05737, section 3.1), for any codebook.
+        """
+        with torch.autocast(latent.device.type, enabled=False):
+            vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
+            vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]  # (N, D)
+            codes = self.effective_codebook()
+            distances = torch.addmm(codes.square().sum(1), vectors, codes.T, alpha=-2)  # but for ||z||^2: (N, K)
+            with torch.no_grad():
+                temperature = (distances.amin(1) + vectors.square().sum(1)).mean().clamp(min=1e-8)
+            usage = torch.softmax(-distances / temperature, dim=1).mean(0)  # (K,)
+            return math.log(self.codebook_size) + torch.special.xlogy(usage, usage).sum()
+
     @torch.no_grad()
     def match(self, latent: Tensor) -> None:
         """Lay the codes over the distribution of a latent (B, D, *), once, before training with them starts.
@@ -235,10 +253,6 @@ class VQ(Quantizer):
             independent of the latent's scale.
         rotation_trick: pass the gradient at q to z turned by the rotation that takes q to z and scaled by |q| / |z|,
             instead of copying it (arXiv:2410.06424).
-        usage_weight: of a further loss, log K - H(p), with H the entropy of the mean over a batch of p, the soft
-            assignment of vectors to codes: p_k ~ exp(-||z - c_k||^2 / t), t the mean squared distance to the nearest
-            code. It is 0 where all codes are used alike. Of the entropy loss of LFQ (arXiv:2310.05737, section 3.1)
-            this is the half that spreads; in training only.
 
     Source: VQ-VAE, arXiv:1711.00937, equation 3.
     """
@@ -256,14 +270,12 @@ class VQ(Quantizer):
         codebook_weight: float = 1.0,
         relative_loss: bool = False,
         rotation_trick: bool = False,
-        usage_weight: float = 0.0,
     ):
         super().__init__(codebook_size, codebook_dim)
         self.beta = beta
         self.codebook_weight = codebook_weight
         self.relative_loss = relative_loss
         self.rotation_trick = rotation_trick
-        self.usage_weight = usage_weight
         rows = _draw_rows(codebook_init, codebook_size, codebook_dim)
         if is_codebook_trained:
             self.codebook = nn.Parameter(rows)
@@ -282,25 +294,13 @@ class VQ(Quantizer):
         # O(N D + D^2) instead of O(K D).
         selected = self._project(F.embedding(codes, self.codebook).float())
         pass_gradient = rotate if self.rotation_trick else straight_through
-        loss = self._loss(vectors, selected)
-        if self.usage_weight:
-            loss = loss + self.usage_weight * self._usage_loss(vectors)
-        return codes, pass_gradient(vectors, selected), loss
+        return codes, pass_gradient(vectors, selected), self._loss(vectors, selected)
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         commitment = F.mse_loss(vectors, quantized.detach())
         codebook = F.mse_loss(quantized, vectors.detach())
         loss = self.beta * commitment + self.codebook_weight * codebook
         return loss / self._variance().clamp(min=1e-8) if self.relative_loss else loss
-
-    def _usage_loss(self, vectors: Tensor) -> Tensor:
-        vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]
-        codes = self._make_effective_codebook()
-        distances = torch.addmm(codes.square().sum(1), vectors, codes.T, alpha=-2)  # but for ||z||^2: (N, K)
-        with torch.no_grad():
-            temperature = (distances.amin(1) + vectors.square().sum(1)).mean().clamp(min=1e-8)
-        usage = torch.softmax(-distances / temperature, dim=1).mean(0)  # (K,)
-        return math.log(self.codebook_size) + torch.special.xlogy(usage, usage).sum()
 
     def _match(self, vectors: Tensor) -> None:
         """Give the codes the mean and covariance of the vectors.
@@ -349,7 +349,7 @@ class SimVQ(VQ):
         codebook_dim: D, the width of a code and of the latent.
         bias: whether the projection has a bias b.
         is_codebook_trained: also learn C, which gives up what the method is about; for ablations.
-        codebook_init, beta, codebook_weight, relative_loss, rotation_trick, usage_weight: as for `VQ`.
+        codebook_init, beta, codebook_weight, relative_loss, rotation_trick: as for `VQ`.
 
     Attributes:
         codebook: C, (K, D), a buffer unless it is trained.
@@ -370,7 +370,6 @@ class SimVQ(VQ):
         codebook_weight: float = 1.0,
         relative_loss: bool = False,
         rotation_trick: bool = False,
-        usage_weight: float = 0.0,
     ):
         super().__init__(
             codebook_size,
@@ -381,7 +380,6 @@ class SimVQ(VQ):
             codebook_weight=codebook_weight,
             relative_loss=relative_loss,
             rotation_trick=rotation_trick,
-            usage_weight=usage_weight,
         )
         self.projection = nn.Linear(codebook_dim, codebook_dim, bias=bias)
 

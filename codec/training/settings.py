@@ -50,6 +50,7 @@ class TrainingConfig:
     loudness_weight: float = 0.0  # of the difference in loudness
     convergence_weight: float = 7.5  # of the spectral convergence
     commitment_weight: float = 10.0
+    usage_weight: float = 0.0  # of the loss that draws latents and codes towards an even use of all codes
     pitch_weight: float = 60.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 2.0
@@ -93,7 +94,8 @@ _LEAST = {
     -1: ("quantizer_start",),
     0: (
         *("warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
-        *("mel_weight", "loudness_weight", "convergence_weight", "commitment_weight", "pitch_weight"),
+        *("mel_weight", "loudness_weight", "convergence_weight"),
+        *("commitment_weight", "usage_weight", "pitch_weight"),
         *("adversarial_weight", "feature_matching_weight"),
     ),
     1: ("steps", "log_every", "validate_every", "validation_clips", "save_every", "max_skipped_in_a_row"),

@@ -140,12 +140,15 @@ class Trainer:
 
         with self._autocast():
             latent = self._encode(wav)  # (B, 1, T) -> (B, D, N)
-            quantized, quantizer_loss = self._quantize(latent)
+            quantized, quantizer_loss, usage_loss = self._quantize(latent)
             fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
             fake = fake[..., : wav.shape[-1]]
         spectral = self.spectral_loss(wav, fake)
         loss = settings.mel_weight * spectral.mel + settings.commitment_weight * quantizer_loss
         scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": spectral.mel}
+        if usage_loss is not None:
+            loss = loss + settings.usage_weight * usage_loss
+            scalars["loss/usage"] = usage_loss
         if log_pitch is not None:
             pitch = pitch_loss(log_pitch, wav, self.codec.decoder.config)
             loss = loss + settings.pitch_weight * pitch
@@ -175,15 +178,16 @@ class Trainer:
         self.broken.add(is_skipped, scalars)
         return scalars
 
-    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Quantized latent and the quantizer's losses, the second where it has a weight."""
         start = -1 if self.settings.init else self.settings.quantizer_start
         if self.step < start:
-            return latent.float(), latent.new_zeros((), dtype=torch.float32)
+            return latent.float(), latent.new_zeros((), dtype=torch.float32), None
         if self.step == start:
             self.codec.quantizer.match(self.ranks.gather(latent.detach()))
         codes, quantized, loss = self.codec.quantizer(latent)
         self.usage.add(codes)
-        return quantized, loss
+        return quantized, loss, self.codec.quantizer.usage_loss(latent) if self.settings.usage_weight else None
 
     def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
         """Waveform, and the pitch where the decoder states one."""

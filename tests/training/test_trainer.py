@@ -89,6 +89,20 @@ def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], tr
     assert (tmp_path / "run" / "last" / "discriminators.safetensors").exists()
 
 
+def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
+    """The first step of Adam is as long as the learning rate, in every parameter that has a gradient."""
+    rates = ["training.learning_rate=1e-3", "training.quantizer_rate=7", "training.weight_decay=0"]
+    losses = ["training.usage_weight=1", "training.loudness_weight=1", "training.quantizer_start=-1"]
+    trainer = Trainer(compose([*tiny_run, *rates, *losses, "training.warmup_steps=1"]))
+    before = {name: p.detach().clone() for name, p in trainer.codec.named_parameters()}
+    scalars = trainer.train_step(trainer.sampler.batch(0))
+    moved = {name: float((p - before[name]).abs().max()) for name, p in trainer.codec.named_parameters()}
+    assert moved["quantizer.projection.weight"] == pytest.approx(7e-3, rel=0.01)
+    assert moved["encoder.output.weight"] == pytest.approx(1e-3, rel=0.01)
+    assert scalars["loss/usage"] > 0
+    assert scalars["loss/loudness"] > 0
+
+
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tiny_run: list[str], tmp_path: Path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(tiny_run, f"training.run={whole}")
