@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,12 +50,15 @@ class Monitor:
         self._is_complaining = False
 
     def __enter__(self) -> "Monitor":
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._on_dying_thread
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._as_well_as_possible():
             if self._writer:
                 self._writer.close()
+        threading.excepthook = self._excepthook
 
     def log(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
         """Record values of a step by their full names: scalars on the device, and plain numbers."""
@@ -129,6 +133,12 @@ class Monitor:
             assert self.run is not None
             self._writer = SummaryWriter(self.run / "tensorboard", purge_step=self._last_step)
         return self._writer
+
+    def _on_dying_thread(self, death: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread dies of a full disk. Whoever writes next is told so, and no traceback is needed."""
+        is_expected = issubclass(death.exc_type, OSError) and type(death.thread).__module__.startswith("tensorboard")
+        if not is_expected:
+            self._excepthook(death)
 
     @contextmanager
     def _as_well_as_possible(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,25 @@ def test_a_full_disk_costs_lines_and_not_the_run(
         watching.log(4, {"loss/mel": torch.tensor(1.0)}, {})
     assert [record["step"] for record in records(tmp_path)] == [1, 4]
     assert capsys.readouterr().err.count("the logs cannot be written (No space left on device)") == 1
+
+
+def test_a_disk_that_tensorboard_fills_is_told_without_a_traceback(tmp_path: Path):
+    """In a process whose files must not grow beyond what the lines need: TensorBoard dies, the run does not."""
+    code = f"""
+import resource, torch
+from pathlib import Path
+from codec.training.alarms import Watch
+from codec.training.monitor import Monitor
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+with Monitor(Path({str(tmp_path)!r}), 0, 10, Watch(64, 6)) as monitor:
+    for step in range(1, 11):
+        monitor.log(step, {{"loss/mel": torch.tensor(1.0)}}, {{}})
+        monitor.log_codebook(step, 2.0 ** torch.linspace(0, 100, 1000), None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    complaints = {line for line in done.stderr.splitlines() if not line.startswith("step ")}
+    assert complaints == {"codec: the logs cannot be written (File too large)"}
+    assert [record["step"] for record in records(tmp_path)] == list(range(1, 11))
 
 
 def test_other_processes_keep_silent(
