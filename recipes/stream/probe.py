@@ -1,0 +1,97 @@
+"""What limits a stream model: its codes, its pitch, or its codebook?
+
+    python recipes/stream/probe.py --model stream --data ../shared/data/dev
+
+Scores round trips as they are, then with the latent unquantized, then with the pitch that a tracker hears in the
+original in place of the one the decoder states. Then tells how far the stated pitch is off, how well the codebook fits
+the latents, and how many codes come back when the decoded sound is encoded again.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+import codec
+from codec import audio
+from codec.evaluation.metric import Pair, Settings
+from codec.evaluation.pesq import WidebandPesq
+from codec.evaluation.stoi import Stoi
+from codec.training.pitch import Pitch, track_pitch
+
+
+def main() -> None:
+    """Measure, file by file, and print means."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stream", help="boxed name or directory of a stream model")
+    parser.add_argument("--data", type=Path, required=True, help="folder of speech")
+    arguments = parser.parse_args()
+    model = codec.load(arguments.model)
+    paths = sorted(path for path in arguments.data.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    scores: dict[str, list[dict[str, float]]] = {"as it is": [], "unquantized": [], "tracked pitch": []}
+    latents, codes, errors, agreements = [], [], [], []
+    with torch.inference_mode():
+        for path in paths:
+            wav = torch.from_numpy(audio.read(path, model.sample_rate)[0][:1])[None]  # (1, 1, T)
+            latent = model.encoder(wav)
+            result = model.quantizer(latent)
+            stated = model.decoder.pitch(result.quantized)
+            tracked = track(wav, stated.shape[1], model)
+            estimate = model.decode(result.codes)[..., : wav.shape[-1]]
+            scores["as it is"].append(score(wav, estimate, model.sample_rate))
+            scores["unquantized"].append(score(wav, model.decoder(latent), model.sample_rate))
+            better = torch.where(tracked.is_voiced, tracked.log_pitch.to(stated), stated)
+            scores["tracked pitch"].append(score(wav, decode_with(better, result.quantized, model), model.sample_rate))
+            latents.append(latent[0].T)
+            codes.append(result.codes[0])
+            errors.append((stated - tracked.log_pitch)[tracked.is_voiced].abs())
+            agreements.append(float((model.encode(estimate) == result.codes).float().mean()))
+    for name, rows in scores.items():
+        print(f"{name:14s}", *(f"{key} {mean(row[key] for row in rows):.3f}" for key in rows[0]))
+    error = torch.cat(errors)
+    far = float((error > 0.1).float().mean())
+    print(f"stated pitch: median error {float(error.median()):.1%}, over 10 % in {far:.0%} of voiced frames")
+    print_fit(torch.cat(latents), torch.cat(codes), model.quantizer)
+    print(f"re-encoding agreement {mean(agreements):.3f}")
+
+
+def track(wav: Tensor, num_frames: int, model: codec.Codec) -> Pitch:
+    """The pitch of the original where the decoder states its own."""
+    config = model.decoder.config
+    first = config.n_fft - config.hop_length // 2
+    limits = config.lowest_pitch, config.highest_pitch
+    return track_pitch(wav, model.sample_rate, config.hop_length, first, num_frames, *limits)
+
+
+def decode_with(log_pitch: Tensor, quantized: Tensor, model: codec.Codec) -> Tensor:
+    """Decode (1, D, N) with a given pitch (1, N)."""
+    handle = model.decoder.pitch.register_forward_hook(lambda *_: log_pitch)
+    try:
+        return model.decoder(quantized)
+    finally:
+        handle.remove()
+
+
+def score(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, float]:
+    """PESQ and STOI of (1, 1, T) against at least as many samples."""
+    estimate = estimate[..., : reference.shape[-1]].clamp(-1, 1)
+    pair = Pair(reference[0, 0].numpy(), estimate[0, 0].numpy(), sample_rate)
+    return WidebandPesq(Settings()).score(pair) | Stoi(Settings()).score(pair)
+
+
+def print_fit(latents: Tensor, codes: Tensor, quantizer: codec.SimVQ) -> None:
+    """Spread of latents (N, D) and codebook along the latents' principal axes, error, and use of the codes."""
+    codebook = quantizer.effective_codebook()
+    axes = torch.linalg.eigh(torch.cov(latents.T)).eigenvectors.flip(1)
+    for name, vectors in {"latents": latents, "codebook": codebook, "error": latents - codebook[codes]}.items():
+        print(f"{name:9s} std", *(f"{float(value):.2f}" for value in ((vectors - vectors.mean(0)) @ axes).std(0)))
+    share = (latents - codebook[codes]).square().sum() / (latents - latents.mean(0)).square().sum()
+    counts = torch.bincount(codes, minlength=len(codebook)) / len(codes)
+    perplexity = torch.special.entr(counts).sum().exp()
+    print(f"error {float(share):.3f} of the variance, perplexity {float(perplexity):.0f} of {len(codes)} frames")
+
+
+if __name__ == "__main__":
+    main()
