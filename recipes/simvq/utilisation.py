@@ -1,0 +1,82 @@
+"""Utilisation and reconstruction against the codebook size, for SimVQ and its rivals, on latents of real speech.
+
+    python recipes/simvq/utilisation.py --data FOLDER
+
+Every quantizer learns on the same latents for the same number of steps; `learning.py` says how, `speech.py` of what.
+Utilisation is counted over 8 frames per code where there are so many, and at most over `--frames`; over all frames for
+the quantizers of `--all-frames`. Writes `utilisation.png` and `utilisation.tsv`.
+"""
+
+import argparse
+from time import perf_counter
+from typing import Any
+
+import torch
+from learning import FRAMES_PER_CODE, learn, measure
+from report import COLOURS, LABELS, arguments, machine, new_figure, prepare, read_table, save_figure, style, write_table
+from speech import SpeechLatents, add_data_option, load_frames, make_latents
+
+from codec.model.codec import QUANTIZERS
+
+
+def main() -> None:
+    """Learn, measure, draw; the table is written after every quantizer."""
+    parser = arguments(__doc__)
+    add_data_option(parser)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16, 18)])
+    parser.add_argument("--quantizers", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--dim", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=1 << 19, help="measured at most, for a quantizer")
+    parser.add_argument("--all-frames", nargs="*", default=["simvq"], help="quantizers measured on all frames instead")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the table already has")
+    options = parser.parse_args()
+    prepare(options)
+    table = options.output / "utilisation.tsv"
+    rows: list[dict[str, Any]] = list(read_table(table)) if options.resume else []
+    done = {(row["quantizer"], int(row["codes"]), int(row["seed"])) for row in rows}
+    frames = load_frames(options.data)
+    for seed in options.seeds:
+        speech = make_latents(frames, options.dim, seed, has_prior=True)
+        for size in options.sizes:
+            for name in options.quantizers:
+                if (LABELS[name], size, seed) not in done:
+                    rows.append(run(name, size, seed, speech, options))
+                    write_table(table, rows)
+    draw(read_table(table), options)
+    print(machine())
+
+
+def run(name: str, size: int, seed: int, speech: SpeechLatents, options: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    torch.manual_seed(seed)
+    quantizer = QUANTIZERS[name][1](size, options.dim)
+    started = perf_counter()
+    learn(quantizer, speech, options.steps)
+    row = {"quantizer": LABELS[name], "codes": size, "seed": seed, "learned s": perf_counter() - started}
+    most = len(speech.latents) if name in options.all_frames else options.frames
+    row |= measure(quantizer, speech, min(most, FRAMES_PER_CODE * size))
+    print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+    return row
+
+
+def draw(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
+    """Utilisation, perplexity and errors against K; lines are means over seeds, dots are seeds."""
+    figure, grid = new_figure(1, 4)
+    for axes, column in zip(grid[0], ("utilisation %", "perplexity", "latent error", "frame error"), strict=True):
+        for name, label in LABELS.items():
+            mine = [(int(row["codes"]), float(row[column])) for row in rows if row["quantizer"] == label]
+            sizes = sorted({size for size, _ in mine})
+            means = [sum(v for s, v in mine if s == size) / sum(s == size for s, _ in mine) for size in sizes]
+            axes.plot(sizes, means, "-", color=COLOURS[name], label=label)
+            axes.plot(*zip(*mine, strict=True), "o", color=COLOURS[name], markersize=4) if mine else None
+        axes.set_xscale("log", base=2)
+        style(axes, "codes", column)
+    grid[0, 1].set_yscale("log")
+    grid[0, 0].legend(fontsize=7)
+    save_figure(figure, options.output / "utilisation.png")
+
+
+if __name__ == "__main__":
+    main()
