@@ -214,12 +214,13 @@ def decode(
 ) -> None:
     """Turn codes back into speech.
 
-    INPUT is a file ending in .codes, .npy, .json or .txt, a folder, or - for standard input. OUTPUT is a sound file
-    (wav, flac, ogg), a folder, or - for standard output.
+    INPUT is a file ending in .codes, .npy, .json or .txt, a folder of such, or one that codec tokenize has made, or -
+    for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.code_files import CODE_FORMATS
     from codec.files import decode_file
+    from codec.tokenization.shards import Tokens, is_tokens
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         report = decode_file(
@@ -237,7 +238,22 @@ def decode(
         damage = f"; damaged: {report.damage}" if report.damage else ""
         return _told(report, f"{report.num_frames} codes{_saturated(report.num_saturated)}{damage}", bool(damage))
 
-    _each(source, target, set(CODE_FORMATS.values()), OUTPUT_FORMATS[format or "wav"], one, as_json, quiet)
+    suffix = OUTPUT_FORMATS[format or "wav"]
+    if not is_tokens(source):
+        _each(source, target, set(CODE_FORMATS.values()), suffix, one, as_json, quiet)
+        return
+    tokens = Tokens(source)
+
+    def one_of_tokens(name: str, output: str, progress: Any) -> dict[str, Any]:
+        with tokens.as_file(os.path.relpath(name, source)) as file:
+            values = one(str(file), output, progress)
+        return values | {"source": name, "text": values["text"].replace(str(file), name)}
+
+    pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
+    for file, _ in pairs:
+        if ".." in file.parts or not file.is_relative_to(source):
+            raise CodecError(f"{file}: this id cannot name a file below {target}; ids are relative paths")
+    _each(source, target, (), suffix, one_of_tokens, as_json, quiet, pairs)
 
 
 @commands.command()
@@ -586,8 +602,12 @@ def _each(
     one: Callable[[str, str, Any], dict[str, Any]],
     as_json: bool,
     quiet: bool,
+    pairs: list[tuple[Path, Path]] | None = None,
 ) -> None:
-    """Do `one` for a file, or for each file of a folder; there a bad file is reported and the rest goes on."""
+    """Do `one` for a file, or for each file of a folder; there a bad file is reported and the rest goes on.
+
+    Of a folder that is no tree of files, `pairs` has the names of what is in it, with the output of each.
+    """
     if as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
     if not os.path.isdir(source):
@@ -597,7 +617,8 @@ def _each(
         return
     if target == STANDARD_STREAM:
         raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
-    pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
+    if pairs is None:
+        pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
     if not pairs:
         raise CodecError(f"{source}: has no files ending in {', '.join(sorted(suffixes))}")
     num_bad = 0

@@ -21,9 +21,9 @@ from codec.model import weights
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
 from codec.tokenization.shards import (
-    INFO_NAME,
     TokensInfo,
     count_failed,
+    is_tokens,
     is_whole,
     read_info,
     read_places,
@@ -185,7 +185,7 @@ def _begin(target: Path, recordings: Sequence[Recording], model: str, precision:
         utterances_per_shard=size,
         list=digest.hexdigest()[:16],
     )
-    if not (target / INFO_NAME).exists():
+    if not is_tokens(target):
         if target.is_dir() and any(target.iterdir()):
             raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
         write_info(target, info)

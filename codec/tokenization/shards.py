@@ -10,8 +10,10 @@ Those of an utterance are `codes` integers from `start` on; `samples` is the len
 rate. The table is written last: a shard that has one is whole.
 """
 
+import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from codec.bitstream import Header, fit_name, write_codes
 from codec.errors import FormatError
 from codec.output import open_output
 
@@ -95,6 +98,20 @@ class Tokens(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.places)
 
+    @contextlib.contextmanager
+    def as_file(self, id: str) -> Iterator[Path]:
+        """A temporary `.codes` file of an utterance, for whatever takes one."""
+        header = Header(
+            sample_rate=self.info.sample_rate,
+            hop_length=self.info.hop_length,
+            codebook_size=self.info.codebook_size,
+            fingerprint=self.info.fingerprint,
+            model=fit_name(self.info.model),
+        )
+        with tempfile.TemporaryDirectory(prefix="codec-") as folder:
+            write_codes(Path(folder) / "utterance.codes", self[id], header=header, num_samples=self.places[id].samples)
+            yield Path(folder) / "utterance.codes"
+
     def _open(self, number: int) -> np.ndarray:
         path = _path(self.folder, number, ".npy")
         places = read_places(self.folder, number)
@@ -110,6 +127,11 @@ class Tokens(Mapping[str, np.ndarray]):
         if codes.dtype != self.info.dtype or codes.shape != (places[-1].start + places[-1].codes,):
             raise FormatError(f"{path}: does not fit its table; {remedy}")
         return codes
+
+
+def is_tokens(folder: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder of tokens."""
+    return os.path.isfile(os.path.join(folder, INFO_NAME))
 
 
 def read_info(folder: Path) -> TokensInfo:

@@ -73,6 +73,45 @@ def test_a_folder_needs_no_list(recordings, tmp_path, model_directory):
     assert list(tokens) == [f"anna/{number}" for number in (0, 2, 4, 6)] + [f"ben/{number}" for number in (1, 3, 5)]
 
 
+def test_tokens_decode_as_the_files_do(recordings, manifest, tmp_path, model_directory, capsys):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(model_directory)]) == 0
+    assert f"{tmp_path / 'tokens' / '0'} -> {tmp_path / 'out' / '0.wav'}" in capsys.readouterr().err
+    for path in recordings.rglob("*.wav"):
+        assert (
+            run(
+                [
+                    "roundtrip",
+                    str(path),
+                    str(tmp_path / "one.wav"),
+                    "-q",
+                    "--overwrite",
+                    "--model",
+                    str(model_directory),
+                ]
+            )
+            == 0
+        )
+        assert (tmp_path / "out" / path.name).read_bytes() == (tmp_path / "one.wav").read_bytes()
+
+
+def test_tokens_of_another_model_are_not_decoded(manifest, tmp_path, model_directory, other_model_directory, capsys):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    arguments = ["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(other_model_directory)]
+    assert run(arguments) == 2
+    assert "7 of 7 files could not be used" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.wav"))
+
+
+def test_an_id_that_leaves_the_folder_is_not_decoded(tmp_path, capsys):
+    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
+    write_info(tmp_path / "tokens", info)
+    for id in ("../a", "/a"):
+        write_shard(tmp_path / "tokens", 0, [(id, np.array([1]), 320, "anna", "train")], [], info.dtype)
+        assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out")]) == 2
+        assert "cannot name a file below" in capsys.readouterr().err
+
+
 def test_any_number_of_processes_gives_the_same_bytes(manifest, tmp_path, model_directory):
     for jobs in (0, 2):
         tokens_of(manifest, tmp_path / str(jobs), model_directory, jobs=jobs)
