@@ -249,10 +249,10 @@ def decode(
             values = one(str(file), output, progress)
         return values | {"source": name, "text": values["text"].replace(str(file), name)}
 
+    for id in tokens:
+        if Path(id).is_absolute() or ".." in Path(id).parts:
+            raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
-    for file, _ in pairs:
-        if ".." in file.parts or not file.is_relative_to(source):
-            raise CodecError(f"{file}: this id cannot name a file below {target}; ids are relative paths")
     _each(source, target, (), suffix, one_of_tokens, as_json, quiet, pairs)
 
 

@@ -73,10 +73,12 @@ def test_a_folder_needs_no_list(recordings, tmp_path, model_directory):
     assert list(tokens) == [f"anna/{number}" for number in (0, 2, 4, 6)] + [f"ben/{number}" for number in (1, 3, 5)]
 
 
-def test_tokens_decode_as_the_files_do(recordings, manifest, tmp_path, model_directory, capsys):
+def test_tokens_decode_as_the_files_do(recordings, manifest, tmp_path, model_directory, capsys, monkeypatch):
     tokens_of(manifest, tmp_path / "tokens", model_directory)
-    assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(model_directory)]) == 0
-    assert f"{tmp_path / 'tokens' / '0'} -> {tmp_path / 'out' / '0.wav'}" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(["decode", "../tokens", "../out", "--model", str(model_directory)]) == 0
+    assert "../tokens/0 -> ../out/0.wav: " in capsys.readouterr().err
     for path in recordings.rglob("*.wav"):
         assert (
             run(
