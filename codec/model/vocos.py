@@ -14,8 +14,11 @@ from codec.errors import ConfigError
 from codec.model.timeconv import FrameLinear, TimeConv1d, conv1d
 
 MAX_LOG_MAGNITUDE = math.log(100)
-BLOCK_FRAMES = 512
-"""Frames that pass through a ConvNeXt block or the spectral head at once when no gradient is needed."""
+BLOCK_FRAMES = 1024
+"""Frames that pass through a ConvNeXt block or the spectral head at once when no gradient is needed.
+
+Every call rearranges the weights, which costs 5 % of decoding 10 s in pieces of 512 frames and little from here on.
+"""
 TILE_FRAMES = 2048
 """Queries, and keys, that attention compares at once when no gradient is needed."""
 
