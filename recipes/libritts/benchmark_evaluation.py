@@ -1,0 +1,74 @@
+"""What a second core is worth to `codec evaluate`, and whether its memory grows with the number of utterances.
+
+    python recipes/libritts/benchmark_evaluation.py FOLDER [--pairs 1000] [--seconds 3] [--jobs 2]
+
+Cuts pairs out of the sound files of FOLDER, the estimates with noise, and scores them with PESQ, STOI and mel distance
+from the command line: all of them with one process and with more, and a tenth of them for the memory.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from codec import audio
+
+SAMPLE_RATE = 24000
+COMMAND = [sys.executable, "-m", "codec", "evaluate", "--metrics", "pesq_wb,stoi,mel", "--quiet", "--device", "cpu"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each utterance")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_pairs(arguments, folder)
+        few, one, more = (
+            measure(folder, jobs, limit)
+            for jobs, limit in ((1, arguments.pairs // 10), (1, arguments.pairs), (arguments.jobs, arguments.pairs))
+        )
+    print(f"{arguments.pairs} utterances of {arguments.seconds:g} s: 1 process {one[0]:.1f} s, ", end="")
+    print(f"{arguments.jobs} processes {more[0]:.1f} s, {one[0] / more[0]:.2f} times as fast")
+    print(f"peak memory of the largest process: {few[1]:.0f} MiB for a tenth of them, {one[1]:.0f} MiB for all")
+
+
+def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
+    """`folder/references` and `folder/estimates`, cut out of the files in turn until there are enough."""
+    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    length, count = round(arguments.seconds * SAMPLE_RATE), 0
+    noise = 0.01 * np.random.default_rng(0).standard_normal(length).astype(np.float32)
+    for path in paths:
+        sound = audio.read(path, SAMPLE_RATE)[0].mean(axis=0)
+        for start in range(0, len(sound) - length + 1, length):
+            if count == arguments.pairs:
+                return
+            reference = sound[start : start + length]
+            for kind, wav in (("references", reference), ("estimates", reference + noise)):
+                (folder / kind).mkdir(exist_ok=True)
+                audio.write(folder / kind / f"{count:05d}.wav", wav.clip(-1, 1), SAMPLE_RATE)
+            count += 1
+    raise SystemExit(f"{arguments.folder}: gives {count} utterances of {arguments.seconds:g} s only")
+
+
+def measure(folder: Path, jobs: int, limit: int) -> tuple[float, float]:
+    """Seconds from start to end, and MiB of the largest process."""
+    output = folder / f"output-{jobs}-{limit}"
+    command = [*COMMAND, str(folder / "references"), str(folder / "estimates"), "--output", str(output)]
+    start = time.perf_counter()
+    subprocess.run([*command, "--jobs", str(jobs), "--limit", str(limit)], check=True)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
