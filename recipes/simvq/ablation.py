@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from learning import FRAMES_PER_CODE, learn, measure
 from report import arguments, machine, new_figure, prepare, save_figure, style, write_table
-from speech import add_data_option, load_frames, make_latents
+from speech import add_data_options, load_frames, make_latents
 
 from codec import SimVQ
 
@@ -24,17 +24,17 @@ CODEBOOKS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Learn, measure, draw."""
     parser = arguments(__doc__)
-    add_data_option(parser)
+    add_data_options(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 16384])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--dim", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--dim", type=int, default=16)
     options = parser.parse_args()
     prepare(options)
     frames = load_frames(options.data)
     rows = []
     for seed in options.seeds:
-        speech = make_latents(frames, options.dim, seed, has_prior=True)
+        speech = make_latents(frames, options.dim, seed, num_steps=options.latent_steps, has_prior=True)
         for size in options.sizes:
             for name, settings in CODEBOOKS.items():
                 torch.manual_seed(seed)

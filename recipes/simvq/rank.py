@@ -10,7 +10,7 @@ projection onto r directions is r. Writes `rank.png` and `rank.tsv`.
 import torch
 from learning import FRAMES_PER_CODE, learn, measure
 from report import arguments, machine, new_figure, prepare, save_figure, style, write_table
-from speech import add_data_option, load_frames, make_latents
+from speech import add_data_options, load_frames, make_latents
 from torch import Tensor
 
 from codec import SimVQ
@@ -19,14 +19,16 @@ from codec import SimVQ
 def main() -> None:
     """Learn at every size, with the rank taken on the way; draw."""
     parser = arguments(__doc__)
-    add_data_option(parser)
+    add_data_options(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--frames", type=int, default=1 << 17, help="measured at most")
     options = parser.parse_args()
     prepare(options)
-    speech = make_latents(load_frames(options.data), options.dim, options.seed, has_prior=False)
+    speech = make_latents(
+        load_frames(options.data), options.dim, options.seed, num_steps=options.latent_steps, has_prior=False
+    )
     of_latents = effective_rank(torch.linalg.svdvals(speech.latents[:8192]))
     rows, curves = [], {}
     for size in options.sizes:

@@ -34,7 +34,7 @@ COLOURS = dict(zip(LABELS, plt.get_cmap("tab10").colors, strict=False))
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options all experiments have."""
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
     parser.add_argument("--output", type=Path, default=HERE, help="folder for figure and table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -24,7 +24,7 @@ SAMPLE_RATE, HOP, N_FFT, BANDS = 24000, 320, 1280, 80
 CONTEXT = 3  # frames
 FEWEST_FRAMES = 64
 BATCH = 1024
-NOISE = 0.25  # variance of the frames about what is made of their latents, in the variational autoencoder
+NOISE = 0.5  # variance of the frames about what is made of their latents, in the variational autoencoder
 DEFAULT_FOLDER = Path("../shared/data/train")
 
 
@@ -42,9 +42,10 @@ class SpeechLatents:
         return F.mse_loss(middle, self.frames[first : first + len(quantized)]).item()
 
 
-def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """--data, the folder of speech."""
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """--data, the folder of speech, and how long the autoencoder learns."""
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help=f"any folder of speech ({DEFAULT_FOLDER})")
+    parser.add_argument("--latent-steps", type=int, default=500, help="of the autoencoder")
 
 
 def load_frames(folder: Path) -> Tensor:
@@ -78,7 +79,7 @@ def _log_mel(path: Path) -> np.ndarray:
     return (spectra @ mel_filterbank(SAMPLE_RATE, N_FFT, BANDS)).clamp(min=1e-3).log().half().numpy()
 
 
-def make_latents(frames: Tensor, dim: int, seed: int, *, has_prior: bool, num_steps: int = 500) -> SpeechLatents:
+def make_latents(frames: Tensor, dim: int, seed: int, *, has_prior: bool, num_steps: int) -> SpeechLatents:
     """Train the autoencoder on frames (F, BANDS), and encode all of them."""
     torch.manual_seed(seed)
     encoder, decoder = _network(CONTEXT * BANDS, 2 * dim), _network(dim, CONTEXT * BANDS)

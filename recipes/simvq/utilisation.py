@@ -3,7 +3,7 @@
     python recipes/simvq/utilisation.py --data FOLDER
 
 Every quantizer learns on the same latents for the same number of steps; `learning.py` says how, `speech.py` of what.
-Utilisation is counted over 8 frames per code where there are so many, and at most over `--frames`; over all frames for
+Utilisation is counted over 32 frames per code where there are so many, and at most over `--frames`; over all frames for
 the quantizers of `--all-frames`. Writes `utilisation.png` and `utilisation.tsv`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from learning import FRAMES_PER_CODE, learn, measure
 from report import COLOURS, LABELS, arguments, machine, new_figure, prepare, read_table, save_figure, style, write_table
-from speech import SpeechLatents, add_data_option, load_frames, make_latents
+from speech import SpeechLatents, add_data_options, load_frames, make_latents
 
 from codec.model.codec import QUANTIZERS
 
@@ -22,12 +22,12 @@ from codec.model.codec import QUANTIZERS
 def main() -> None:
     """Learn, measure, draw; the table is written after every quantizer."""
     parser = arguments(__doc__)
-    add_data_option(parser)
+    add_data_options(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16, 18)])
     parser.add_argument("--quantizers", nargs="+", choices=list(LABELS), default=list(LABELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--dim", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--frames", type=int, default=1 << 19, help="measured at most, for a quantizer")
     parser.add_argument("--all-frames", nargs="*", default=["simvq"], help="quantizers measured on all frames instead")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the table already has")
@@ -38,7 +38,7 @@ def main() -> None:
     done = {(row["quantizer"], int(row["codes"]), int(row["seed"])) for row in rows}
     frames = load_frames(options.data)
     for seed in options.seeds:
-        speech = make_latents(frames, options.dim, seed, has_prior=True)
+        speech = make_latents(frames, options.dim, seed, num_steps=options.latent_steps, has_prior=True)
         for size in options.sizes:
             for name in options.quantizers:
                 if (LABELS[name], size, seed) not in done:
