@@ -52,9 +52,7 @@ def learn(
 def measure(quantizer: Quantizer, speech: SpeechLatents, most_frames: int) -> dict[str, Any]:
     """Utilisation, perplexity and errors over `most_frames`, or all where there are fewer."""
     size, started = quantizer.codebook_size, perf_counter()
-    torch.empty(
-        6 << 20
-    )  # 24 MiB, freed at once: glibc then keeps freed blocks up to this size, and the search is faster
+    torch.empty(6 << 20)  # 24 MiB, freed at once: from then on glibc keeps smaller blocks for the search to use again
     latents = speech.latents[:most_frames]
     counts = torch.zeros(size, dtype=torch.int64)
     latent_error, frame_error = 0.0, 0.0
