@@ -1,21 +1,21 @@
 """What a process owes to the one that started it."""
 
+import multiprocessing
 import os
 import signal
 import threading
-import time
 
 
-def follow_parent(parent: int) -> None:
+def follow_parent() -> None:
     """Leave Ctrl-C to the parent process, and end when it is gone, which a killed parent cannot ask for.
 
-    Args:
-        parent: its id.
+    To be called in a process of `multiprocessing`, however it was started.
     """
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "called in a process that nobody started"
+        parent.join()
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

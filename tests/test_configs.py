@@ -82,7 +82,9 @@ def test_paper_recipe_is_the_published_one():
     for optimizer in (training, config.adversary):
         assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, [0.5, 0.9], 0.0)
     weights = (training.mel_weight, training.commitment_weight, training.adversarial_weight)
-    assert (*weights, training.feature_matching_weight, training.convergence_weight) == (45, 1000, 1, 1, 0)
+    assert (*weights, training.feature_matching_weight) == (45, 1000, 1, 1)
+    assert (training.convergence_weight, training.loudness_weight, training.usage_weight) == (0, 0, 0)
+    assert training.quantizer_rate == 1
     assert (training.steps, training.warmup_steps, training.final_rate, training.ema_decay) == (138_600, 0, 1.0, 0.999)
     assert config.model.quantizer.beta == 0.25
 

@@ -92,7 +92,7 @@ class _Pool:
             jobs,
             multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(os.getpid(), prepare, arguments),
+            initargs=(prepare, arguments),
         )
 
     def __enter__(self) -> ProcessPoolExecutor:
@@ -110,9 +110,9 @@ class _Pool:
 _mistake: BaseException | None = None
 
 
-def _begin(parent: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     global _mistake
-    follow_parent(parent)
+    follow_parent()
     try:
         prepare(*arguments)
     except Exception as error:  # raised with the first task, because here it would look like a crash

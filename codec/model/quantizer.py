@@ -4,6 +4,7 @@ Knows tensors only, neither speech nor training loops. B batch, N vectors, D the
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -163,12 +164,14 @@ class Quantizer(nn.Module):
             raise ModelError(f"codes must lie in 0..{self.codebook_size - 1}, got {int(worst)}")
         return F.embedding(codes.long(), self.effective_codebook()).movedim(-1, 1)
 
-    def usage_loss(self, latent: Tensor) -> Tensor:
+    def usage_loss(self, latent: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
         """How unevenly a latent (B, D, *) uses the codes: log K - H(p) >= 0, a scalar, with gradient to both.
 
         H is the entropy of p, the soft assignment of a vector to the codes averaged over all vectors: of code c
         exp(-||z - c||^2 / t), normalised, with t the mean squared distance of a vector to its nearest code. 0 where
-        all codes are used alike. In a large codebook it is computed from every n-th vector.
+        all codes are used alike. In a large codebook it is computed from every n-th vector. Where several processes
+        share a batch, `average` gives the mean of a tensor over them; the mean of their gradients is then the joint
+        batch's.
 
         Source: the half of LFQ's entropy loss that spreads (arXiv:2310.05737, section 3.1), for any codebook.
         """
@@ -178,8 +181,9 @@ class Quantizer(nn.Module):
             codes = self.effective_codebook()
             distances = torch.addmm(codes.square().sum(1), vectors, codes.T, alpha=-2)  # but for ||z||^2: (N, K)
             with torch.no_grad():
-                temperature = (distances.amin(1) + vectors.square().sum(1)).mean().clamp(min=1e-8)
+                temperature = average((distances.amin(1) + vectors.square().sum(1)).mean()).clamp(min=1e-8)
             usage = torch.softmax(-distances / temperature, dim=1).mean(0)  # (K,)
+            usage = usage + (average(usage.detach()) - usage.detach())
             return math.log(self.codebook_size) + torch.special.xlogy(usage, usage).sum()
 
     @torch.no_grad()

@@ -156,7 +156,7 @@ def _in_parallel(tasks: list[Task], headers_only: bool, num_workers: int) -> Ite
         return
     waiting = iter(tasks)
     running: dict[Future[list[Measurement]], Task] = {}
-    pool = ProcessPoolExecutor(num_workers, initializer=follow_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(num_workers, initializer=follow_parent)
     try:
         while True:
             for task in waiting:

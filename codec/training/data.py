@@ -5,7 +5,6 @@ have seen, there is no sampler state to save, and every process of a distributed
 """
 
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def _build_cache(source: Path, cache_folder: Path, sample_rate: int) -> None:
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
-        with ProcessPoolExecutor(initializer=follow_parent, initargs=(os.getpid(),)) as pool:  # one per core
+        with ProcessPoolExecutor(initializer=follow_parent) as pool:  # one per core
             for start in range(0, len(sounds), FILES_IN_FLIGHT):
                 some = sounds[start : start + FILES_IN_FLIGHT]
                 decoded = pool.map(_decode, [path for path, _, _ in some], [sample_rate] * len(some), chunksize=8)

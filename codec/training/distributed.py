@@ -70,11 +70,16 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    @torch.no_grad()
+    def average(self, value: Tensor) -> Tensor:
+        """Mean over processes, without gradient."""
+        return self.sum(value) / self.size
+
     def mean(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over processes of named scalars, in one message."""
         if self.size == 1:
             return scalars
-        values = self.sum(torch.stack([value.float() for value in scalars.values()])) / self.size
+        values = self.average(torch.stack([value.float() for value in scalars.values()]))
         return dict(zip(scalars, values.unbind(), strict=True))
 
     def any(self, flag: bool, device: torch.device) -> bool:

@@ -33,7 +33,7 @@ class TrainingConfig:
 
     steps: int = 200_000
     learning_rate: float = 5e-4
-    quantizer_rate: float = 1.0  # the quantizer's learning rate, as a factor on that of the rest
+    quantizer_rate: float = 40.0  # its learning rate / that of the rest; its few weights must follow all latents
     betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
     weight_decay: float = 0.01
     warmup_steps: int = 100  # also when a portable state without optimizers is gone on with
@@ -47,11 +47,11 @@ class TrainingConfig:
     adversarial_seconds: float = 1.0  # of each window that the discriminators see
 
     mel_weight: float = 15.0
-    loudness_weight: float = 0.0  # of the difference in loudness
+    loudness_weight: float = 30.0  # of the difference in loudness
     convergence_weight: float = 7.5  # of the spectral convergence
-    commitment_weight: float = 10.0
-    usage_weight: float = 0.0  # of the loss that draws latents and codes towards an even use of all codes
-    pitch_weight: float = 60.0  # of the pitch that the stream family's decoder states
+    commitment_weight: float = 20.0
+    usage_weight: float = 4.0  # of the loss that draws latents and codes towards an even use of all codes
+    pitch_weight: float = 120.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 2.0
 

@@ -187,7 +187,8 @@ class Trainer:
             self.codec.quantizer.match(self.ranks.gather(latent.detach()))
         codes, quantized, loss = self.codec.quantizer(latent)
         self.usage.add(codes)
-        return quantized, loss, self.codec.quantizer.usage_loss(latent) if self.settings.usage_weight else None
+        has_usage_loss = self.settings.usage_weight > 0
+        return quantized, loss, self.codec.quantizer.usage_loss(latent, self.ranks.average) if has_usage_loss else None
 
     def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
         """Waveform, and the pitch where the decoder states one."""
