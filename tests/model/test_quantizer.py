@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,6 +134,28 @@ def test_gradient_step_is_the_papers_update_rule():
     expected = (torch.eye(D) - eta * gram) @ w + eta * c.T @ one_hot.T @ z / len(z)
     torch.optim.SGD(quantizer.parameters(), lr=eta * D / 2).step()
     torch.testing.assert_close(quantizer.projection.weight.detach().T, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trailing", [(), (7,), (4, 5)], ids=["vectors", "speech", "images"])
+def test_every_step_is_the_papers_update_rule_in_float64(bias: bool, trailing: tuple[int, ...]):
+    """The rule of the paper in numpy, step by step, from the codes that brute force finds; with a bias, of z - b."""
+    torch.manual_seed(0)
+    quantizer, eta = SimVQ(K, D, bias=bias, beta=0.5, codebook_weight=2.0), 0.2
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=eta * D / (2 * quantizer.codebook_weight))
+    c = quantizer.codebook.double().numpy()
+    for _ in range(4):
+        latent = torch.randn(9, D, *trailing)
+        w = quantizer.projection.weight.detach().double().numpy().T
+        b = quantizer.projection.bias.detach().double().numpy() if bias else np.zeros(D)
+        z = latent.movedim(1, -1).reshape(-1, D).double().numpy()
+        d = np.eye(K)[np.square(z[:, None] - (c @ w + b)).sum(-1).argmin(1)]  # (N, K)
+        expected = (np.eye(D) - eta * c.T @ d.T @ d @ c / len(z)) @ w + eta * c.T @ d.T @ (z - b) / len(z)
+        optimizer.zero_grad()
+        quantizer(latent).loss.backward()
+        optimizer.step()
+        found = quantizer.projection.weight.detach().double().numpy().T
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # float32 against float64
 
 
 def test_gradient_of_the_projection_equals_the_papers_update():
