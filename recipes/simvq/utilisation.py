@@ -66,11 +66,14 @@ def draw(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
     figure, grid = new_figure(1, 4)
     for axes, column in zip(grid[0], ("utilisation %", "perplexity", "latent error", "frame error"), strict=True):
         for name, label in LABELS.items():
-            mine = [(int(row["codes"]), float(row[column])) for row in rows if row["quantizer"] == label]
-            sizes = sorted({size for size, _ in mine})
-            means = [sum(v for s, v in mine if s == size) / sum(s == size for s, _ in mine) for size in sizes]
-            axes.plot(sizes, means, "-", color=COLOURS[name], label=label)
-            axes.plot(*zip(*mine, strict=True), "o", color=COLOURS[name], markersize=4) if mine else None
+            values: dict[int, list[float]] = {}
+            for row in rows:
+                if row["quantizer"] == label:
+                    values.setdefault(int(row["codes"]), []).append(float(row[column]))
+            sizes = sorted(values)
+            axes.plot(sizes, [sum(values[k]) / len(values[k]) for k in sizes], color=COLOURS[name], label=label)
+            for size in sizes:
+                axes.plot([size] * len(values[size]), values[size], "o", color=COLOURS[name], markersize=4)
         axes.set_xscale("log", base=2)
         style(axes, "codes", column)
     grid[0, 1].set_yscale("log")
