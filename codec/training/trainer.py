@@ -281,8 +281,8 @@ class Trainer:
             result = validate(self.averaged_codec(), self.held_out, self.spectral_loss, self.settings.validation_clips)
             monitor.log_validation(self.step, result)
             if result.score > self.best_score:
-                self.best_score = result.score
                 self.save_model("best")
+                self.best_score = result.score
 
     def _should_stop(self, stop: StopRequest) -> bool:
         """All processes must stop at the same step; asking them takes a message, so it is done every few steps."""

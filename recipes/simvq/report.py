@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 LABELS = {
     "simvq": "SimVQ",
     "vq": "vanilla VQ",
+    "vq-vqgan": "vanilla VQ, VQGAN's start",
     "ema": "EMA VQ",
     "fc": "VQGAN-FC",
     "lc": "VQGAN-LC",

@@ -17,6 +17,7 @@ from report import COLOURS, LABELS, arguments, machine, new_figure, prepare, rea
 from speech import SpeechLatents, add_data_options, load_frames, make_latents
 
 from codec.model.codec import QUANTIZERS
+from codec.model.quantizer import Quantizer
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
 def run(name: str, size: int, seed: int, speech: SpeechLatents, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(seed)
-    quantizer = QUANTIZERS[name][1](size, options.dim)
+    quantizer = create(name, size, options.dim)
     started = perf_counter()
     learn(quantizer, speech, options.steps)
     row = {"quantizer": LABELS[name], "codes": size, "seed": seed, "learned s": perf_counter() - started}
@@ -59,6 +60,14 @@ def run(name: str, size: int, seed: int, speech: SpeechLatents, options: argpars
     row |= measure(quantizer, speech, min(most, FRAMES_PER_CODE * size))
     print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
     return row
+
+
+def create(name: str, size: int, dim: int) -> Quantizer:
+    """A quantizer as it starts. The codes of VQGAN's (and VQ-VAE's common) vanilla VQ are drawn from +-1 / K."""
+    quantizer: Quantizer = QUANTIZERS[name.removesuffix("-vqgan")][1](size, dim)
+    if name.endswith("-vqgan"):
+        torch.nn.init.uniform_(quantizer.codebook, -1 / size, 1 / size)
+    return quantizer
 
 
 def draw(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
