@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
-from codec.model.search import CODE_TILE, half_squared_norms, linear, nearest_code
+from codec.model.search import (
+    CODE_TILE,
+    half_squared_norms,
+    half_squared_norms_of_products,
+    linear,
+    nearest_code,
+)
 from codec.model.timeconv import DerivedWeight
 
 if TYPE_CHECKING:
@@ -224,9 +230,12 @@ class Quantizer(nn.Module):
         return codebook
 
     def _half_norms(self) -> Tensor:
-        """||c||^2 / 2 of every code c: (K,)."""
+        """||c||^2 / 2 of every code c as the search needs it: (K,), without gradient; kept until a code changes."""
         with torch.no_grad():
-            return self._kept_half_norms.get(self._sources(), lambda: half_squared_norms(self.effective_codebook()))
+            return self._kept_half_norms.get(self._sources(), self._make_half_norms)
+
+    def _make_half_norms(self) -> Tensor:
+        return half_squared_norms(self.effective_codebook())
 
     def _sources(self) -> tuple[Tensor, ...]:
         return (*self.parameters(), *self.buffers())
@@ -293,12 +302,16 @@ class VQ(Quantizer):
         return nearest_code(vectors, self.effective_codebook(), half_norms=self._half_norms())
 
     def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        codes = nearest_code(vectors, self.codebook, self._project)
+        codes = self._nearest(vectors)
         # Gradients flow through the selected rows only: gathering before projecting keeps memory at
         # O(N D + D^2) instead of O(K D).
         selected = self._project(F.embedding(codes, self.codebook).float())
         pass_gradient = rotate if self.rotation_trick else straight_through
         return codes, pass_gradient(vectors, selected), self._loss(vectors, selected)
+
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        """`_search` in training, where the codes change with every step."""
+        return nearest_code(vectors, self.codebook, self._project)
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         commitment = F.mse_loss(vectors, quantized.detach())
@@ -345,8 +358,8 @@ class SimVQ(VQ):
     Every effective code is a function of the same W: each update moves all of them, also those that were not selected,
     and none can die. In a `VQ`, by contrast, c_k <- c_k - eta E[d^T (d C - z)]_k is zero for every code not selected.
     Here L is a mean over the N vectors and their D elements, so dL/dW = (2 codebook_weight / D) E[C^T d^T (d C W - z)];
-    `projection.weight` holds W transposed. In training the effective codebook is computed once per step, tile by tile
-    for the search, and without gradient; gradients flow through the selected rows only.
+    `projection.weight` holds W transposed. The search never makes the effective codebook: it compares rows of C with
+    (z - b) W^T, and needs of C W the norms only. Gradients flow through the selected rows only.
 
     Args:
         codebook_size: K, the number of codes.
@@ -395,6 +408,21 @@ class SimVQ(VQ):
         for tile, place in zip(rows.split(16 * CODE_TILE), codes.split(16 * CODE_TILE), strict=True):
             place.copy_(self._project(tile))
         return codes
+
+    def _search(self, vectors: Tensor) -> Tensor:
+        # ||z - c W - b||^2 / 2 and ||c W||^2 / 2 - ((z - b) W^T).c have the same minimum over c: instead of all codes,
+        # the vectors are taken through W, and there are fewer of them.
+        return nearest_code(vectors, self.codebook, half_norms=self._half_norms(), enter=self._enter)
+
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        return self._search(vectors)
+
+    def _enter(self, vectors: Tensor) -> Tensor:
+        bias, weight = self.projection.bias, self.projection.weight.detach().float()
+        return linear(vectors if bias is None else vectors - bias.detach().float(), weight.T.contiguous())
+
+    def _make_half_norms(self) -> Tensor:
+        return half_squared_norms_of_products(self.codebook.detach().float(), self.projection.weight.detach().float())
 
     def _project(self, rows: Tensor) -> Tensor:
         bias = self.projection.bias

@@ -24,6 +24,7 @@ def nearest_code(
     codebook: Tensor,
     project: Callable[[Tensor], Tensor] | None = None,
     half_norms: Tensor | None = None,
+    enter: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Index of the row of `codebook` nearest to each of `vectors`, the lowest of equals.
 
@@ -36,13 +37,17 @@ def nearest_code(
         codebook: (K, D).
         project: makes the codes of some rows, (k, D) -> (k, D); by default they are the rows.
         half_norms: (K,), what `half_squared_norms` gives for the codes, where it is already known.
+        enter: takes vectors to where x.c has to be measured, (n, D) -> (n, D); by default they are there. With it
+            `codebook` need not hold the codes themselves, and `half_norms` must be given.
 
     Returns:
         (N,) int64.
     """
     on_cpu = vectors.device.type == "cpu"
     # Matrix products of a few rows take other paths, which round differently: no tile has fewer than 8.
-    negated = -F.pad(vectors.float(), (0, 0, 0, max(8 - len(vectors), 0)))
+    padded = F.pad(vectors.float(), (0, 0, 0, max(8 - len(vectors), 0)))
+    with _full_float32(vectors.device):
+        negated = -(padded if enter is None else enter(padded))
     best = negated.new_full((len(negated),), math.inf)
     codes = torch.zeros(len(negated), dtype=torch.int64, device=vectors.device)
     scale = 1 if on_cpu else 16  # a GPU needs larger tiles to be busy
@@ -64,6 +69,21 @@ def nearest_code(
 def half_squared_norms(rows: Tensor) -> Tensor:
     """||c||^2 / 2 of every row c: (n, D) -> (n,)."""
     return rows.square().sum(1) / 2
+
+
+def half_squared_norms_of_products(rows: Tensor, weight: Tensor) -> Tensor:
+    """||weight r||^2 / 2 of every row r, (n, D) and (D, D) -> (n,), at little more than half the price of the products.
+
+    With weight = Q R, R upper triangular, it is ||R r||^2 / 2, and half of R is zero.
+    """
+    triangle = torch.linalg.qr(weight, mode="r").R
+    norms = rows.new_zeros(len(rows))
+    step = max(rows.shape[1] // 8, 16)
+    for tile, place in zip(rows.split(16 * CODE_TILE), norms.split(16 * CODE_TILE), strict=True):
+        for first in range(0, rows.shape[1], step):
+            products = linear(tile[:, first:].contiguous(), triangle[first : first + step, first:].contiguous())
+            place += half_squared_norms(products)
+    return norms
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import codec
 from codec import errors
 from codec.model.quantizer import VQ, SimVQ, VQConfig, rotate
-from codec.model.search import half_squared_norms, nearest_code
+from codec.model.search import half_squared_norms_of_products, nearest_code
 
 K, D = 64, 6
 
@@ -58,13 +58,29 @@ def test_of_equal_codes_the_lowest_is_taken():
     assert torch.equal(nearest_code(codebook[:5] + 1e-3, codebook), torch.arange(5))
 
 
-def test_projecting_tile_by_tile_equals_projecting_the_table():
+@pytest.mark.parametrize("bias", [0.0, 100.0], ids=["centred", "far from the origin"])
+@pytest.mark.parametrize("dim", [D, 200], ids=["one block", "several blocks"])
+def test_searching_in_the_space_of_c_finds_the_nearest_effective_code(dim: int, bias: float):
+    """In float64 among the effective codes. W is singular, as it may become, and takes long rows to short ones."""
     torch.manual_seed(0)
-    quantizer = SimVQ(2500, D)
-    vectors, effective = latents(300, D), quantizer.effective_codebook().detach()
-    expected = nearest_code(vectors, effective, half_norms=half_squared_norms(effective))
-    assert torch.equal(nearest_code(vectors, quantizer.codebook, quantizer._project), expected)
-    assert torch.equal(quantizer.eval()(vectors).codes, expected)
+    quantizer = SimVQ(2500, dim)
+    with torch.no_grad():
+        quantizer.projection.weight.copy_(torch.randn(dim, dim) * torch.logspace(0, -4, dim))
+        quantizer.projection.weight[:, -1] = 0
+        quantizer.projection.bias += bias
+        effective = quantizer.effective_codebook().double()
+        vectors = (effective[torch.randperm(2500)[:300]] + 0.3 * torch.randn(300, dim).double()).float()
+    codes = quantizer(vectors).codes
+    assert torch.equal(quantizer.eval()(vectors).codes, codes)
+    distance = torch.cdist(vectors.double(), effective, compute_mode="donot_use_mm_for_euclid_dist")
+    found = distance.gather(1, codes[:, None]).squeeze(1)
+    assert (found / distance.amin(1) - 1).max() < 1e-5  # float32, after products over the whole width
+
+
+def test_norms_of_products_equal_the_products_norms():
+    rows, weight = latents(40, 200), torch.randn(200, 200, generator=torch.Generator().manual_seed(2))
+    expected = (rows.double() @ weight.double().T).square().sum(1) / 2
+    torch.testing.assert_close(half_squared_norms_of_products(rows, weight).double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
