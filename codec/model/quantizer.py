@@ -230,8 +230,10 @@ class Quantizer(nn.Module):
         return codebook
 
     def _half_norms(self) -> Tensor:
-        """||c||^2 / 2 of every code c as the search needs it: (K,), without gradient; kept until a code changes."""
+        """||c||^2 / 2 of every code c as the search needs it: (K,), without gradient; in eval mode computed once."""
         with torch.no_grad():
+            if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
+                return self._make_half_norms()
             return self._kept_half_norms.get(self._sources(), self._make_half_norms)
 
     def _make_half_norms(self) -> Tensor:

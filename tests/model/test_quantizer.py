@@ -77,6 +77,16 @@ def test_searching_in_the_space_of_c_finds_the_nearest_effective_code(dim: int, 
     assert (found / distance.amin(1) - 1).max() < 1e-5  # float32, after products over the whole width
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_search_in_training_sees_what_an_optimizer_has_changed(quantizer: SimVQ, fused: bool):
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=0.5, fused=fused)
+    vectors = latents(200, D)
+    quantizer(vectors).loss.backward()
+    optimizer.step()
+    distance = torch.cdist(vectors.double(), quantizer.effective_codebook().detach().double())
+    assert torch.equal(quantizer(vectors).codes, distance.argmin(dim=1))
+
+
 def test_norms_of_products_equal_the_products_norms():
     rows, weight = latents(40, 200), torch.randn(200, 200, generator=torch.Generator().manual_seed(2))
     expected = (rows.double() @ weight.double().T).square().sum(1) / 2
