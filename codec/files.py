@@ -416,9 +416,12 @@ def _made_by(header: Header, force: bool, source: str) -> str:
             return name
     if force:
         return header.model if header.model in boxed else DEFAULT_MODEL
+    made = f"{source}: made by model {header.model!r} ({header.fingerprint}), which"
+    if version := catalogue.RETIRED.get(header.fingerprint):
+        raise ModelError(f"{made} was in the box up to version {version}: decode with that, or encode the sound again")
     raise ModelError(
-        f"{source}: made by model {header.model!r} ({header.fingerprint}), which is not in the box "
-        f"({', '.join(boxed) or 'empty'}); name its directory with --model, or decode all the same with --force"
+        f"{made} is not in the box ({', '.join(boxed) or 'empty'}); name its directory with --model, or decode all the "
+        "same with --force"
     )
 
 

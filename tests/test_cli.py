@@ -19,8 +19,9 @@ import soundfile
 
 import codec
 from codec import cli
-from codec.bitstream import read_codes
+from codec.bitstream import Header, read_codes, write_codes
 from codec.errors import ModelError
+from codec.model.catalogue import RETIRED
 
 
 class Command:
@@ -440,6 +441,13 @@ def test_codes_of_another_model_are_refused_unless_forced(run, talk, other_model
 
 def test_codes_of_a_model_that_is_not_in_the_box_are_refused(run, talk):
     assert "made by model 'tiny'" in run.refuses("decode", talk, "out.wav", left={"talk.codes"})
+
+
+@pytest.mark.parametrize(("fingerprint", "version"), RETIRED.items())
+def test_codes_of_a_model_that_has_left_the_box_name_the_version_that_had_it(run, fingerprint, version):
+    write_codes("old.codes", np.zeros(3, np.int64), header=Header(24000, 320, 4096, fingerprint, "stream"))
+    sentence = run.refuses("decode", "old.codes", "out.wav", left={"old.codes"})
+    assert f"up to version {version}:" in sentence
 
 
 def test_newer_version_is_refused(run, talk):

@@ -14,6 +14,9 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 
+RETIRED = {"b891c27d3c6c50f2": "0.1"}
+"""Fingerprint of each boxed model that a better one has replaced -> the last version of this package that had it."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -125,4 +128,5 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
     except Exception as error:  # the Hub client raises a dozen unrelated types
-        raise ModelError(f"{hub_id}: no such directory, and it cannot be had from the Hub ({error})") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{hub_id}: no such directory, and it cannot be had from the Hub ({reason})") from error

@@ -51,7 +51,7 @@ class TrainingConfig:
     convergence_weight: float = 7.5  # of the spectral convergence
     commitment_weight: float = 20.0
     usage_weight: float = 4.0  # of the loss that draws latents and codes towards an even use of all codes
-    pitch_weight: float = 120.0  # of the pitch that the stream family's decoder states
+    pitch_weight: float = 600.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 2.0
 

@@ -51,9 +51,11 @@ def main() -> None:
     config = json.loads((arguments.run / "config.json").read_text())
     save_settings(config, HERE / "run.json")
     draw_curves(records, HERE / "curves.png")
+    shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
     summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation").summary
     shutil.rmtree(HERE / "evaluation" / "estimates")
     shutil.rmtree(HERE / "evaluation" / "codes")
+    (HERE / "evaluation" / "journal.jsonl").unlink()
     utilisation = use_of_codes(Path(config["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
     (BOX / catalogue.CARD_NAME).write_text(card(config, records, summary, utilisation, arguments))
