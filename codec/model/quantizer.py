@@ -31,6 +31,9 @@ LARGEST_VALUE = 1e18
 SHORTEST = 1e-6
 """Vectors shorter than this have no direction that the rotation trick could turn."""
 
+SMALLEST_SHARE = 1e-20
+"""Of the use of a code, for its logarithm."""
+
 USAGE_TILE = 1 << 23
 """Probabilities held at once by the usage loss; the vectors it is computed from are as many as that allows."""
 
@@ -190,7 +193,8 @@ class Quantizer(nn.Module):
                 temperature = average((distances.amin(1) + vectors.square().sum(1)).mean()).clamp(min=1e-8)
             usage = torch.softmax(-distances / temperature, dim=1).mean(0)  # (K,)
             usage = usage + (average(usage.detach()) - usage.detach())
-            return math.log(self.codebook_size) + torch.special.xlogy(usage, usage).sum()
+            # Of codes so far away that their probability is 0 in float32 the logarithm would have no gradient.
+            return math.log(self.codebook_size) + (usage * usage.clamp(min=SMALLEST_SHARE).log()).sum()
 
     @torch.no_grad()
     def match(self, latent: Tensor) -> None:

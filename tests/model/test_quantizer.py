@@ -431,6 +431,15 @@ def test_usage_loss_brings_collapsed_latents_back_to_many_codes():
     assert len(quantizer(vectors).codes.unique()) > K * 3 / 4
 
 
+def test_usage_loss_has_a_gradient_where_codes_are_out_of_reach(quantizer: SimVQ):
+    vectors = (1e-3 * latents(50, D) + quantizer.effective_codebook()[0].detach()).requires_grad_()
+    loss = quantizer.usage_loss(vectors)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(K), abs=1e-3)  # a single code
+    assert vectors.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in quantizer.parameters())
+
+
 def test_usage_loss_of_a_large_codebook_reads_as_many_vectors_as_its_memory_allows(monkeypatch):
     monkeypatch.setattr("codec.model.quantizer.USAGE_TILE", 4 * K)
     torch.manual_seed(0)
