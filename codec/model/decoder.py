@@ -105,9 +105,9 @@ class SpectralDecoder(nn.Module):
         x = self.input_norm(self.input(latent.transpose(1, 2), state))  # (B, N, H)
         for layer in self.layers:
             x = layer(x, state)
-        filters = self.filters(self.output_norm(x))
+        filters = self._filter_values(self.output_norm(x))
         with torch.autocast(x.device.type, enabled=False):
-            pulse_gain, pulse_phase, noise_gain = filters.float().chunk(3, dim=-1)  # (B, N, n_fft // 2 + 1) each
+            pulse_gain, pulse_phase, noise_gain = filters.chunk(3, dim=-1)  # (B, N, n_fft // 2 + 1) each
             log_pitch = self.pitch(latent, state)  # (B, N)
             # Spectral losses say little about the pitch: a harmonic is drawn to the nearest one, right or wrong.
             pulses, noise = self.source(log_pitch.detach().exp(), state)
@@ -116,3 +116,11 @@ class SpectralDecoder(nn.Module):
             noise_filter = torch.exp(noise_gain.clamp(max=MAX_LOG_GAIN))
             wav = self.inverse_stft(pulses * pulse_filter + noise * noise_filter, state)
             return Synthesis(wav.unsqueeze(1), log_pitch)
+
+    def _filter_values(self, x: Tensor) -> Tensor:
+        """(B, N, H) -> (B, N, 3 * (n_fft // 2 + 1)) float32."""
+        if self.training:  # as autocast has it: the product is a tenth of a step, and its rounding is small noise there
+            return self.filters(x).float()
+        # Phases that are heard need more than the 8 bits of bfloat16.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.filters(x.float())
