@@ -87,7 +87,7 @@ class StreamEncoder:
         """(1, D, n) -> (n,)."""
         if not latent.shape[-1]:
             return torch.zeros(0, dtype=torch.int64)
-        return self.codec.quantizer(latent).codes[0].cpu()
+        return self.codec.quantizer(latent, self._state).codes[0].cpu()
 
 
 class StreamDecoder:
@@ -118,7 +118,7 @@ class StreamDecoder:
         wav = [torch.zeros(0)]
         for some in codes.split(MAX_FRAMES):
             if len(some):
-                latent = self.codec.quantizer.lookup(some.to(self._device)[None])
+                latent = self.codec.quantizer.lookup(some.to(self._device)[None], self._state)
                 wav.append(self.codec.decoder(latent, self._state)[0, 0].cpu())
         return torch.cat(wav)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codec.errors import AudioError, ConfigError, ModelError
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
+from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
 from codec.model.quantizer import VQ, SimVQ, SimVQConfig, VQConfig
 from codec.model.rivals import (
     EMAVQ,
@@ -32,6 +33,7 @@ ENCODERS: dict[str, tuple[type, type]] = {
 }
 QUANTIZERS: dict[str, tuple[type, type]] = {
     "simvq": (SimVQConfig, SimVQ),
+    "predictive": (PredictiveSimVQConfig, PredictiveSimVQ),
     "vq": (VQConfig, VQ),
     "ema": (EMAVQConfig, EMAVQ),
     "fc": (FactorisedVQConfig, FactorisedVQ),
@@ -51,7 +53,7 @@ class CodecConfig:
 
     sample_rate: int = 24000  # Hz
     encoder: Any = field(default_factory=SpectralEncoderConfig)
-    quantizer: Any = field(default_factory=SimVQConfig)
+    quantizer: Any = field(default_factory=PredictiveSimVQConfig)
     decoder: Any = field(default_factory=SpectralDecoderConfig)
 
     def __post_init__(self) -> None:

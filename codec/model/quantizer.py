@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
+from codec.model.layers import State
 from codec.model.search import (
     CODE_TILE,
     half_squared_norms,
@@ -125,11 +126,12 @@ class Quantizer(nn.Module):
         with torch.no_grad():
             return self._kept_codebook.get(self._sources(), self._make_checked_codebook)
 
-    def forward(self, latent: Tensor) -> QuantizerOutput:
+    def forward(self, latent: Tensor, state: State | None = None) -> QuantizerOutput:
         """Quantize a latent.
 
         Args:
             latent: (B, D, *) floating point, any number of trailing dimensions, at least one vector.
+            state: for a quantizer that looks back: what it remembers between pieces of a signal. Others leave it alone.
 
         Returns:
             codes (B, *) int64, quantized (B, D, *) float32, loss. Outside training `quantized` is the code vector
@@ -140,6 +142,37 @@ class Quantizer(nn.Module):
                 large to be squared. In training those make the loss NaN or infinite, so that the step can be skipped
                 without waiting for the device.
         """
+        with torch.autocast(latent.device.type, enabled=False):
+            vectors = self._checked(latent)  # (B, *, D)
+            flat = vectors.reshape(-1, self.codebook_dim)  # (N, D)
+            if self.training:
+                codes, quantized, loss = self._train(flat)
+            else:
+                codes = self._search(flat)
+                quantized = F.embedding(codes, self.effective_codebook())
+                loss = self._loss(flat, quantized)
+        quantized = quantized.view(vectors.shape).movedim(-1, 1)  # (N, D) -> (B, D, *)
+        return QuantizerOutput(codes.view(vectors.shape[:-1]), quantized, loss)
+
+    def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
+        """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32; `state` is as for `forward`.
+
+        Raises:
+            ModelError: codes that are no integers, or a code outside [0, K).
+        """
+        self._check_codes(codes)
+        return F.embedding(codes.long(), self.effective_codebook()).movedim(-1, 1)
+
+    def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:
+        """What of a latent (B, D, *) its codes (B, *) stand for: all of it, unless the quantizer looks back."""
+        return latent
+
+    def code_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the codes are made of, and that must follow the latents."""
+        return list(self.parameters())
+
+    def _checked(self, latent: Tensor) -> Tensor:
+        """(B, D, *) -> vectors (B, *, D) float32."""
         if latent.ndim < 2 or latent.shape[1] != self.codebook_dim or latent.numel() == 0:
             raise ModelError(
                 f"the quantizer takes latents of shape (B, {self.codebook_dim}, ...) with at least one vector, "
@@ -147,31 +180,17 @@ class Quantizer(nn.Module):
             )
         if not latent.is_floating_point():
             raise ModelError(f"the quantizer takes floating point latents, got {latent.dtype}")
-        with torch.autocast(latent.device.type, enabled=False):
-            vectors = latent.float().movedim(1, -1)  # (B, *, D)
-            flat = vectors.reshape(-1, self.codebook_dim)  # (N, D)
-            if self.training:
-                codes, quantized, loss = self._train(flat)
-            else:
-                _check_values(flat)
-                codes = self._search(flat)
-                quantized = F.embedding(codes, self.effective_codebook())
-                loss = self._loss(flat, quantized)
-        quantized = quantized.view(vectors.shape).movedim(-1, 1)  # (N, D) -> (B, D, *)
-        return QuantizerOutput(codes.view(vectors.shape[:-1]), quantized, loss)
+        vectors = latent.float().movedim(1, -1)
+        if not self.training:
+            _check_values(vectors)
+        return vectors
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32.
-
-        Raises:
-            ModelError: codes that are no integers, or a code outside [0, K).
-        """
+    def _check_codes(self, codes: Tensor) -> None:
         if codes.is_floating_point() or codes.dtype == torch.bool:
             raise ModelError(f"codes must be integers, got {codes.dtype}")
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             worst = codes.min() if codes.min() < 0 else codes.max()
             raise ModelError(f"codes must lie in 0..{self.codebook_size - 1}, got {int(worst)}")
-        return F.embedding(codes.long(), self.effective_codebook()).movedim(-1, 1)
 
     def usage_loss(self, latent: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
         """How unevenly a latent (B, D, *) uses the codes: log K - H(p) >= 0, a scalar, with gradient to both.
@@ -473,6 +492,7 @@ def rotate(vectors: Tensor, selected: Tensor) -> Tensor:
 
 
 def _check_values(vectors: Tensor) -> None:
+    vectors = vectors.reshape(-1, vectors.shape[-1])
     is_good = vectors.abs() <= LARGEST_VALUE  # false for NaN
     if not is_good.all():
         vector, dimension = (~is_good).nonzero()[0].tolist()

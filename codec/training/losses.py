@@ -136,12 +136,18 @@ class MelSpectrum(nn.Module):
             wav = _wide(wav).reshape(len(wav), 1, -1)
             wav = F.pad(wav, (self.n_fft // 2, self.n_fft // 2), mode="reflect").squeeze(1)
             frames = wav.unfold(-1, self.n_fft, self.hop_length) * self.window  # (B, N, n_fft)
-            magnitudes: Tensor = _Magnitudes.apply(frames)  # (B, N, F)
-            return magnitudes, magnitudes @ self.filters
+            values = magnitudes(frames)  # (B, N, F)
+            return values, values @ self.filters
+
+
+def magnitudes(frames: Tensor) -> Tensor:
+    """|rfft(frames)| over the last dimension, an even number of samples; the gradient of a zero bin is zero."""
+    result: Tensor = _Magnitudes.apply(frames)
+    return result
 
 
 class _Magnitudes(torch.autograd.Function):
-    """|rfft(frames)| over the last dimension, an even number of samples.
+    """`magnitudes`.
 
     The backward pass is one inverse real transform. Differentiated by torch, the half spectrum would be filled up to a
     complex one of full length, at three times the time and memory.

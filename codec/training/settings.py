@@ -13,6 +13,7 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
+from codec.training.perception import FRAME_SECONDS
 
 DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
 """Beside the discriminators' weights in a model directory, so that others can go on with them."""
@@ -49,6 +50,7 @@ class TrainingConfig:
     mel_weight: float = 15.0
     loudness_weight: float = 30.0  # of the difference in loudness
     convergence_weight: float = 7.5  # of the spectral convergence
+    disturbance_weight: float = 3.0  # of what a model of the ear hears of the difference
     commitment_weight: float = 20.0
     usage_weight: float = 4.0  # of the loss that draws latents and codes towards an even use of all codes
     pitch_weight: float = 600.0  # of the pitch that the stream family's decoder states
@@ -94,7 +96,7 @@ _LEAST = {
     -1: ("quantizer_start",),
     0: (
         *("warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
-        *("mel_weight", "loudness_weight", "convergence_weight"),
+        *("mel_weight", "loudness_weight", "convergence_weight", "disturbance_weight"),
         *("commitment_weight", "usage_weight", "pitch_weight"),
         *("adversarial_weight", "feature_matching_weight"),
     ),
@@ -120,7 +122,7 @@ def check(config: Config, num_processes: int = 1) -> None:
     Raises:
         ConfigError: names all mistakes at once.
     """
-    mistakes = [*_of_data(config, num_processes), *_of_model(config), *_of_spectra(config)]
+    mistakes = [*_of_data(config, num_processes), *_of_model(config), *_of_spectra(config), *_of_disturbance(config)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
 
@@ -174,6 +176,14 @@ def _of_spectra(config: Config) -> Iterator[str]:
                 f"adversary.discriminators.{name} needs more than {shortest} samples, the shorter of "
                 f"data.window_seconds and training.adversarial_seconds gives {crop}"
             )
+
+
+def _of_disturbance(config: Config) -> Iterator[str]:
+    if config.training.disturbance_weight and config.data.window_seconds < FRAME_SECONDS:
+        yield (
+            f"training.disturbance_weight needs windows of at least {FRAME_SECONDS:g} s, data.window_seconds gives "
+            f"{config.data.window_seconds:g}"
+        )
 
 
 def _samples(config: Config, seconds: float) -> int:

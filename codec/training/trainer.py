@@ -31,6 +31,7 @@ from codec.training.loader import Loader
 from codec.training.losses import SpectralLoss
 from codec.training.memory import keep_freed_memory
 from codec.training.monitor import Monitor, read_json, undecided_loss
+from codec.training.perception import Disturbance
 from codec.training.pitch import pitch_loss
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
 from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec
@@ -73,12 +74,13 @@ class Trainer:
         self.sampler = WindowSampler(self._open_cache("train"), config.data, settings.seed)
         self.held_out = self._open_cache("validation") if config.data.validation else None
         self.spectral_loss = SpectralLoss(config.mel, self.codec.sample_rate).to(self.device)
+        self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
         self.adversary, self.adversarial_start = initial_adversary(config, self.device)
-        of_quantizer = set(self.codec.quantizer.parameters())
+        of_codes = set(self.codec.quantizer.code_parameters())
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in self.trained if p not in of_quantizer], "factor": 1.0},
-                {"params": [p for p in self.trained if p in of_quantizer], "factor": settings.quantizer_rate},
+                {"params": [p for p in self.trained if p not in of_codes], "factor": 1.0},
+                {"params": [p for p in self.trained if p in of_codes], "factor": settings.quantizer_rate},
             ],
             lr=settings.learning_rate,
             betas=(settings.betas[0], settings.betas[1]),
@@ -159,6 +161,10 @@ class Trainer:
         if settings.convergence_weight:
             loss = loss + settings.convergence_weight * spectral.convergence
             scalars["loss/spectral_convergence"] = spectral.convergence
+        if settings.disturbance_weight:
+            disturbance = self.disturbance(wav, fake)
+            loss = loss + settings.disturbance_weight * disturbance
+            scalars["loss/disturbance"] = disturbance
         if self.step >= self.adversarial_start:
             with self._autocast():
                 joint = self.adversary.joint_losses(
@@ -187,8 +193,10 @@ class Trainer:
             self.codec.quantizer.match(self.ranks.gather(latent.detach()))
         codes, quantized, loss = self.codec.quantizer(latent)
         self.usage.add(codes)
-        has_usage_loss = self.settings.usage_weight > 0
-        return quantized, loss, self.codec.quantizer.usage_loss(latent, self.ranks.average) if has_usage_loss else None
+        if not self.settings.usage_weight:
+            return quantized, loss, None
+        coded = self.codec.quantizer.remainder(latent, codes)
+        return quantized, loss, self.codec.quantizer.usage_loss(coded, self.ranks.average)
 
     def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
         """Waveform, and the pitch where the decoder states one."""

@@ -106,6 +106,7 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         "mel.resolutions [64, 128, 40]: an STFT of 64 has only 33 bins for 40 mel bands",
         "adversary.discriminators.spectrum needs more than 256 samples, the shorter of data.window_seconds and "
         "training.adversarial_seconds gives 240",
+        "training.disturbance_weight needs windows of at least 0.032 s, data.window_seconds gives 0.01",
     ]
 
 

@@ -101,6 +101,7 @@ def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
     assert moved["encoder.output.weight"] == pytest.approx(1e-3, rel=0.01)
     assert scalars["loss/usage"] > 0
     assert scalars["loss/loudness"] > 0
+    assert scalars["loss/disturbance"] > 0
 
 
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tiny_run: list[str], tmp_path: Path):

@@ -1,0 +1,111 @@
+"""The model of the ear on sounds whose loudness is known, and against PESQ itself."""
+
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from scipy.signal import resample_poly
+
+from codec.training import perception
+from codec.training.perception import Disturbance
+
+RATE = 24000
+
+
+@pytest.fixture(scope="module")
+def ear() -> Disturbance:
+    return Disturbance(RATE)
+
+
+@pytest.fixture(scope="module")
+def sentence(speech: Path) -> torch.Tensor:
+    """Four seconds of real speech, (1, T)."""
+    wav, sample_rate = soundfile.read(speech, dtype="float32")
+    assert sample_rate == RATE
+    return torch.from_numpy(wav)[None, : 4 * RATE]
+
+
+def noise(like: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)) * like.std()
+
+
+def test_scales_have_their_published_fixed_points():
+    hz = torch.tensor([100.0, 500.0, 1000.0, 4000.0], dtype=torch.float64)
+    # Zwicker's table of critical bands has 1, 5, 8.5 and 17.5 Bark there; Traunmüller's formula is within 0.3.
+    assert perception.bark(hz).tolist() == pytest.approx([1.0, 5.0, 8.5, 17.5], abs=0.3)
+    # Hearing is most sensitive between 3 and 4 kHz, where tones below 0 dB are heard.
+    threshold = perception.hearing_threshold(torch.arange(100.0, 8000.0, 10.0))
+    assert 3000 < 100 + 10 * int(threshold.argmin()) < 4000
+    assert float(threshold.min()) == pytest.approx(-5.0, abs=0.5)
+    assert float(perception.hearing_threshold(torch.tensor(1000.0))) == pytest.approx(3.4, abs=0.1)
+
+
+def test_loudness_doubles_every_ten_decibels(ear: Disturbance):
+    """The definition of the sone: 1 at 40 dB and, about, twice as much for every 10 dB more."""
+    band = int(ear.bands[round(1000 * ear.n_fft / RATE)].argmax())
+    power = torch.zeros(5, ear.bands.shape[1])
+    power[:, band] = perception.power_of(torch.tensor([40.0, 50.0, 60.0, 70.0, 80.0]))
+    sones = ear._sones(power)[:, band]
+    assert float(sones[0]) == pytest.approx(1.0, abs=0.05)
+    ratios = sones[1:] / sones[:-1]
+    assert ((ratios > 1.6) & (ratios < 2.1)).all()
+    assert (ear._sones(0.9 * ear.thresholds) == 0).all()
+
+
+def test_a_copy_is_not_disturbed_and_its_gradient_is_finite(ear: Disturbance, sentence: torch.Tensor):
+    estimate = sentence.clone().requires_grad_()
+    disturbance = ear(sentence, estimate)
+    assert float(disturbance.detach()) == 0
+    disturbance.backward()
+    assert torch.isfinite(estimate.grad).all()
+
+
+@pytest.mark.parametrize("silent", ["reference", "estimate", "both"])
+def test_silence_gives_finite_gradients(ear: Disturbance, sentence: torch.Tensor, silent: str):
+    zeros = torch.zeros_like(sentence)
+    reference = zeros if silent in ("reference", "both") else sentence
+    estimate = (zeros if silent in ("estimate", "both") else sentence).clone().requires_grad_()
+    disturbance = ear(reference, estimate)
+    disturbance.backward()
+    assert torch.isfinite(disturbance)
+    assert torch.isfinite(estimate.grad).all()
+
+
+def test_what_is_too_soft_to_be_heard_does_not_disturb(ear: Disturbance, sentence: torch.Tensor):
+    """Of white noise, each band of 31 Hz holds 26 dB less than the whole."""
+    level = -86 - 10  # dB below the speech's level of 86 dB SPL, so -10 dB SPL
+    assert float(ear(sentence, sentence + 10 ** (level / 20) * noise(sentence))) < 1e-3
+
+
+def test_what_is_added_disturbs_more_than_what_is_missing(ear: Disturbance, sentence: torch.Tensor):
+    time = torch.arange(sentence.shape[-1]) / RATE
+    tone = 0.003 * torch.sin(2 * math.pi * 3000 * time)[None]
+    assert ear(sentence, sentence + tone) > 1.3 * ear(sentence + tone, sentence)
+
+
+def test_only_the_reference_sets_the_level(ear: Disturbance, sentence: torch.Tensor):
+    estimate = sentence + 0.1 * noise(sentence)
+    expected = ear(sentence, estimate)
+    torch.testing.assert_close(ear(0.1 * sentence, 0.1 * estimate), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(ear(sentence[:, None], estimate[:, None]), expected)
+
+
+def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Tensor):
+    """Noise of seven levels and five kinds of blurred spectra: the order that the reference implementation gives."""
+    pesq = pytest.importorskip("pesq").pesq
+
+    def blurred(strength: float) -> torch.Tensor:
+        window = torch.hann_window(768)
+        spectrum = torch.stft(sentence, 768, 192, window=window, return_complex=True)
+        gains = torch.randn(spectrum.shape, generator=torch.Generator().manual_seed(1))
+        return torch.istft(spectrum * torch.exp(strength * gains), 768, 192, window=window, length=sentence.shape[-1])
+
+    estimates = [sentence + level * noise(sentence) for level in (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)]
+    estimates += [blurred(strength) for strength in (0.1, 0.3, 0.6, 1.0, 1.5)]
+    at_16k = [resample_poly(wav[0].numpy(), 2, 3) for wav in (sentence, *estimates)]
+    scores = torch.tensor([pesq(16000, at_16k[0], wav, "wb") for wav in at_16k[1:]])
+    disturbances = torch.stack([ear(sentence, estimate) for estimate in estimates])
+    ranks = torch.stack([values.argsort().argsort().float() for values in (scores, -disturbances)])
+    assert float(torch.corrcoef(ranks)[0, 1]) > 0.9
