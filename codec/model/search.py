@@ -74,12 +74,13 @@ def half_squared_norms(rows: Tensor) -> Tensor:
 def half_squared_norms_of_products(rows: Tensor, weight: Tensor) -> Tensor:
     """||weight r||^2 / 2 of every row r, (n, D) and (D, D) -> (n,), at little more than half the price of the products.
 
-    With weight = Q R, R upper triangular, it is ||R r||^2 / 2, and half of R is zero.
+    With weight = Q R, R upper triangular, it is ||R r||^2 / 2, and half of R is zero. Few and wide stripes of R, and tiles
+    that stay in a processor's cache: else copying them for the products costs as much as the products.
     """
     triangle = torch.linalg.qr(weight, mode="r").R
     norms = rows.new_zeros(len(rows))
-    step = max(rows.shape[1] // 8, 16)
-    for tile, place in zip(rows.split(16 * CODE_TILE), norms.split(16 * CODE_TILE), strict=True):
+    step = max(rows.shape[1] // 4, 16)
+    for tile, place in zip(rows.split(4 * CODE_TILE), norms.split(4 * CODE_TILE), strict=True):
         for first in range(0, rows.shape[1], step):
             products = linear(tile[:, first:].contiguous(), triangle[first : first + step, first:].contiguous())
             place += half_squared_norms(products)

@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=16)
     options = parser.parse_args()
     prepare(options)
-    frames = load_frames(options.data)
+    frames = load_frames(options.data, options.frame_rate)
     rows = []
     for seed in options.seeds:
-        speech = make_latents(frames, options.dim, seed, num_steps=options.latent_steps, has_prior=True)
+        settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
+        speech = make_latents(frames, options.dim, seed, has_prior=True, **settings)
         for size in options.sizes:
             for name, settings in CODEBOOKS.items():
                 torch.manual_seed(seed)

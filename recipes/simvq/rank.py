@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1 << 17, help="measured at most")
     options = parser.parse_args()
     prepare(options)
-    speech = make_latents(
-        load_frames(options.data), options.dim, options.seed, num_steps=options.latent_steps, has_prior=False
-    )
+    frames = load_frames(options.data, options.frame_rate)
+    settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
+    speech = make_latents(frames, options.dim, options.seed, has_prior=False, **settings)
     of_latents = effective_rank(torch.linalg.svdvals(speech.latents[:8192]))
     rows, curves = [], {}
     for size in options.sizes:

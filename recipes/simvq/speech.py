@@ -1,12 +1,14 @@
 """Latents of real speech to quantize: from a folder of sound files to (N, D), the same for all experiments.
 
-Frames are log-mel spectra, 75 a second. A small autoencoder, trained here for seconds, makes latents of them: three
-neighbouring frames -> D numbers -> the same frames. With a prior it is variational, and the latents spread over all of
-their dimensions like a Gaussian; without, they lie in a few directions of the space, as those of young codecs do.
+Frames are log-mel spectra, 75 a second, or a multiple of that where more are needed. A small autoencoder, trained here
+for seconds, makes latents of them: three frames a 75th of a second apart -> D numbers -> the same frames. With a prior
+it is variational, and the latents spread over all of their dimensions like a Gaussian; without, they lie in a few
+directions of the space, as those of young codecs do.
 """
 
 import argparse
 import hashlib
+import itertools
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from codec import audio
 from codec.training.losses import mel_filterbank
 
 SAMPLE_RATE, HOP, N_FFT, BANDS = 24000, 320, 1280, 80
-CONTEXT = 3  # frames
+CONTEXT = 3  # frames, HOP samples apart
 FEWEST_FRAMES = 64
 BATCH = 1024
 NOISE = 0.5  # variance of the frames about what is made of their latents, in the variational autoencoder
@@ -43,12 +45,15 @@ class SpeechLatents:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """--data, the folder of speech, and how long the autoencoder learns."""
+    """--data, the folder of speech, how many frames to make of it, and how long the autoencoder learns."""
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help=f"any folder of speech ({DEFAULT_FOLDER})")
+    parser.add_argument(
+        "--frame-rate", type=int, default=75, help="frames a second, a multiple of 75 that divides 24000"
+    )
     parser.add_argument("--latent-steps", type=int, default=500, help="of the autoencoder")
 
 
-def load_frames(folder: Path) -> Tensor:
+def load_frames(folder: Path, frame_rate: int = SAMPLE_RATE // HOP) -> Tensor:
     """All frames of the sound files below a folder, normalised per band: (F, BANDS) float32.
 
     Kept in the system's folder for temporary files, for the next experiment.
@@ -57,36 +62,42 @@ def load_frames(folder: Path) -> Tensor:
     if not paths:
         raise SystemExit(f"{folder}: no sound files there; --data takes any folder of speech")
     listing = "\n".join(f"{path.resolve()} {path.stat().st_size}" for path in paths)
+    if frame_rate < 1 or HOP * frame_rate % SAMPLE_RATE or SAMPLE_RATE % frame_rate:
+        raise SystemExit(f"--frame-rate must be a multiple of {SAMPLE_RATE // HOP} that divides {SAMPLE_RATE}")
+    listing += f"\n{frame_rate}"
     kept = Path(tempfile.gettempdir()) / f"codec-simvq-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy"
     if not kept.is_file():
         with ProcessPoolExecutor() as pool:
-            frames = np.concatenate(list(pool.map(_log_mel, paths, chunksize=16)))
+            frames = np.concatenate(list(pool.map(_log_mel, paths, itertools.repeat(frame_rate), chunksize=16)))
         partial = kept.with_suffix(".partial.npy")
         np.save(partial, frames)
         partial.replace(kept)
     frames = torch.from_numpy(np.load(kept)).float()
     if len(frames) < FEWEST_FRAMES:
         raise SystemExit(f"{folder}: has {len(frames)} frames of speech, at least {FEWEST_FRAMES} are needed")
-    print(f"{folder}: {len(paths)} files, {len(frames)} frames, {len(frames) / 75 / 3600:.2f} h", flush=True)
+    print(f"{folder}: {len(paths)} files, {len(frames)} frames, {len(frames) / frame_rate / 3600:.2f} h", flush=True)
     return (frames - frames.mean(0)) / frames.std(0)
 
 
-def _log_mel(path: Path) -> np.ndarray:
+def _log_mel(path: Path, frame_rate: int) -> np.ndarray:
     """(F, BANDS) float16."""
     torch.set_num_threads(1)
     wav = F.pad(torch.from_numpy(audio.read(path, SAMPLE_RATE)[0][0]), (0, N_FFT))
-    spectra = torch.fft.rfft(wav.unfold(0, N_FFT, HOP) * torch.hann_window(N_FFT)).abs()
+    spectra = torch.fft.rfft(wav.unfold(0, N_FFT, SAMPLE_RATE // frame_rate) * torch.hann_window(N_FFT)).abs()
     return (spectra @ mel_filterbank(SAMPLE_RATE, N_FFT, BANDS)).clamp(min=1e-3).log().half().numpy()
 
 
-def make_latents(frames: Tensor, dim: int, seed: int, *, has_prior: bool, num_steps: int) -> SpeechLatents:
+def make_latents(
+    frames: Tensor, dim: int, seed: int, *, has_prior: bool, num_steps: int, frame_rate: int = SAMPLE_RATE // HOP
+) -> SpeechLatents:
     """Train the autoencoder on frames (F, BANDS), and encode all of them."""
+    distance = HOP * frame_rate // SAMPLE_RATE
     torch.manual_seed(seed)
     encoder, decoder = _network(CONTEXT * BANDS, 2 * dim), _network(dim, CONTEXT * BANDS)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=num_steps)
     for _ in range(num_steps):
-        windows = _windows(frames, torch.randint(len(frames), (BATCH,)))
+        windows = _windows(frames, torch.randint(len(frames), (BATCH,)), distance)
         latent, mean, log_variance = _encode(encoder, windows, has_prior)
         loss = (decoder(latent) - windows).square().sum(1).mean()
         if has_prior:
@@ -100,7 +111,9 @@ def make_latents(frames: Tensor, dim: int, seed: int, *, has_prior: bool, num_st
         print(f"latents of {dim} dimensions that carry {divergence.item() / np.log(2):.1f} bits a frame", flush=True)
     order = torch.randperm(len(frames))
     with torch.no_grad():
-        latents = torch.cat([_encode(encoder, _windows(frames, part), has_prior)[0] for part in order.split(8192)])
+        latents = torch.cat(
+            [_encode(encoder, _windows(frames, part, distance), has_prior)[0] for part in order.split(8192)]
+        )
     return SpeechLatents(latents - latents.mean(0), frames[order], _Shifted(decoder, latents.mean(0)).eval())
 
 
@@ -123,10 +136,10 @@ class _Shifted(nn.Module):
         return self.decoder(latent + self.offset)
 
 
-def _windows(frames: Tensor, places: Tensor) -> Tensor:
-    """Each frame with its neighbours: (n, CONTEXT * BANDS)."""
+def _windows(frames: Tensor, places: Tensor, distance: int) -> Tensor:
+    """Each frame with its neighbours at a distance: (n, CONTEXT * BANDS)."""
     last = len(frames) - 1
-    return torch.cat([frames[(places + shift).clamp(0, last)] for shift in (-1, 0, 1)], dim=1)
+    return torch.cat([frames[(places + shift).clamp(0, last)] for shift in (-distance, 0, distance)], dim=1)
 
 
 def _network(num_inputs: int, num_outputs: int, width: int = 256) -> nn.Sequential:

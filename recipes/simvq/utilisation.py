@@ -37,9 +37,10 @@ def main() -> None:
     table = options.output / "utilisation.tsv"
     rows: list[dict[str, Any]] = list(read_table(table)) if options.resume else []
     done = {(row["quantizer"], int(row["codes"]), int(row["seed"])) for row in rows}
-    frames = load_frames(options.data)
+    frames = load_frames(options.data, options.frame_rate)
     for seed in options.seeds:
-        speech = make_latents(frames, options.dim, seed, num_steps=options.latent_steps, has_prior=True)
+        settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
+        speech = make_latents(frames, options.dim, seed, has_prior=True, **settings)
         for size in options.sizes:
             for name in options.quantizers:
                 if (LABELS[name], size, seed) not in done:

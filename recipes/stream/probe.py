@@ -31,7 +31,7 @@ def main() -> None:
     model = codec.load(arguments.model)
     paths = sorted(path for path in arguments.data.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
     scores: dict[str, list[dict[str, float]]] = {"as it is": [], "unquantized": [], "tracked pitch": []}
-    latents, codes, errors, agreements = [], [], [], []
+    latents, coded, codes, misses, errors, agreements = [], [], [], [], [], []
     with torch.inference_mode():
         for path in paths:
             wav = torch.from_numpy(audio.read(path, model.sample_rate)[0][:1])[None]  # (1, 1, T)
@@ -45,7 +45,9 @@ def main() -> None:
             better = torch.where(tracked.is_voiced, tracked.log_pitch.to(stated), stated)
             scores["tracked pitch"].append(score(wav, decode_with(better, result.quantized, model), model.sample_rate))
             latents.append(latent[0].T)
+            coded.append(model.quantizer.remainder(latent, result.codes)[0].T)
             codes.append(result.codes[0])
+            misses.append((latent - result.quantized)[0].T)
             errors.append((stated - tracked.log_pitch)[tracked.is_voiced].abs())
             agreements.append(float((model.encode(estimate) == result.codes).float().mean()))
     for name, rows in scores.items():
@@ -53,7 +55,10 @@ def main() -> None:
     error = torch.cat(errors)
     far = float((error > 0.1).float().mean())
     print(f"stated pitch: median error {float(error.median()):.1%}, over 10 % in {far:.0%} of voiced frames")
-    print_fit(torch.cat(latents), torch.cat(codes), model.quantizer)
+    print_fit(torch.cat(latents), torch.cat(coded), torch.cat(misses), model.quantizer.effective_codebook())
+    counts = torch.bincount(torch.cat(codes), minlength=model.codebook_size)
+    shares = counts / counts.sum()
+    print(f"perplexity {float(torch.special.entr(shares).sum().exp()):.0f} of {int(counts.sum())} frames")
     print(f"re-encoding agreement {mean(agreements):.3f}")
 
 
@@ -81,16 +86,13 @@ def score(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, fl
     return WidebandPesq(Settings()).score(pair) | Stoi(Settings()).score(pair)
 
 
-def print_fit(latents: Tensor, codes: Tensor, quantizer: codec.SimVQ) -> None:
-    """Spread of latents (N, D) and codebook along the latents' principal axes, error, and use of the codes."""
-    codebook = quantizer.effective_codebook()
+def print_fit(latents: Tensor, coded: Tensor, errors: Tensor, codebook: Tensor) -> None:
+    """Spread along the latents' principal axes: of latents, what of them codes stand for, codes, and errors (n, D)."""
     axes = torch.linalg.eigh(torch.cov(latents.T)).eigenvectors.flip(1)
-    for name, vectors in {"latents": latents, "codebook": codebook, "error": latents - codebook[codes]}.items():
+    for name, vectors in {"latents": latents, "coded": coded, "codebook": codebook, "error": errors}.items():
         print(f"{name:9s} std", *(f"{float(value):.2f}" for value in ((vectors - vectors.mean(0)) @ axes).std(0)))
-    share = (latents - codebook[codes]).square().sum() / (latents - latents.mean(0)).square().sum()
-    counts = torch.bincount(codes, minlength=len(codebook)) / len(codes)
-    perplexity = torch.special.entr(counts).sum().exp()
-    print(f"error {float(share):.3f} of the variance, perplexity {float(perplexity):.0f} of {len(codes)} frames")
+    share = errors.square().sum() / (latents - latents.mean(0)).square().sum()
+    print(f"error {float(share):.3f} of the variance")
 
 
 if __name__ == "__main__":
