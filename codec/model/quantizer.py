@@ -103,10 +103,15 @@ class Quantizer(nn.Module):
     Args:
         codebook_size: K, the number of codes.
         codebook_dim: D, the width of a code and of the latent.
+
+    Attributes:
+        checks_values: whether values are looked at in training too, which waits for the device. A training loop that
+            skips steps whose loss is not finite can do without.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
+        self.checks_values = True
         check_sizes(codebook_size, codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
@@ -138,9 +143,9 @@ class Quantizer(nn.Module):
             itself, bit for bit what `lookup(codes)` gives. All is computed in float32, also under autocast.
 
         Raises:
-            ModelError: wrong width or type, or no vectors; outside training also values that are NaN, infinite or too
-                large to be squared. In training those make the loss NaN or infinite, so that the step can be skipped
-                without waiting for the device.
+            ModelError: wrong width or type, no vectors, or values that are NaN, infinite or too large to be squared.
+                The last is not looked for in training with `checks_values` off: then they make the loss NaN or
+                infinite.
         """
         with torch.autocast(latent.device.type, enabled=False):
             vectors = self._checked(latent)  # (B, *, D)
@@ -181,7 +186,7 @@ class Quantizer(nn.Module):
         if not latent.is_floating_point():
             raise ModelError(f"the quantizer takes floating point latents, got {latent.dtype}")
         vectors = latent.float().movedim(1, -1)
-        if not self.training:
+        if self.checks_values or not self.training:
             _check_values(vectors)
         return vectors
 

@@ -68,6 +68,7 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         self.codec = initial_codec(config).to(self.device).train()
+        self.codec.quantizer.checks_values = False  # the loss tells, and without waiting for the device
         frozen = [getattr(self.codec, part).requires_grad_(False) for part in settings.freeze]
         self.frozen_buffers = [(buffer, buffer.clone()) for part in frozen for buffer in part.buffers()]
         self.trained = [parameter for parameter in self.codec.parameters() if parameter.requires_grad]
