@@ -74,8 +74,8 @@ def half_squared_norms(rows: Tensor) -> Tensor:
 def half_squared_norms_of_products(rows: Tensor, weight: Tensor) -> Tensor:
     """||weight r||^2 / 2 of every row r, (n, D) and (D, D) -> (n,), at little more than half the price of the products.
 
-    With weight = Q R, R upper triangular, it is ||R r||^2 / 2, and half of R is zero. Few and wide stripes of R, and tiles
-    that stay in a processor's cache: else copying them for the products costs as much as the products.
+    With weight = Q R, R upper triangular, it is ||R r||^2 / 2, and half of R is zero. Stripes of R are few, and tiles
+    of rows stay in the processor's cache: copying them for each product would else cost as much as the product.
     """
     triangle = torch.linalg.qr(weight, mode="r").R
     norms = rows.new_zeros(len(rows))

@@ -27,7 +27,10 @@ from codec.training.start import DISCRIMINATORS_NAME
 
 HERE = Path(__file__).parent
 BOX = Path(codec.__file__).parent / "pretrained" / "stream"
-CURVES = ["loss/mel", "loss/loudness", "loss/pitch", "codes/perplexity", "validation/pesq_wb", "validation/stoi"]
+CURVES = [
+    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/pitch"),
+    *("codes/perplexity", "validation/pesq_wb", "validation/stoi"),
+]
 
 
 def main() -> None:

@@ -1,0 +1,87 @@
+"""How much of a code the codes before it tell: quantization error against the memory of `PredictiveSimVQ`.
+
+    python recipes/stream/prediction.py --train ../shared/data/train --test ../shared/data/dev
+
+Quantizers of several memories learn on latents that the encoder of a stream model makes of some files of `--train`,
+each from what `match` gives, with the same steps; 0 is SimVQ. Then they quantize the latents of `--test`. The encoder
+stays as it is, so this shows what prediction gives before the encoder makes use of it.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import codec
+from codec import SimVQ, audio
+from codec.model.predictive import PredictiveSimVQ
+
+WINDOW = 150  # frames that quantizers learn on at once
+BATCH = 16  # windows
+
+
+def main() -> None:
+    """Learn and measure, one line for each memory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stream", help="boxed name or directory of a stream model")
+    parser.add_argument("--train", type=Path, required=True, help="folder of speech")
+    parser.add_argument("--test", type=Path, required=True, help="folder of other speech")
+    parser.add_argument("--files", type=int, default=400, help="drawn from --train")
+    parser.add_argument("--memories", type=int, nargs="+", default=[0, 1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = codec.load(options.model)
+    files = sound_files(options.train)
+    random.Random(options.seed).shuffle(files)
+    train, test = windows(files[: options.files], model), windows(sound_files(options.test), model)
+    print(f"{train.shape[0] * WINDOW} frames to learn on, {test.shape[0] * WINDOW} to measure")
+    for memory in options.memories:
+        torch.manual_seed(options.seed)
+        quantizer = learn(memory, model, train, options.steps)
+        with torch.no_grad():
+            output = quantizer.eval()(test)
+        error = (output.quantized - test).square().mean() / test.var(dim=(0, 2), keepdim=True).mean()
+        shares = torch.bincount(output.codes.flatten()) / output.codes.numel()
+        perplexity = torch.special.entr(shares).sum().exp()
+        print(f"memory {memory}: error {error:.3f} of the latents' variance, perplexity {perplexity:.0f}", flush=True)
+
+
+def sound_files(folder: Path) -> list[Path]:
+    """All below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+
+
+@torch.no_grad()
+def windows(paths: list[Path], model: codec.Codec) -> Tensor:
+    """Latents of all whole windows of the files: (n, D, WINDOW)."""
+    parts = []
+    for path in paths:
+        wav = torch.from_numpy(audio.read(path, model.sample_rate)[0][:1])[None]
+        latent = model.encoder(wav)[0]
+        parts += [part for part in latent.split(WINDOW, dim=1) if part.shape[1] == WINDOW]
+    return torch.stack(parts)
+
+
+def learn(memory: int, model: codec.Codec, train: Tensor, num_steps: int) -> SimVQ:
+    """A quantizer that has learned with Adam, at 0.2 for the codes and 3e-3 for the taps, both falling to 0."""
+    size, dim = model.codebook_size, model.quantizer.codebook_dim
+    quantizer = PredictiveSimVQ(size, dim, memory=memory) if memory else SimVQ(size, dim)
+    quantizer.match(train)
+    codes = quantizer.code_parameters()
+    taps = [parameter for parameter in quantizer.parameters() if all(parameter is not other for other in codes)]
+    optimizer = torch.optim.Adam([{"params": codes, "lr": 0.2}, {"params": taps, "lr": 3e-3}])
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+    for _ in range(num_steps):
+        loss = quantizer(train[torch.randint(len(train), (BATCH,))]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return quantizer
+
+
+if __name__ == "__main__":
+    main()
