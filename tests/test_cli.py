@@ -508,7 +508,7 @@ def test_unknown_model_lists_the_known(run, speech, monkeypatch, model_directory
         ("model.safetensors", lambda data: b"<html>not found</html>", "model.safetensors"),
         ("config.json", lambda data: data[:-10], "config.json"),
         ("config.json", lambda data: data.replace(b'"width": 16', b'"width": 32'), "does not fit its config.json"),
-        ("config.json", lambda data: data.replace(b'"kind": "simvq"', b'"kind": "magic"'), "'magic'"),
+        ("config.json", lambda data: data.replace(b'"kind": "predictive"', b'"kind": "magic"'), "'magic'"),
         ("config.json", lambda data: data.replace(b'"num_blocks"', b'"num_blokcs"'), "num_blokcs"),
     ],
 )
