@@ -1,6 +1,7 @@
 """Utilisation and reconstruction against the codebook size, for SimVQ and its rivals, on latents of real speech.
 
     python recipes/simvq/utilisation.py --data FOLDER
+    python recipes/simvq/utilisation.py --data FOLDER --resume --frame-rate 300 --sizes 262144 --quantizers simvq
 
 Every quantizer learns on the same latents for the same number of steps; `learning.py` says how, `speech.py` of what.
 Utilisation is counted over 32 frames per code where there are so many, and at most over `--frames`; over all frames for
@@ -24,13 +25,14 @@ def main() -> None:
     """Learn, measure, draw; the table is written after every quantizer."""
     parser = arguments(__doc__)
     add_data_options(parser)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16, 18)])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
     parser.add_argument("--quantizers", nargs="+", choices=list(LABELS), default=list(LABELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--frames", type=int, default=1 << 19, help="measured at most, for a quantizer")
     parser.add_argument("--all-frames", nargs="*", default=["simvq"], help="quantizers measured on all frames instead")
+    parser.add_argument("--lfq-codes", type=int, default=1 << 12, help="at most for LFQ, whose time grows fastest")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the table already has")
     options = parser.parse_args()
     prepare(options)
@@ -43,7 +45,8 @@ def main() -> None:
         speech = make_latents(frames, options.dim, seed, has_prior=True, **settings)
         for size in options.sizes:
             for name in options.quantizers:
-                if (LABELS[name], size, seed) not in done:
+                is_too_slow = name == "lfq" and size > options.lfq_codes
+                if (LABELS[name], size, seed) not in done and not is_too_slow:
                     rows.append(run(name, size, seed, speech, options))
                     write_table(table, rows)
     draw(read_table(table), options)
