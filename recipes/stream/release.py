@@ -148,7 +148,8 @@ def card(config: dict, records: list[dict], summary: dict, utilisation: dict, ar
 The model in the box: speech at {model.sample_rate} Hz to {model.frame_rate:g} codes/s of {model.bits_per_code} bits,
 {model.bitrate:g} kbit/s, causal and streaming. Encoder {parameters["encoder"]:.2f} M parameters, decoder
 {parameters["decoder"]:.2f} M, SimVQ with K = {model.codebook_size} codes of {model.quantizer.codebook_dim} dimensions
-for what the last {model.quantizer.memory} codes do not tell. Weights are the exponential moving average of training, in 16 bit. Fingerprint `{model.fingerprint}`.
+for what the last {model.quantizer.memory} codes do not tell. Weights are the exponential moving average of training, in
+16 bit. Fingerprint `{model.fingerprint}`.
 
 **How good it is.** This release was trained on a CPU for hours, not on GPUs for days: the words come through, the sound
 is rough. The table says how far it is from the field.
@@ -176,17 +177,18 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
   domain), Nabu Casa and Thorsten-Voice (CC0-1.0).
 - {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
-  {audio_hours:.1f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage losses;
-  discriminators (period, scale, complex STFT) took part in about 650 steps of the first release. They are kept beside
-  the weights in the repository, for fine-tuning, and are not in the wheel.
+  {audio_hours:.1f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage
+  losses; discriminators (period, scale, complex STFT) took part in about 650 steps of the first release. They are kept
+  beside the weights in the repository, for fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 
 ## Limits
 
-A code says what its past does not, so the same sound has other codes after another past, and few come back when decoded
-sound is encoded again. Trained on read speech of one speaker at a time. Music, several voices at once and heavy noise are outside of what it
-has seen. Everything above about 11 kHz is a guess, since part of the training data ends there.
+A code says what its past does not, so the same sound has other codes after another past, and few come back when
+decoded sound is encoded again. Trained on read speech of one speaker at a time. Music, several voices at once and heavy
+noise are outside of what it has seen. Everything above about 11 kHz is a guess, since part of the training data ends
+there.
 
 Licence of the weights: MIT; the training data's licences ask for the credits above.
 """
