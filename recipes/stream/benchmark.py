@@ -49,10 +49,10 @@ def main() -> None:
         return measure_in_this_process(*arguments.measure_memory, arguments.model)
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} threads, {os.cpu_count()} cores, float32")
+    if arguments.hours:  # first: on Linux a process begins with the peak of the one that started it
+        print_memory(arguments.model, arguments.hours)
     compare_speed(arguments.model, arguments.seconds, arguments.runs)
     print_latency(arguments.model)
-    if arguments.hours:
-        print_memory(arguments.model, arguments.hours)
 
 
 def compare_speed(model: str, seconds: float, runs: int) -> None:
