@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
 from codec.model.layers import State
-from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig, rotate, straight_through
+from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
 from codec.model.search import half_squared_norms
 from codec.model.timeconv import DerivedWeight
 
@@ -77,8 +77,7 @@ class PredictiveSimVQ(SimVQ):
             self._remember(state, past, codes)
             loss = self._loss(vectors, quantized)
             if self.training:
-                pass_gradient = rotate if self.rotation_trick else straight_through
-                quantized = pass_gradient(vectors, quantized)
+                quantized = self._pass_gradient(vectors, quantized)
         return QuantizerOutput(codes, quantized.transpose(1, 2), loss)
 
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
@@ -117,8 +116,8 @@ class PredictiveSimVQ(SimVQ):
     def _choose(self, vectors: Tensor, past: Tensor) -> Tensor:
         """Codes (B, N) of vectors (B, N, D), one frame after the other; `past` as `_past` gives it."""
         (batch, num_frames, width), memory = vectors.shape, self.memory
-        codebook, echoes = self.effective_codebook(), self._echoes()
-        half_norms = half_squared_norms(codebook)
+        codebook = self.effective_codebook()
+        half_norms, echoes = half_squared_norms(codebook), self._echoes(codebook)
         # What the frames so far say about each frame, from the first of the past on.
         predicted = vectors.new_zeros(batch, memory + num_frames + memory, width)
         for n in range(memory):
@@ -147,24 +146,24 @@ class PredictiveSimVQ(SimVQ):
         """q of codes (B, N) after those in `past`, without gradient: (B, N, D)."""
         num_frames, memory = codes.shape[1], self.memory
         with torch.no_grad():
-            echoes = self._echoes()
-            quantized = F.embedding(codes, self.effective_codebook())
+            codebook = self.effective_codebook()
+            quantized, echoes = F.embedding(codes, codebook), self._echoes(codebook)
             before = torch.cat([past, codes], dim=1)
             # Sums of table rows, always in this order: a product of matrices would round differently for other lengths.
             for i in range(1, memory + 1):
                 quantized = quantized + F.embedding(before[:, memory - i : memory - i + num_frames], echoes[:, i - 1])
             return quantized
 
-    def _echoes(self) -> Tensor:
-        """What each code says about the P frames after it, (K + 1, P, D), zeros for the one after the last: no code."""
+    def _echoes(self, codebook: Tensor) -> Tensor:
+        """What each code says about the P frames after it: (K, D) -> (K + 1, P, D), zeros last, for no code."""
         with torch.no_grad():
             if self.training:
-                return self._make_echoes()
-            return self._kept_echoes.get(self._sources(), self._make_echoes)
+                return self._make_echoes(codebook)
+            return self._kept_echoes.get(self._sources(), lambda: self._make_echoes(codebook))
 
-    def _make_echoes(self) -> Tensor:
+    def _make_echoes(self, codebook: Tensor) -> Tensor:
         taps = self.taps.float().transpose(0, 1).flatten(1)  # (D, P * D)
-        echoes = (self.effective_codebook() @ taps).unflatten(1, (self.memory, self.codebook_dim))
+        echoes = (codebook @ taps).unflatten(1, (self.memory, self.codebook_dim))
         return F.pad(echoes, (0, 0, 0, 0, 0, 1))
 
     def _past(self, state: State | None, batch: int) -> Tensor:

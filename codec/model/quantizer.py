@@ -336,8 +336,11 @@ class VQ(Quantizer):
         # Gradients flow through the selected rows only: gathering before projecting keeps memory at
         # O(N D + D^2) instead of O(K D).
         selected = self._project(F.embedding(codes, self.codebook).float())
-        pass_gradient = rotate if self.rotation_trick else straight_through
-        return codes, pass_gradient(vectors, selected), self._loss(vectors, selected)
+        return codes, self._pass_gradient(vectors, selected), self._loss(vectors, selected)
+
+    def _pass_gradient(self, vectors: Tensor, selected: Tensor) -> Tensor:
+        """`selected` (..., D), with its gradient passed to `vectors`."""
+        return rotate(vectors, selected) if self.rotation_trick else straight_through(vectors, selected)
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         """`_search` in training, where the codes change with every step."""

@@ -70,9 +70,8 @@ def learn(memory: int, model: codec.Codec, train: Tensor, num_steps: int) -> Sim
     size, dim = model.codebook_size, model.quantizer.codebook_dim
     quantizer = PredictiveSimVQ(size, dim, memory=memory) if memory else SimVQ(size, dim)
     quantizer.match(train)
-    codes = quantizer.code_parameters()
-    taps = [parameter for parameter in quantizer.parameters() if all(parameter is not other for other in codes)]
-    optimizer = torch.optim.Adam([{"params": codes, "lr": 0.2}, {"params": taps, "lr": 3e-3}])
+    taps = [parameter for name, parameter in quantizer.named_parameters() if name == "taps"]
+    optimizer = torch.optim.Adam([{"params": quantizer.code_parameters(), "lr": 0.2}, {"params": taps, "lr": 3e-3}])
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
     for _ in range(num_steps):
         loss = quantizer(train[torch.randint(len(train), (BATCH,))]).loss
