@@ -1,13 +1,15 @@
 """SimVQ inside a prediction loop: codes describe what the codes before them do not tell.
 
 The latent of speech moves slowly: codes that describe each frame anew spend bits on what is already known. Here a frame
-is predicted from the code vectors of the last few frames, and the code is chosen for what remains. The prediction is a
-moving average of code vectors, not of reconstructions, so a code has no say beyond those few frames: sound can be
-decoded from anywhere, a lost code is soon forgotten, and the decoder's side is one short filter.
+is predicted from the last few codes, and so is how far it may be from that prediction: the code is chosen for what
+remains, in units of that distance. Within a vowel codes are thus fine corrections, at its end large ones. Both
+predictions are moving averages over codes, not over reconstructions, so a code has no say beyond a few frames: sound
+can be decoded from anywhere, a lost code is soon forgotten, and the decoder's side is a sum of table rows.
 
 Legend: B batch, N frames, D width of the latent, K codes, P frames that a prediction looks back.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,9 @@ from codec.model.timeconv import DerivedWeight
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+LARGEST_GAIN = 20.0
+"""And 1 / it the smallest. Gains of speech lie well within; those of damaged codes stay harmless."""
+
 SMALLEST_SPREAD = 1e-3
 """Of a latent's mean variance: what varies less along an axis is not relied on for prediction."""
 
@@ -33,39 +38,53 @@ class PredictiveSimVQConfig(SimVQConfig):
     """Settings of `PredictiveSimVQ`."""
 
     kind: str = "predictive"
-    memory: int = 4  # frames that a prediction looks back
+    memory: int = 8  # frames that a prediction looks back
+    gain_width: int = 64  # inner width of the network that says what a code means for the gains after it
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.memory < 1:
             raise ConfigError(f"quantizer.memory must be at least 1, got {self.memory}")
+        if self.gain_width < 1:
+            raise ConfigError(f"quantizer.gain_width must be at least 1, got {self.gain_width}")
 
 
 class PredictiveSimVQ(SimVQ):
-    """SimVQ of the part of a latent (B, D, N) that its past codes do not predict.
+    """SimVQ of the part of a latent (B, D, N) that its past codes do not predict, in units of a gain that they do.
 
-    With e_n the effective code of frame n, a row of C W + b, the quantized latent and the code are
+    With e_n the effective code of frame n, a row of C W + b, and c_n the row of the frozen C that it is made of, the
+    gain, the prediction, the code and the quantized latent of a frame are
 
-        q_n = e_n + sum_i e_{n-i} A_i,  i = 1 .. P,      k_n = argmin_k ||z_n - sum_i e_{n-i} A_i - (C W + b)_k||^2 ,
+        log g_n = sum_i f_i(c_{n-i}),   p_n = sum_i g_{n-i} e_{n-i} A_i,   i = 1 .. P,
+        k_n = argmin_k ||(z_n - p_n) / g_n - (C W + b)_k||^2,              q_n = p_n + g_n e_n ,
 
-    so the error of a frame is that of one vector quantization, and errors do not add up. The loss is that of `SimVQ`
-    with q_n in the place of the code; it trains the taps A_i too. Codes are found frame by frame, all else at once.
+    with f a small network. The error of a frame is that of one vector quantization, and errors do not add up. The loss
+    is that of `SimVQ` with q_n in the place of the code; it trains A_i and f too. Codes are found frame by frame, all
+    else at once.
 
     Args:
         memory: P.
+        gain_width: inner width of f.
         Others are as for `SimVQ`.
 
     Attributes:
-        taps: (P, D, D), the A_i; zero at first, which is `SimVQ`.
+        taps: (P, D, D), the A_i; zero at first.
+        gain: f, (*, D) -> (*, P); zero at first. With both zero this is `SimVQ`.
 
-    Source: moving-average predictive vector quantization as in ITU-T G.729, section 3.2.4, there of line spectra.
+    Source: moving-average predictive vector quantization as in ITU-T G.729, section 3.2.4, there of line spectra; gains
+    told by past codes as in ITU-T G.728, section 3.8, there from the energy of the excitation.
     """
 
-    def __init__(self, codebook_size: int, codebook_dim: int, *, memory: int = 4, **settings: object):
+    def __init__(
+        self, codebook_size: int, codebook_dim: int, *, memory: int = 8, gain_width: int = 64, **settings: object
+    ):
         super().__init__(codebook_size, codebook_dim, **settings)  # type: ignore[arg-type]
         self.memory = memory
         self.taps = nn.Parameter(torch.zeros(memory, codebook_dim, codebook_dim))
+        self.gain = nn.Sequential(nn.Linear(codebook_dim, gain_width), nn.GELU(), nn.Linear(gain_width, memory))
+        self._forget_gains()
         self._kept_echoes = DerivedWeight()
+        self._kept_gains = DerivedWeight()
 
     def forward(self, latent: Tensor, state: State | None = None) -> QuantizerOutput:
         """As `SimVQ.forward`, for (B, D, N); with a state, of the frames after the last call's."""
@@ -97,13 +116,15 @@ class PredictiveSimVQ(SimVQ):
         return quantized.transpose(1, 2)
 
     def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:
-        """What is left of a latent (B, D, N) once the codes (B, N) before each frame have had their say."""
+        """What is left of a latent (B, D, N) once its codes (B, N) have predicted it, in units of the gain."""
         with torch.no_grad():
-            predicted = self._predict(F.embedding(codes, self.effective_codebook()))
-        return latent.float() - predicted.transpose(1, 2)
+            gains = self._gains(codes)
+            predicted = self._predict(gains * F.embedding(codes, self.effective_codebook()))
+        return (latent.float() - predicted.transpose(1, 2)) / gains.transpose(1, 2)
 
     def code_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in super().code_parameters() if parameter is not self.taps]
+        others = {self.taps, *self.gain.parameters()}
+        return [parameter for parameter in super().code_parameters() if parameter not in others]
 
     def _checked(self, latent: Tensor) -> Tensor:
         if latent.ndim != 3:
@@ -117,41 +138,68 @@ class PredictiveSimVQ(SimVQ):
         """Codes (B, N) of vectors (B, N, D), one frame after the other; `past` as `_past` gives it."""
         (batch, num_frames, width), memory = vectors.shape, self.memory
         codebook = self.effective_codebook()
-        half_norms, echoes = half_squared_norms(codebook), self._echoes(codebook)
+        half_norms, echoes, gain_echoes = half_squared_norms(codebook), self._echoes(codebook), self._gain_echoes()
         # What the frames so far say about each frame, from the first of the past on.
-        predicted = vectors.new_zeros(batch, memory + num_frames + memory, width)
-        for n in range(memory):
-            predicted[:, n + 1 : n + 1 + memory] += echoes[past[:, n]]
-        codes = torch.empty(num_frames, batch, dtype=torch.int64, device=vectors.device)
-        for n in range(num_frames):
-            rest = vectors[:, n] - predicted[:, memory + n]  # (B, D)
-            code = codes[n] = torch.addmm(half_norms, rest, codebook.T, alpha=-1).argmin(1)
-            predicted[:, memory + n + 1 : memory + n + 1 + memory] += echoes[code]
-        return codes.T.contiguous()
+        predicted = vectors.new_zeros(batch, 2 * memory + num_frames + memory, width)
+        gains = vectors.new_ones(batch, 2 * memory + num_frames + memory, 1)
+        codes = torch.empty(2 * memory + num_frames, batch, dtype=torch.int64, device=vectors.device)
+        codes[: 2 * memory] = past.T
+        for n in range(2 * memory + num_frames):
+            gain = gains[:, n].clamp(1 / LARGEST_GAIN, LARGEST_GAIN)  # (B, 1)
+            if n >= 2 * memory:
+                rest = (vectors[:, n - 2 * memory] - predicted[:, n]) / gain  # (B, D)
+                codes[n] = torch.addmm(half_norms, rest, codebook.T, alpha=-1).argmin(1)
+            predicted[:, n + 1 : n + 1 + memory] += gain[..., None] * echoes[codes[n]]
+            gains[:, n + 1 : n + 1 + memory] *= gain_echoes[codes[n]]
+        return codes[2 * memory :].T.contiguous()
 
     def _assemble(self, codes: Tensor) -> Tensor:
         """q of codes (B, N) with its gradient: (B, N, D)."""
-        vectors = self._project(F.embedding(codes, self.codebook).float())
+        vectors = self._gains(codes) * self._project(F.embedding(codes, self.codebook).float())
         return vectors + self._predict(vectors)
 
     def _predict(self, vectors: Tensor) -> Tensor:
-        """What the code vectors (B, N, D) before each frame say about it: (B, N, D)."""
+        """What the code vectors (B, N, D) before each frame, times their gains, say about it: (B, N, D)."""
         num_frames, memory = vectors.shape[1], self.memory
         before = F.pad(vectors, (0, 0, memory, 0))
         return torch.stack(
             [before[:, memory - i : memory - i + num_frames] @ self.taps[i - 1].float() for i in range(1, memory + 1)]
         ).sum(0)
 
-    def _look_up(self, codes: Tensor, past: Tensor) -> Tensor:
-        """q of codes (B, N) after those in `past`, without gradient: (B, N, D)."""
+    def _gains(self, codes: Tensor) -> Tensor:
+        """The gain of each frame of codes (B, N), with its gradient: (B, N, 1)."""
         num_frames, memory = codes.shape[1], self.memory
+        before = F.pad(self._log_gain_echoes(F.embedding(codes, self.codebook)), (0, 0, memory, 0))  # (B, P + N, P)
+        logs = torch.stack([before[:, memory - i : memory - i + num_frames, i - 1] for i in range(1, memory + 1)]).sum(
+            0
+        )
+        return logs.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp().unsqueeze(-1)
+
+    def _log_gain_echoes(self, rows: Tensor) -> Tensor:
+        """What rows of C (*, D) mean for the logarithm of the P gains after them: (*, P)."""
+        result: Tensor = self.gain(rows.float() * self.codebook_dim**0.5)  # the network sees unit variance
+        return result
+
+    def _look_up(self, codes: Tensor, past: Tensor) -> Tensor:
+        """q of codes (B, N) after those in `past`, without gradient: (B, N, D).
+
+        Sums and products of table rows, always in this order: a product of matrices would round differently for other
+        numbers of frames.
+        """
+        memory, num_frames = self.memory, codes.shape[1]
         with torch.no_grad():
             codebook = self.effective_codebook()
-            quantized, echoes = F.embedding(codes, codebook), self._echoes(codebook)
-            before = torch.cat([past, codes], dim=1)
-            # Sums of table rows, always in this order: a product of matrices would round differently for other lengths.
+            echoes, gain_echoes = self._echoes(codebook), self._gain_echoes()
+            seen = torch.cat([past, codes], dim=1)  # (B, 2 P + N)
+            gains = torch.ones(len(codes), memory + num_frames, 1).to(codebook)  # of all but the first P
             for i in range(1, memory + 1):
-                quantized = quantized + F.embedding(before[:, memory - i : memory - i + num_frames], echoes[:, i - 1])
+                gains *= F.embedding(seen[:, memory - i : 2 * memory - i + num_frames], gain_echoes[:, i - 1])
+            gains = gains.clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
+            quantized = gains[:, memory:] * F.embedding(codes, codebook)
+            for i in range(1, memory + 1):
+                before = slice(2 * memory - i, 2 * memory - i + num_frames)
+                gain = gains[:, memory - i : memory - i + num_frames]
+                quantized = quantized + gain * F.embedding(seen[:, before], echoes[:, i - 1])
             return quantized
 
     def _echoes(self, codebook: Tensor) -> Tensor:
@@ -166,22 +214,37 @@ class PredictiveSimVQ(SimVQ):
         echoes = (codebook @ taps).unflatten(1, (self.memory, self.codebook_dim))
         return F.pad(echoes, (0, 0, 0, 0, 0, 1))
 
+    def _gain_echoes(self) -> Tensor:
+        """The factors by which each code changes the P gains after it: (K + 1, P, 1), ones last, for no code."""
+        with torch.no_grad():
+            if self.training:
+                return self._make_gain_echoes()
+            return self._kept_gains.get(self._sources(), self._make_gain_echoes)
+
+    def _make_gain_echoes(self) -> Tensor:
+        return F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp().unsqueeze(-1)
+
+    def _forget_gains(self) -> None:
+        nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.gain[-1].bias)  # type: ignore[arg-type]
+
     def _past(self, state: State | None, batch: int) -> Tensor:
-        """The codes of the P frames before, (B, P); K where there were none."""
+        """The codes of the 2 P frames before, of which P decide the gains of the others: (B, 2 P), K for no code."""
         if state is not None and self in state:
             return state[self]
-        return torch.full((batch, self.memory), self.codebook_size, device=self.taps.device)
+        return torch.full((batch, 2 * self.memory), self.codebook_size, device=self.taps.device)
 
     def _remember(self, state: State | None, past: Tensor, codes: Tensor) -> None:
         if state is not None:
-            state[self] = torch.cat([past, codes], dim=1)[:, -self.memory :]
+            state[self] = torch.cat([past, codes], dim=1)[:, -2 * self.memory :]
 
     @torch.no_grad()
     def match(self, latent: Tensor) -> None:
         """Set taps and projection to what suits a latent (B, D, N), once, before training with them starts.
 
-        The latent is taken for an autoregression z_n = m + (z_{n-1} - m) R + e_n: the taps become R, R^2, ..., and the
-        codes get the covariance of e. Items with NaN or infinity are left out; with too few frames nothing is changed.
+        The latent is taken for an autoregression z_n = m + (z_{n-1} - m) R + e_n: the taps become R, R^2, ..., the
+        codes get the covariance of e, and all gains are 1. Items with NaN or infinity are left out; with too few frames
+        nothing is changed.
         """
         frames = latent.double().transpose(1, 2)  # so that all processes find the same float32 values
         frames = frames[torch.isfinite(frames).all(dim=(1, 2))]  # (B, N, D)
@@ -197,10 +260,12 @@ class PredictiveSimVQ(SimVQ):
             powers.append(powers[-1] @ transition)
         taps = torch.stack(powers)
         self.taps.copy_(taps)
+        self._forget_gains()
         # A latent that stays at m is made of codes that stay at m (1 + sum of the taps)^-1.
         offset = torch.linalg.solve((torch.eye(len(mean)).to(mean) + taps.sum(0)).T, mean)
         self._match((after - before @ transition + offset).float())
 
     def train(self, mode: bool = True) -> "Self":
         self._kept_echoes.clear()
+        self._kept_gains.clear()
         return super().train(mode)

@@ -2,15 +2,21 @@
 
 The batch of a step is a function of the seed and the step alone. So a resumed run sees what an uninterrupted one would
 have seen, there is no sampler state to save, and every process of a distributed run can cut its own share.
+
+A recording tells nothing beyond half its sample rate, so each window comes with the bandwidth in which it
+may be compared with anything.
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 
@@ -20,45 +26,81 @@ from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
 from codec.processes import follow_parent
 
+INDEX_NAME = "clips.json"
 FILES_IN_FLIGHT = 512
 """Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
+
+LARGEST_SPEED_CHANGE = 0.5
+PASS_BAND = 0.91
+"""Of half a sample rate: where the resampler's filter begins to fall."""
+
+
+class Batch(NamedTuple):
+    """The windows of a step."""
+
+    wav: Tensor  # (B, 1, T) float32 in [-1, 1]
+    bandwidth: Tensor | None  # (B,) Hz up to which each recording reaches; None where all fill the band
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device, without waiting for it."""
+        bandwidth = None if self.bandwidth is None else self.bandwidth.to(device, non_blocking=True)
+        return Batch(self.wav.to(device, non_blocking=True), bandwidth)
+
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU can copy from by itself."""
+        return Batch(self.wav.pin_memory(), None if self.bandwidth is None else self.bandwidth.pin_memory())
 
 
 @dataclass
 class DataConfig:
     """Which audio to train on and how to cut it."""
 
-    train: str = ""  # manifest, or folder of sound files whose first folder below it names the speaker
+    train: Any = (
+        ""  # manifest, or folder of sound files whose first folder below it names the speaker; or a list of them
+    )
     validation: str = ""  # the same of held-out speech; empty: no validation
     cache: str = "cache"  # where decoded audio is kept
     batch_size: int = 16  # windows per step, over all processes
     window_seconds: float = 3.0
     speaker_balance: float = 0.75  # a speaker with m minutes is drawn with weight m ** speaker_balance
     gain_db: float = 6.0  # windows are scaled by a random gain within +- this
+    speed: float = 0.0  # windows are played up to this share slower or faster, with pitch and formants
+
+    @property
+    def sources(self) -> list[Path]:
+        """`train` as a list, empty where it is."""
+        return [Path(place) for place in ([self.train] if isinstance(self.train, str) else self.train) if place]
 
     def __post_init__(self) -> None:
+        places = self.train if isinstance(self.train, list) else [self.train]
+        if not all(isinstance(place, str) for place in places):
+            raise ConfigError(f"data.train must be a path or a list of paths, got {self.train!r}")
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1, got {self.batch_size}")
         if self.window_seconds <= 0:
             raise ConfigError(f"data.window_seconds must be positive, got {self.window_seconds}")
         if not 0 <= self.speaker_balance <= 1:
             raise ConfigError(f"data.speaker_balance must be between 0 and 1, got {self.speaker_balance}")
+        if not 0 <= self.speed <= LARGEST_SPEED_CHANGE:
+            raise ConfigError(f"data.speed must be between 0 and {LARGEST_SPEED_CHANGE}, got {self.speed}")
 
 
 class AudioCache:
     """Clips of one sample rate, as 16-bit integers end to end in one memory-mapped file.
 
-    A folder holds `audio.int16` (little endian) and `index.json`, which is written last: without it the cache is
+    A folder holds `audio.int16` (little endian) and `clips.json`, which is written last: without it the cache is
     incomplete and is made again.
     """
 
     def __init__(self, folder: Path):
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / INDEX_NAME).read_text())
         self.sample_rate: int = index["sample_rate"]
         self.paths: list[str] = [clip["path"] for clip in index["clips"]]
         self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
         self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
         self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
+        self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
+        """Hz, at most half the cache's sample rate."""
         self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
 
     def __len__(self) -> int:
@@ -75,20 +117,22 @@ class AudioCache:
         return self.audio[start : start + self.lengths[index]]
 
 
-def open_cache(source: Path, cache_folder: Path, sample_rate: int) -> AudioCache:
-    """The cache of all sound files of a manifest or below a folder, made first where it is missing.
+def open_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) -> AudioCache:
+    """The cache of all sound files of manifests or below folders, made first where it is missing.
 
     Raises:
-        AudioError: the source is missing or has no sound files, or a file cannot be decoded; the cache is damaged.
+        AudioError: a source is missing or has no sound files, or a file cannot be decoded; the cache is damaged.
         CorpusError: the manifest is not one.
         ConfigError: the cache was made at another sample rate, or of other files.
     """
-    if not (cache_folder / "index.json").exists():
-        _build_cache(source, cache_folder, sample_rate)
+    if not (cache_folder / INDEX_NAME).exists():
+        _build_cache(sources, cache_folder, sample_rate)
     cache = AudioCache(cache_folder)
-    if source.exists() and cache.paths != [name for _, name, _ in _sounds(source)]:
+    names = all(source.exists() for source in sources) and [name for _, name, _ in _all_sounds(sources)]
+    if names and cache.paths != names:
         raise ConfigError(
-            f"{cache_folder}: was made of other sound files than {source} holds; delete it or choose another data.cache"
+            f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose another "
+            "data.cache"
         )
     if len(cache.audio) != cache.lengths.sum():
         raise AudioError(f"{cache_folder}: its audio does not have the length of its index; delete the folder")
@@ -100,8 +144,8 @@ def open_cache(source: Path, cache_folder: Path, sample_rate: int) -> AudioCache
     return cache
 
 
-def _build_cache(source: Path, cache_folder: Path, sample_rate: int) -> None:
-    sounds = _sounds(source)
+def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) -> None:
+    sounds = _all_sounds(sources)
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
@@ -110,16 +154,27 @@ def _build_cache(source: Path, cache_folder: Path, sample_rate: int) -> None:
                 some = sounds[start : start + FILES_IN_FLIGHT]
                 decoded = pool.map(_decode, [path for path, _, _ in some], [sample_rate] * len(some), chunksize=8)
                 try:
-                    for (_, name, speaker), samples in zip(some, decoded, strict=True):
-                        clips.append({"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)})
+                    for (_, name, speaker), (samples, bandwidth) in zip(some, decoded, strict=True):
+                        clip = {"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)}
+                        clips.append(clip | {"bandwidth": bandwidth})
                         stream.write(samples.tobytes())
                         offset += len(samples)
                 except BrokenProcessPool as error:
-                    raise AudioError(f"{source}: a process that decoded audio was killed; start again") from error
+                    raise AudioError(
+                        f"{_joined(sources)}: a process that decoded audio was killed; start again"
+                    ) from error
     if not offset:
-        raise AudioError(f"{source}: its sound files hold no audio")
-    with open_output(cache_folder / "index.json", overwrite=True) as stream:
+        raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
+    with open_output(cache_folder / INDEX_NAME, overwrite=True) as stream:
         stream.write(json.dumps({"sample_rate": sample_rate, "clips": clips}).encode())
+
+
+def _joined(sources: Sequence[Path]) -> str:
+    return ", ".join(map(str, sources))
+
+
+def _all_sounds(sources: Sequence[Path]) -> list[tuple[Path, str, str]]:
+    return [sound for source in sources for sound in _sounds(source)]
 
 
 def _sounds(source: Path) -> list[tuple[Path, str, str]]:
@@ -136,9 +191,17 @@ def _sounds(source: Path) -> list[tuple[Path, str, str]]:
     return list(zip(paths, map(str, names), speakers, strict=True))
 
 
-def _decode(path: Path, sample_rate: int) -> np.ndarray:
-    wav, _ = audio.read(path, sample_rate)  # (1, T) float32
-    return np.round(np.clip(wav[0], -1, 1) * 32767).astype("<i2")
+def _decode(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:
+    """Samples as 16-bit integers, and the bandwidth in Hz."""
+    with audio.SoundReader(path, sample_rate) as sound:
+        wav = np.concatenate(list(sound))  # (T,) float32
+    bandwidth = _bandwidth(sound.info.sample_rate, sample_rate)
+    return np.round(np.clip(wav, -1, 1) * 32767).astype("<i2"), bandwidth
+
+
+def _bandwidth(own_rate: float, sample_rate: int) -> float:
+    """Up to which frequency sound of a rate is whole after it was brought to another, Hz."""
+    return sample_rate / 2 if own_rate >= sample_rate else PASS_BAND * own_rate / 2
 
 
 class WindowSampler:
@@ -163,21 +226,33 @@ class WindowSampler:
         weight = cache.lengths * samples_of_speaker[speaker_of_clip] ** (config.speaker_balance - 1.0)
         self._cumulative = np.cumsum(weight / weight.sum())
 
-    def batch(self, step: int, rank: int = 0, num_ranks: int = 1) -> Tensor:
-        """The windows of one step, or of one process's share of it: (B, 1, T) float32 in [-1, 1]."""
+    def batch(self, step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
+        """The windows of one step, or of one process's share of it."""
         rng = np.random.default_rng((self.seed, step))
-        windows = [self._window(rng) for _ in range(self.config.batch_size)]
-        return torch.from_numpy(np.stack(windows[rank::num_ranks]))[:, None]
+        windows = [self._window(rng) for _ in range(self.config.batch_size)][rank::num_ranks]
+        wav = torch.from_numpy(np.stack([wav for wav, _ in windows]))[:, None]
+        bandwidth = torch.tensor([bandwidth for _, bandwidth in windows], dtype=torch.float32)
+        return Batch(wav, bandwidth if (bandwidth < self.cache.sample_rate / 2).any() else None)
 
-    def _window(self, rng: np.random.Generator) -> np.ndarray:
-        window = np.zeros(self.num_samples, dtype=np.int16)
+    def _window(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Samples (T,) float32 and bandwidth."""
+        sample_rate, change = self.cache.sample_rate, np.log1p(self.config.speed)
+        speed = float(np.exp(rng.uniform(-change, change))) if change else 1.0
+        window = np.zeros(round(self.num_samples * speed), dtype=np.int16)
+        bandwidth = sample_rate / 2
         filled = 0
-        while filled < self.num_samples:
-            clip = self.cache.clip(min(int(np.searchsorted(self._cumulative, rng.random())), len(self.cache) - 1))
-            start = int(rng.integers(max(len(clip) - self.num_samples, 0) + 1)) if filled == 0 else 0
-            piece = clip[start : start + self.num_samples - filled]
+        while filled < len(window):
+            index = min(int(np.searchsorted(self._cumulative, rng.random())), len(self.cache) - 1)
+            clip = self.cache.clip(index)
+            start = int(rng.integers(max(len(clip) - len(window), 0) + 1)) if filled == 0 else 0
+            piece = clip[start : start + len(window) - filled]
             window[filled : filled + len(piece)] = piece
             filled += len(piece)
-        gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
+            bandwidth = min(bandwidth, self.cache.bandwidths[index])
         wav = window.astype(np.float32) / 32768
-        return wav * np.float32(min(gain, 0.99 / max(np.abs(wav).max(), 1e-5)))
+        if change:
+            wav = soxr.resample(wav, sample_rate * speed, sample_rate)
+            wav = np.pad(wav, (0, max(self.num_samples - len(wav), 0)))[: self.num_samples]
+            bandwidth = min(bandwidth * speed, _bandwidth(sample_rate * speed, sample_rate))
+        gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
+        return wav * np.float32(min(gain, 0.99 / max(np.abs(wav).max(), 1e-5))), bandwidth

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from codec.errors import AudioError
-from codec.training.data import WindowSampler
+from codec.training.data import Batch, WindowSampler
 from codec.training.distributed import Ranks
 
 AHEAD = 4  # batches cut before they are asked for
@@ -41,7 +40,7 @@ class Loader:
     ):
         self.sampler, self.ranks, self.device, self.warn, self.pause = sampler, ranks, device, warn, pause
         self._threads = ThreadPoolExecutor(NUM_THREADS, "loader")
-        self._ahead: dict[int, Future[Tensor]] = {}
+        self._ahead: dict[int, Future[Batch]] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
     def __enter__(self) -> "Loader":
@@ -50,8 +49,8 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def batch(self, step: int) -> Tensor:
-        """The windows of a step: (B, 1, T) float32 on the device.
+    def batch(self, step: int) -> Batch:
+        """The windows of a step, on the device.
 
         Raises:
             AudioError: they cannot be read, however often it is tried.
@@ -62,9 +61,9 @@ class Loader:
             if other not in self._ahead:
                 self._ahead[other] = self._threads.submit(self._cut, other)
         started = time.monotonic()
-        wav = self._cut_of(step)
+        batch = self._cut_of(step)
         self._waited += time.monotonic() - started
-        return wav.to(self.device, non_blocking=True)
+        return batch.to(self.device)
 
     def restart(self) -> None:
         """Forget what was cut ahead, because the sampler has changed."""
@@ -77,11 +76,11 @@ class Loader:
         self._waited, self._since = 0.0, now
         return min(share, 1.0)
 
-    def _cut(self, step: int) -> Tensor:
+    def _cut(self, step: int) -> Batch:
         batch = self.sampler.batch(step, self.ranks.rank, self.ranks.size)
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
-    def _cut_of(self, step: int) -> Tensor:
+    def _cut_of(self, step: int) -> Batch:
         """What a thread has cut; if it failed, for example because a disk did not answer, it gets another try."""
         attempt = 1
         while True:

@@ -129,11 +129,10 @@ def check(config: Config, num_processes: int = 1) -> None:
 
 def _of_data(config: Config, num_processes: int) -> Iterator[str]:
     data = config.data
-    if not data.train:
+    if not data.sources:
         yield "data.train must name a manifest or a folder of sound files, it is empty"
-    for name, place in (("train", data.train), ("validation", data.validation)):
-        if place and not Path(place).exists():
-            yield f"data.{name}: there is no {place}"
+    for name, places in (("train", data.sources), ("validation", [Path(data.validation)] if data.validation else [])):
+        yield from (f"data.{name}: there is no {place}" for place in places if not place.exists())
     if data.batch_size % num_processes:
         yield f"data.batch_size must be a multiple of the {num_processes} processes, got {data.batch_size}"
 

@@ -24,11 +24,11 @@ from codec.model.decoder import Synthesis
 from codec.output import open_output
 from codec.training.alarms import Watch
 from codec.training.counters import BrokenSteps, CodeUsage
-from codec.training.data import AudioCache, WindowSampler, open_cache
+from codec.training.data import AudioCache, Batch, WindowSampler, open_cache
 from codec.training.distributed import Ranks
 from codec.training.interruption import StopRequest, stop_requests
 from codec.training.loader import Loader
-from codec.training.losses import SpectralLoss
+from codec.training.losses import SpectralLoss, limit_band
 from codec.training.memory import keep_freed_memory
 from codec.training.monitor import Monitor, read_json, undecided_loss
 from codec.training.perception import Disturbance
@@ -72,8 +72,9 @@ class Trainer:
         frozen = [getattr(self.codec, part).requires_grad_(False) for part in settings.freeze]
         self.frozen_buffers = [(buffer, buffer.clone()) for part in frozen for buffer in part.buffers()]
         self.trained = [parameter for parameter in self.codec.parameters() if parameter.requires_grad]
-        self.sampler = WindowSampler(self._open_cache("train"), config.data, settings.seed)
-        self.held_out = self._open_cache("validation") if config.data.validation else None
+        self.sampler = WindowSampler(self._open_cache("train", config.data.sources), config.data, settings.seed)
+        validation = config.data.validation
+        self.held_out = self._open_cache("validation", [Path(validation)]) if validation else None
         self.spectral_loss = SpectralLoss(config.mel, self.codec.sample_rate).to(self.device)
         self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
         self.adversary, self.adversarial_start = initial_adversary(config, self.device)
@@ -81,7 +82,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.trained if p not in of_codes], "factor": 1.0},
-                {"params": [p for p in self.trained if p in of_codes], "factor": settings.quantizer_rate},
+                # What decays in the codes, gains or a later layer would make up for: only their scale would drift.
+                {
+                    "params": [p for p in self.trained if p in of_codes],
+                    "factor": settings.quantizer_rate,
+                    "weight_decay": 0.0,
+                },
             ],
             lr=settings.learning_rate,
             betas=(settings.betas[0], settings.betas[1]),
@@ -136,9 +142,9 @@ class Trainer:
         self.ranks.leave()
         return directory
 
-    def train_step(self, wav: Tensor) -> dict[str, Tensor]:
-        """One update of the codec, and of the discriminators once they have joined: (B, 1, T) -> scalars to log."""
-        settings = self.settings
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update of the codec, and of the discriminators once they have joined; returns scalars to log."""
+        settings, wav = self.settings, batch.wav
         self._set_learning_rate()
 
         with self._autocast():
@@ -146,7 +152,10 @@ class Trainer:
             quantized, quantizer_loss, usage_loss = self._quantize(latent)
             fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
             fake = fake[..., : wav.shape[-1]]
-        spectral = self.spectral_loss(wav, fake)
+        heard = wav
+        if batch.bandwidth is not None:  # what a recording cannot tell is not judged
+            heard, fake = (limit_band(sound, batch.bandwidth, self.codec.sample_rate) for sound in (wav, fake))
+        spectral = self.spectral_loss(heard, fake)
         loss = settings.mel_weight * spectral.mel + settings.commitment_weight * quantizer_loss
         scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": spectral.mel}
         if usage_loss is not None:
@@ -163,13 +172,13 @@ class Trainer:
             loss = loss + settings.convergence_weight * spectral.convergence
             scalars["loss/spectral_convergence"] = spectral.convergence
         if settings.disturbance_weight:
-            disturbance = self.disturbance(wav, fake)
+            disturbance = self.disturbance(heard, fake)
             loss = loss + settings.disturbance_weight * disturbance
             scalars["loss/disturbance"] = disturbance
         if self.step >= self.adversarial_start:
             with self._autocast():
                 joint = self.adversary.joint_losses(
-                    *self._crop(wav, fake), settings.adversarial_weight, settings.feature_matching_weight
+                    *self._crop(heard, fake), settings.adversarial_weight, settings.feature_matching_weight
                 )
             loss = loss + joint.generator
             self.ranks.average_gradients(self.adversary.discriminators.parameters())
@@ -408,10 +417,9 @@ class Trainer:
         self.best_score = counters["best_score"]
         return latest
 
-    def _open_cache(self, split: str) -> AudioCache:
-        data = self.config.data
+    def _open_cache(self, split: str, sources: list[Path]) -> AudioCache:
         with self.ranks.first_alone():
-            return open_cache(Path(getattr(data, split)), Path(data.cache) / split, self.codec.sample_rate)
+            return open_cache(sources, Path(self.config.data.cache) / split, self.codec.sample_rate)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
     python recipes/stream/prediction.py --train ../shared/data/train --test ../shared/data/dev
 
 Quantizers of several memories learn on latents that the encoder of a stream model makes of some files of `--train`,
-each from what `match` gives, with the same steps; 0 is SimVQ. Then they quantize the latents of `--test`. The encoder
-stays as it is, so this shows what prediction gives before the encoder makes use of it.
+each from what `match` gives, with the same steps: with all gains 1, and with gains that past codes tell; memory 0 is
+SimVQ. Then they quantize the latents of `--test`. The encoder stays as it is, so this shows what prediction gives
+before the encoder makes use of it.
 """
 
 import argparse
@@ -39,14 +40,16 @@ def main() -> None:
     train, test = windows(files[: options.files], model), windows(sound_files(options.test), model)
     print(f"{train.shape[0] * WINDOW} frames to learn on, {test.shape[0] * WINDOW} to measure")
     for memory in options.memories:
-        torch.manual_seed(options.seed)
-        quantizer = learn(memory, model, train, options.steps)
-        with torch.no_grad():
-            output = quantizer.eval()(test)
-        error = (output.quantized - test).square().mean() / test.var(dim=(0, 2), keepdim=True).mean()
-        shares = torch.bincount(output.codes.flatten()) / output.codes.numel()
-        perplexity = torch.special.entr(shares).sum().exp()
-        print(f"memory {memory}: error {error:.3f} of the latents' variance, perplexity {perplexity:.0f}", flush=True)
+        for has_gains in (False, True) if memory else (False,):
+            torch.manual_seed(options.seed)
+            quantizer = learn(memory, has_gains, model, train, options.steps)
+            with torch.no_grad():
+                output = quantizer.eval()(test)
+            error = (output.quantized - test).square().mean() / test.var(dim=(0, 2), keepdim=True).mean()
+            shares = torch.bincount(output.codes.flatten()) / output.codes.numel()
+            perplexity = torch.special.entr(shares).sum().exp()
+            name = f"memory {memory}{', gains' if has_gains else ''}"
+            print(f"{name}: error {error:.4f} of the latents' variance, perplexity {perplexity:.0f}", flush=True)
 
 
 def sound_files(folder: Path) -> list[Path]:
@@ -65,13 +68,16 @@ def windows(paths: list[Path], model: codec.Codec) -> Tensor:
     return torch.stack(parts)
 
 
-def learn(memory: int, model: codec.Codec, train: Tensor, num_steps: int) -> SimVQ:
-    """A quantizer that has learned with Adam, at 0.2 for the codes and 3e-3 for the taps, both falling to 0."""
+def learn(memory: int, has_gains: bool, model: codec.Codec, train: Tensor, num_steps: int) -> SimVQ:
+    """A quantizer that has learned with Adam, at 0.05 for the codes and 3e-3 for the rest, both falling to 0."""
     size, dim = model.codebook_size, model.quantizer.codebook_dim
     quantizer = PredictiveSimVQ(size, dim, memory=memory) if memory else SimVQ(size, dim)
     quantizer.match(train)
-    taps = [parameter for name, parameter in quantizer.named_parameters() if name == "taps"]
-    optimizer = torch.optim.Adam([{"params": quantizer.code_parameters(), "lr": 0.2}, {"params": taps, "lr": 3e-3}])
+    if isinstance(quantizer, PredictiveSimVQ):
+        quantizer.gain.requires_grad_(has_gains)
+    codes = quantizer.code_parameters()
+    others = [p for p in quantizer.parameters() if p.requires_grad and not any(p is code for code in codes)]
+    optimizer = torch.optim.Adam([{"params": codes, "lr": 0.05}, {"params": others, "lr": 3e-3}])
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
     for _ in range(num_steps):
         loss = quantizer(train[torch.randint(len(train), (BATCH,))]).loss

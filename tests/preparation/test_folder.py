@@ -147,8 +147,8 @@ def test_training_reads_a_manifest_as_it_reads_a_folder(folder, tmp_path):
     shutil.rmtree(folder / ".hidden")
     (folder / "train" / "anna" / "._1.wav").unlink()
     prepare_folder(folder, tmp_path / "lists", layout="*/speaker", config=ALONE)
-    listed = open_cache(tmp_path / "lists" / "all.tsv", tmp_path / "a", 24000)
-    found = open_cache(folder, tmp_path / "b", 24000)
+    listed = open_cache([tmp_path / "lists" / "all.tsv"], tmp_path / "a", 24000)
+    found = open_cache([folder], tmp_path / "b", 24000)
     assert sorted(Path(path).with_suffix("").as_posix() for path in found.paths) == sorted(listed.paths)
     assert listed.seconds == found.seconds
     assert sorted(set(listed.speakers)) == ["anna", "ben", "cleo", "dan", "ed"]

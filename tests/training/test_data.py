@@ -14,7 +14,7 @@ from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cach
 
 @pytest.fixture(scope="module")
 def cache(training_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AudioCache:
-    return open_cache(training_folder, tmp_path_factory.mktemp("cache"), 24000)
+    return open_cache([training_folder], tmp_path_factory.mktemp("cache"), 24000)
 
 
 def sampler(cache: AudioCache, seed: int = 0, **settings: float) -> WindowSampler:
@@ -30,42 +30,42 @@ def test_every_clip_is_cached_to_16_bits(cache: AudioCache, training_folder: Pat
 
 
 def test_a_cache_is_made_once(cache: AudioCache, training_folder: Path, tmp_path: Path):
-    first = open_cache(training_folder, tmp_path, 24000)
+    first = open_cache([training_folder], tmp_path, 24000)
     modified = (tmp_path / "audio.int16").stat().st_mtime_ns
-    second = open_cache(training_folder, tmp_path, 24000)
+    second = open_cache([training_folder], tmp_path, 24000)
     assert (tmp_path / "audio.int16").stat().st_mtime_ns == modified
     assert first.paths == second.paths
 
 
 def test_a_cache_of_another_rate_is_refused(training_folder: Path, tmp_path: Path):
-    open_cache(training_folder, tmp_path, 24000)
+    open_cache([training_folder], tmp_path, 24000)
     with pytest.raises(ConfigError, match="24000 Hz, the model needs 16000 Hz"):
-        open_cache(training_folder, tmp_path, 16000)
+        open_cache([training_folder], tmp_path, 16000)
 
 
 def test_a_cache_of_other_files_is_refused(training_folder: Path, tmp_path: Path):
     shutil.copytree(training_folder, tmp_path / "audio")
-    open_cache(tmp_path / "audio", tmp_path / "cache", 24000)
+    open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
     next((tmp_path / "audio" / "first").iterdir()).unlink()
     with pytest.raises(ConfigError, match="other sound files"):
-        open_cache(tmp_path / "audio", tmp_path / "cache", 24000)
+        open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
 
 
 def test_a_batch_depends_on_seed_and_step_only(cache: AudioCache):
-    assert torch.equal(sampler(cache).batch(7), sampler(cache).batch(7))
-    assert not torch.equal(sampler(cache).batch(7), sampler(cache).batch(8))
-    assert not torch.equal(sampler(cache).batch(7), sampler(cache, seed=1).batch(7))
+    assert torch.equal(sampler(cache).batch(7).wav, sampler(cache).batch(7).wav)
+    assert not torch.equal(sampler(cache).batch(7).wav, sampler(cache).batch(8).wav)
+    assert not torch.equal(sampler(cache).batch(7).wav, sampler(cache, seed=1).batch(7).wav)
 
 
 def test_the_shares_of_all_processes_are_the_batch(cache: AudioCache):
     windows = sampler(cache)
-    shares = [windows.batch(5, rank, 3) for rank in range(3)]
+    shares = [windows.batch(5, rank, 3).wav for rank in range(3)]
     joined = torch.stack(shares, dim=1).flatten(0, 1)
-    assert torch.equal(joined, windows.batch(5))
+    assert torch.equal(joined, windows.batch(5).wav)
 
 
 def test_windows_are_full_and_within_full_scale(cache: AudioCache):
-    batch = sampler(cache, gain_db=30.0).batch(0)
+    batch = sampler(cache, gain_db=30.0).batch(0).wav
     assert batch.shape == (6, 1, 7200)
     assert batch.abs().max() < 1
     # Real speech all along: no window ends in padding.
@@ -80,9 +80,60 @@ def test_speakers_are_balanced_as_configured(tmp_path: Path):
         for clip in range(seconds):
             noise = rng.uniform(-level, level, 24000)
             soundfile.write(tmp_path / "audio" / name / f"{clip}.wav", noise, 24000)
-    cache = open_cache(tmp_path / "audio", tmp_path / "cache", 24000)
+    cache = open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
     for balance, expected in ((0.0, 0.5), (1.0, 0.1)):
         windows = sampler(cache, speaker_balance=balance, gain_db=0.0)
-        loud = torch.cat([windows.batch(step) for step in range(100)]).abs().amax(dim=-1) > 0.1
+        loud = torch.cat([windows.batch(step).wav for step in range(100)]).abs().amax(dim=-1) > 0.1
         # 600 draws: four standard errors are at most 0.08.
         assert abs(float(loud.float().mean()) - expected) < 0.08
+
+
+@pytest.fixture
+def tones(tmp_path: Path) -> list[Path]:
+    """Two speakers: one of 24 kHz with a tone of 1 kHz, one of 16 kHz with a tone of 2 kHz."""
+    for name, rate, hz in (("wide", 24000, 1000), ("narrow", 16000, 2000)):
+        (tmp_path / name / name).mkdir(parents=True)
+        tone = 0.5 * np.sin(2 * np.pi * hz * np.arange(2 * rate) / rate)
+        soundfile.write(tmp_path / name / name / "tone.wav", tone, rate)
+    return [tmp_path / "wide", tmp_path / "narrow"]
+
+
+def test_windows_know_how_far_their_recording_reaches(tones: list[Path], tmp_path: Path):
+    cache = open_cache(tones, tmp_path / "cache", 24000)
+    assert cache.speakers == ["wide", "narrow"]
+    batch = WindowSampler(cache, DataConfig(batch_size=40, window_seconds=0.5), 0).batch(0)
+    assert batch.bandwidth is not None
+    frequencies = torch.fft.rfft(batch.wav[:, 0]).abs().argmax(dim=1) * 2
+    assert set(zip(frequencies.tolist(), batch.bandwidth.tolist(), strict=True)) == {(1000, 12000), (2000, 0.91 * 8000)}
+    wide = open_cache(tones[:1], tmp_path / "wide-cache", 24000)
+    assert WindowSampler(wide, DataConfig(batch_size=2, window_seconds=0.5), 0).batch(0).bandwidth is None
+
+
+def test_speed_moves_pitch_and_band_by_at_most_its_share(tones: list[Path], tmp_path: Path):
+    cache = open_cache(tones, tmp_path / "cache", 24000)
+    batch = WindowSampler(cache, DataConfig(batch_size=60, window_seconds=0.5, speed=0.2), 0).batch(0)
+    assert batch.wav.shape == (60, 1, 12000)
+    frequencies = torch.fft.rfft(batch.wav[:, 0] * torch.hann_window(12000), n=48000).abs().argmax(dim=1) / 2
+    assert batch.bandwidth is not None
+    is_wide = frequencies < 1500
+    for tone, mine, band in ((1000, is_wide, 12000), (2000, ~is_wide, 0.91 * 8000)):
+        speeds = frequencies[mine] / tone
+        assert 1 / 1.2 - 0.001 < float(speeds.min()) < 0.9
+        assert 1.1 < float(speeds.max()) < 1.2 + 0.001
+        expected = torch.where(speeds < 1, 0.91, 1.0) * speeds * band if tone == 1000 else speeds * band
+        is_clear = (speeds - 1).abs() > 1e-3  # whether it is slower
+        torch.testing.assert_close(
+            batch.bandwidth[mine][is_clear], expected.clamp(max=12000)[is_clear], rtol=2e-3, atol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"speed": 0.6}, "data.speed must be between 0 and 0.5"),
+        ({"train": ["a", 3]}, "data.train must be a path or a list"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        DataConfig(**settings)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 from codec.config import compose
 from codec.errors import CodecError
 from codec.training import loader, monitor, state
-from codec.training.data import WindowSampler
+from codec.training.data import Batch, WindowSampler
 from codec.training.state import PREVIOUS_NAME, STATE_NAME, load_latest
 from codec.training.trainer import Trainer
 
@@ -36,18 +36,18 @@ def events(run: Path, kind: str) -> list[str]:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_step_with_a_broken_batch_changes_nothing_and_is_counted(tiny_run: list[str], phase: str, value: float):
     trainer = Trainer(compose([*tiny_run, phase]))
-    wav = trainer.sampler.batch(0)
-    trainer.train_step(wav)
+    batch = trainer.sampler.batch(0)
+    trainer.train_step(batch)
     before = {name: tensor.clone() for name, tensor in trainer.codec.state_dict().items()}
     discriminators = {name: t.clone() for name, t in trainer.adversary.discriminators.state_dict().items()}
-    trainer.train_step(torch.full_like(wav, value))
+    trainer.train_step(batch._replace(wav=torch.full_like(batch.wav, value)))
     assert int(trainer.broken.skipped) == 1
     assert trainer.broken.explain(trainer.broken.counts).startswith("batch/peak was not finite in 1 step; then loss/")
     for name, tensor in trainer.codec.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     for name, tensor in trainer.adversary.discriminators.state_dict().items():
         assert torch.equal(tensor, discriminators[name]), name
-    trainer.train_step(wav)
+    trainer.train_step(batch)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.codec.state_dict().items())
 
 
@@ -75,11 +75,11 @@ class BrokenBatches:
     def __init__(self, sampler: WindowSampler, first: int, last: int, times: int):
         self.original, self.first, self.last, self.times = sampler.batch, first, last, times
 
-    def __call__(self, step: int, *shares: int) -> Tensor:
+    def __call__(self, step: int, *shares: int) -> Batch:
         batch = self.original(step, *shares)
         if self.times and self.first <= step <= self.last:
             self.times -= step == self.last
-            return torch.full_like(batch, math.nan)
+            return batch._replace(wav=torch.full_like(batch.wav, math.nan))
         return batch
 
 
@@ -203,7 +203,7 @@ class Faults:
         batch, train_step = trainer.sampler.batch, trainer.train_step
         with pytest.MonkeyPatch.context() as patch:
 
-            def broken_batch(step: int, *shares: int) -> Tensor:
+            def broken_batch(step: int, *shares: int) -> Batch:
                 fault = self.take(*self.IN_BATCHES)
                 if fault == "failing reader":
                     raise OSError("Input/output error")
@@ -211,13 +211,14 @@ class Faults:
                     raise RuntimeError("the thread was killed")
                 self.burst = 4 if fault == "burst of nan" else max(self.burst - 1, 0)
                 value = math.inf if fault == "infinite batch" else math.nan
-                return batch(step, *shares) if not (fault or self.burst) else torch.full((4, 1, 4800), value)
+                is_broken = fault or self.burst
+                return Batch(torch.full((4, 1, 4800), value), None) if is_broken else batch(step, *shares)
 
-            def deadly_step(wav: Tensor) -> dict[str, Tensor]:
+            def deadly_step(batch: Batch) -> dict[str, Tensor]:
                 self.pending = self.take("kill", "kill and cut state", "kill and flip a bit", "kill and leave rubbish")
                 if self.pending:
                     raise Killed
-                return train_step(wav)
+                return train_step(batch)
 
             def full(kind: str, original):
                 def write(*arguments, **more):
