@@ -162,17 +162,17 @@ class PredictiveSimVQ(SimVQ):
         """What the code vectors (B, N, D) before each frame, times their gains, say about it: (B, N, D)."""
         num_frames, memory = vectors.shape[1], self.memory
         before = F.pad(vectors, (0, 0, memory, 0))
-        return torch.stack(
-            [before[:, memory - i : memory - i + num_frames] @ self.taps[i - 1].float() for i in range(1, memory + 1)]
-        ).sum(0)
+        terms = [
+            before[:, memory - i : memory - i + num_frames] @ self.taps[i - 1].float() for i in range(1, memory + 1)
+        ]
+        return torch.stack(terms).sum(0)
 
     def _gains(self, codes: Tensor) -> Tensor:
         """The gain of each frame of codes (B, N), with its gradient: (B, N, 1)."""
         num_frames, memory = codes.shape[1], self.memory
         before = F.pad(self._log_gain_echoes(F.embedding(codes, self.codebook)), (0, 0, memory, 0))  # (B, P + N, P)
-        logs = torch.stack([before[:, memory - i : memory - i + num_frames, i - 1] for i in range(1, memory + 1)]).sum(
-            0
-        )
+        terms = [before[:, memory - i : memory - i + num_frames, i - 1] for i in range(1, memory + 1)]
+        logs = torch.stack(terms).sum(0)
         return logs.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp().unsqueeze(-1)
 
     def _log_gain_echoes(self, rows: Tensor) -> Tensor:
