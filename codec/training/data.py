@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
@@ -237,8 +236,8 @@ class WindowSampler:
     def _window(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """Samples (T,) float32 and bandwidth."""
         sample_rate, change = self.cache.sample_rate, np.log1p(self.config.speed)
-        speed = float(np.exp(rng.uniform(-change, change))) if change else 1.0
-        window = np.zeros(round(self.num_samples * speed), dtype=np.int16)
+        played_at = round(sample_rate * np.exp(rng.uniform(-change, change))) if change else sample_rate
+        window = np.zeros(-(-self.num_samples * played_at // sample_rate), dtype=np.int16)
         bandwidth = sample_rate / 2
         filled = 0
         while filled < len(window):
@@ -250,9 +249,8 @@ class WindowSampler:
             filled += len(piece)
             bandwidth = min(bandwidth, self.cache.bandwidths[index])
         wav = window.astype(np.float32) / 32768
-        if change:
-            wav = soxr.resample(wav, sample_rate * speed, sample_rate)
-            wav = np.pad(wav, (0, max(self.num_samples - len(wav), 0)))[: self.num_samples]
-            bandwidth = min(bandwidth * speed, _bandwidth(sample_rate * speed, sample_rate))
+        if played_at != sample_rate:
+            wav = audio.resample(wav, played_at, sample_rate)[: self.num_samples]
+            bandwidth = min(bandwidth * played_at / sample_rate, _bandwidth(played_at, sample_rate))
         gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
         return wav * np.float32(min(gain, 0.99 / max(np.abs(wav).max(), 1e-5))), bandwidth
