@@ -60,17 +60,17 @@ def report(name: str, model: Codec, wavs: list[Tensor], whole: list[Tensor], oth
     margins = []
     for wav, expected, found in zip(wavs, whole, other, strict=True):
         for frame in (expected != found).nonzero().flatten().tolist():
-            margins.append(margin(model, wav, frame))
+            margins.append(margin(model, wav, expected, frame))
     share = len(margins) / sum(map(len, whole))
     shown = ", ".join(f"{value:.1e}" for value in margins)
     print(f"{name}: {len(margins)} frames differ ({100 * share:.4f} %){'; margins ' + shown if shown else ''}")
 
 
 @torch.no_grad()
-def margin(model: Codec, wav: Tensor, frame: int) -> float:
+def margin(model: Codec, wav: Tensor, codes: Tensor, frame: int) -> float:
     """Squared distance to the second nearest code minus that to the nearest, relative to the former."""
-    latent = model.encoder(wav[None, None])[0, :, frame].double()
-    distance = (model.quantizer.effective_codebook().double() - latent).square().sum(1)
+    coded = model.quantizer.remainder(model.encoder(wav[None, None]), codes[None])[0, :, frame].double()
+    distance = (model.quantizer.effective_codebook().double() - coded).square().sum(1)
     nearest, second = distance.topk(2, largest=False).values.tolist()
     return (second - nearest) / second
 
