@@ -19,7 +19,7 @@ MAX_FRAMES = 750
 
 
 class StreamEncoder:
-    """Turns sound that arrives in pieces into codes, each as soon as its lookahead has arrived.
+    """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
 
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
     codes, up to the rounding of float32 arithmetic. Any model can do that.
@@ -61,11 +61,12 @@ class StreamEncoder:
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
         if self._mirroring is not None:
-            self._num_samples = 0
-            return self._quantize(self._mirroring.flush())
-        num_codes = self.codec.num_frames(self._num_samples)
-        end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead
-        codes = self._advance(torch.zeros(end - self._num_samples))
+            codes = self._quantize(self._mirroring.flush())
+        else:
+            num_codes = self.codec.num_frames(self._num_samples)
+            end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead
+            codes = self._advance(torch.zeros(end - self._num_samples))
+        codes = torch.cat([codes, self.codec.quantizer.finish(self._state)[0].cpu()])
         self._reset()
         return codes
 
@@ -87,7 +88,7 @@ class StreamEncoder:
         """(1, D, n) -> (n,)."""
         if not latent.shape[-1]:
             return torch.zeros(0, dtype=torch.int64)
-        return self.codec.quantizer(latent, self._state).codes[0].cpu()
+        return self.codec.quantizer.encode(latent, self._state)[0].cpu()
 
 
 class StreamDecoder:

@@ -208,18 +208,20 @@ class Codec(nn.Module):
         if not torch.isfinite(wav).all():
             raise AudioError("the audio has NaN or infinite samples")
         if lengths is None:
-            return self.quantizer(self.encoder(wav)).codes
+            return self.quantizer.encode(self.encoder(wav))
         ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)
         codes = wav.new_full((len(wav), self.num_frames(wav.shape[-1])), -1, dtype=torch.int64)
         if self.is_streamable:
             inside = torch.arange(wav.shape[-1], device=wav.device) < torch.tensor(ends, device=wav.device)[:, None]
-            padded = self.quantizer(self.encoder(wav * inside[:, None])).codes
+            padded = self.quantizer.encode(
+                self.encoder(wav * inside[:, None]), num_frames=list(map(self.num_frames, ends))
+            )
             for item, end in enumerate(ends):
                 codes[item, : self.num_frames(end)] = padded[item, : self.num_frames(end)]
         else:
             # Whole-clip layers would let the padding change the codes: one item at a time.
             for item, end in enumerate(ends):
-                codes[item, : self.num_frames(end)] = self.quantizer(self.encoder(wav[item : item + 1, :, :end])).codes
+                codes[item, : self.num_frames(end)] = self.quantizer.encode(self.encoder(wav[item : item + 1, :, :end]))
         return codes
 
     @torch.no_grad()

@@ -7,13 +7,15 @@ last call with that state ended, so a signal fed in pieces gives what the whole 
 Legend: B batch, N frames, H hidden width, A attention heads.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.model.timeconv import conv1d
 
-State = dict[nn.Module, Tensor]
+State = dict[nn.Module, Any]
 """What each layer must remember between two calls; empty at the start of a signal."""
 
 

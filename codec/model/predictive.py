@@ -6,6 +6,8 @@ remains, in units of that distance. Within a vowel codes are thus fine correctio
 predictions are moving averages over codes, not over reconstructions, so a code has no say beyond a few frames: sound
 can be decoded from anywhere, a lost code is soon forgotten, and the decoder's side is a sum of table rows.
 
+Since a code has a say in what follows, codes are chosen by what they lead to, a few frames later (`beam`).
+
 Legend: B batch, N frames, D width of the latent, K codes, P frames that a prediction looks back.
 """
 
@@ -18,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
+from codec.model import beam
 from codec.model.layers import State
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
-from codec.model.search import half_squared_norms
 from codec.model.timeconv import DerivedWeight
 
 if TYPE_CHECKING:
@@ -40,13 +42,14 @@ class PredictiveSimVQConfig(SimVQConfig):
     kind: str = "predictive"
     memory: int = 8  # frames that a prediction looks back
     gain_width: int = 64  # inner width of the network that says what a code means for the gains after it
+    num_paths: int = 8  # sequences of codes that are followed at once
+    delay: int = 3  # frames until a code is decided; 0 with one path: the nearest code
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory < 1:
-            raise ConfigError(f"quantizer.memory must be at least 1, got {self.memory}")
-        if self.gain_width < 1:
-            raise ConfigError(f"quantizer.gain_width must be at least 1, got {self.gain_width}")
+        for name, least in {"memory": 1, "gain_width": 1, "num_paths": 1, "delay": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"quantizer.{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class PredictiveSimVQ(SimVQ):
@@ -56,15 +59,16 @@ class PredictiveSimVQ(SimVQ):
     gain, the prediction, the code and the quantized latent of a frame are
 
         log g_n = sum_i f_i(c_{n-i}),   p_n = sum_i g_{n-i} e_{n-i} A_i,   i = 1 .. P,
-        k_n = argmin_k ||(z_n - p_n) / g_n - (C W + b)_k||^2,              q_n = p_n + g_n e_n ,
+        q_n = p_n + g_n e_n,            k_1 .. k_N = argmin sum_n ||z_n - q_n||^2 ,
 
-    with f a small network. The error of a frame is that of one vector quantization, and errors do not add up. The loss
-    is that of `SimVQ` with q_n in the place of the code; it trains A_i and f too. Codes are found frame by frame, all
-    else at once.
+    with f a small network. The minimum is sought among `num_paths` sequences, and a code is decided `delay` frames
+    later; with one path and no delay it is the one nearest to (z_n - p_n) / g_n. The loss is that of `SimVQ` with q_n
+    in the place of the code; it trains A_i and f too. Codes are found frame by frame, all else at once.
 
     Args:
         memory: P.
         gain_width: inner width of f.
+        num_paths, delay: of the search; what codes mean does not depend on them.
         Others are as for `SimVQ`.
 
     Attributes:
@@ -76,28 +80,46 @@ class PredictiveSimVQ(SimVQ):
     """
 
     def __init__(
-        self, codebook_size: int, codebook_dim: int, *, memory: int = 8, gain_width: int = 64, **settings: object
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        *,
+        memory: int = 8,
+        gain_width: int = 64,
+        num_paths: int = 8,
+        delay: int = 3,
+        **settings: object,
     ):
         super().__init__(codebook_size, codebook_dim, **settings)  # type: ignore[arg-type]
-        self.memory = memory
+        self.memory, self.num_paths, self.delay = memory, num_paths, delay
         self.taps = nn.Parameter(torch.zeros(memory, codebook_dim, codebook_dim))
         self.gain = nn.Sequential(nn.Linear(codebook_dim, gain_width), nn.GELU(), nn.Linear(gain_width, memory))
         self._forget_gains()
         self._kept_echoes = DerivedWeight()
         self._kept_gains = DerivedWeight()
 
-    def forward(self, latent: Tensor, state: State | None = None) -> QuantizerOutput:
-        """As `SimVQ.forward`, for (B, D, N); with a state, of the frames after the last call's."""
+    def forward(self, latent: Tensor) -> QuantizerOutput:
+        """As `SimVQ.forward`, for (B, D, N)."""
         with torch.autocast(latent.device.type, enabled=False):
             vectors = self._checked(latent)  # (B, N, D)
-            past = self._past(state, len(vectors))
-            codes = self._choose(vectors, past)
-            quantized = self._assemble(codes) if self.training else self._look_up(codes, past)
-            self._remember(state, past, codes)
+            codes = self._choose(vectors)
+            quantized = self._assemble(codes) if self.training else self._look_up(codes, self._past(None, len(codes)))
             loss = self._loss(vectors, quantized)
             if self.training:
                 quantized = self._pass_gradient(vectors, quantized)
         return QuantizerOutput(codes, quantized.transpose(1, 2), loss)
+
+    def encode(self, latent: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
+        with torch.autocast(latent.device.type, enabled=False):
+            return self._choose(self._checked(latent), state, num_frames)
+
+    def finish(self, state: State) -> Tensor:
+        if self not in state:
+            return super().finish(state)
+        paths, num_frames = state.pop(self)
+        due = min(self.delay, num_frames)
+        codes: Tensor = paths.undecided[:: self.num_paths, self.delay - due :]
+        return codes
 
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
         """The quantized latent of codes: (B, N) integers in [0, K) -> (B, D, N) float32.
@@ -134,24 +156,23 @@ class PredictiveSimVQ(SimVQ):
         return super()._checked(latent)
 
     @torch.no_grad()
-    def _choose(self, vectors: Tensor, past: Tensor) -> Tensor:
-        """Codes (B, N) of vectors (B, N, D), one frame after the other; `past` as `_past` gives it."""
-        (batch, num_frames, width), memory = vectors.shape, self.memory
+    def _choose(self, vectors: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
+        """Codes of vectors (B, N, D), as `encode` gives them."""
+        batch, length, _ = vectors.shape
         codebook = self.effective_codebook()
-        half_norms, echoes, gain_echoes = half_squared_norms(codebook), self._echoes(codebook), self._gain_echoes()
-        # What the frames so far say about each frame, from the first of the past on.
-        predicted = vectors.new_zeros(batch, 2 * memory + num_frames + memory, width)
-        gains = vectors.new_ones(batch, 2 * memory + num_frames + memory, 1)
-        codes = torch.empty(2 * memory + num_frames, batch, dtype=torch.int64, device=vectors.device)
-        codes[: 2 * memory] = past.T
-        for n in range(2 * memory + num_frames):
-            gain = gains[:, n].clamp(1 / LARGEST_GAIN, LARGEST_GAIN)  # (B, 1)
-            if n >= 2 * memory:
-                rest = (vectors[:, n - 2 * memory] - predicted[:, n]) / gain  # (B, D)
-                codes[n] = torch.addmm(half_norms, rest, codebook.T, alpha=-1).argmin(1)
-            predicted[:, n + 1 : n + 1 + memory] += gain[..., None] * echoes[codes[n]]
-            gains[:, n + 1 : n + 1 + memory] *= gain_echoes[codes[n]]
-        return codes[2 * memory :].T.contiguous()
+        tables = beam.Tables(codebook, self._echoes(codebook)[:-1], self._gain_echoes()[:-1])
+        paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
+        paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
+        decided = decided[:, max(self.delay - num_before, 0) :]
+        if state is not None:
+            state[self] = (paths, num_before + length)
+            return decided
+        codes = torch.zeros(batch, length, dtype=torch.int64, device=vectors.device)
+        for item, end in enumerate(num_frames or [length] * batch):  # where the best path gives the codes still due
+            due = min(self.delay, end)
+            codes[item, : end - due] = decided[item, : end - due]
+            codes[item, end - due : end] = pending[item, end - 1, self.delay - due :]
+        return codes
 
     def _assemble(self, codes: Tensor) -> Tensor:
         """q of codes (B, N) with its gradient: (B, N, D)."""
@@ -193,7 +214,7 @@ class PredictiveSimVQ(SimVQ):
             seen = torch.cat([past, codes], dim=1)  # (B, 2 P + N)
             gains = torch.ones(len(codes), memory + num_frames, 1).to(codebook)  # of all but the first P
             for i in range(1, memory + 1):
-                gains *= F.embedding(seen[:, memory - i : 2 * memory - i + num_frames], gain_echoes[:, i - 1])
+                gains *= F.embedding(seen[:, memory - i : 2 * memory - i + num_frames], gain_echoes[:, i - 1 : i])
             gains = gains.clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
             quantized = gains[:, memory:] * F.embedding(codes, codebook)
             for i in range(1, memory + 1):
@@ -215,14 +236,14 @@ class PredictiveSimVQ(SimVQ):
         return F.pad(echoes, (0, 0, 0, 0, 0, 1))
 
     def _gain_echoes(self) -> Tensor:
-        """The factors by which each code changes the P gains after it: (K + 1, P, 1), ones last, for no code."""
+        """The factors by which each code changes the P gains after it: (K + 1, P), ones last, for no code."""
         with torch.no_grad():
             if self.training:
                 return self._make_gain_echoes()
             return self._kept_gains.get(self._sources(), self._make_gain_echoes)
 
     def _make_gain_echoes(self) -> Tensor:
-        return F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp().unsqueeze(-1)
+        return F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp()
 
     def _forget_gains(self) -> None:
         nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]

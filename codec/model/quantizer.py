@@ -105,12 +105,14 @@ class Quantizer(nn.Module):
         codebook_dim: D, the width of a code and of the latent.
 
     Attributes:
+        delay: frames between a frame and the one that decides its code.
         checks_values: whether values are looked at in training too, which waits for the device. A training loop that
             skips steps whose loss is not finite can do without.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
+        self.delay = 0
         self.checks_values = True
         check_sizes(codebook_size, codebook_dim)
         self.codebook_size = codebook_size
@@ -131,12 +133,11 @@ class Quantizer(nn.Module):
         with torch.no_grad():
             return self._kept_codebook.get(self._sources(), self._make_checked_codebook)
 
-    def forward(self, latent: Tensor, state: State | None = None) -> QuantizerOutput:
+    def forward(self, latent: Tensor) -> QuantizerOutput:
         """Quantize a latent.
 
         Args:
             latent: (B, D, *) floating point, any number of trailing dimensions, at least one vector.
-            state: for a quantizer that looks back: what it remembers between pieces of a signal. Others leave it alone.
 
         Returns:
             codes (B, *) int64, quantized (B, D, *) float32, loss. Outside training `quantized` is the code vector
@@ -159,8 +160,28 @@ class Quantizer(nn.Module):
         quantized = quantized.view(vectors.shape).movedim(-1, 1)  # (N, D) -> (B, D, *)
         return QuantizerOutput(codes.view(vectors.shape[:-1]), quantized, loss)
 
+    def encode(self, latent: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
+        """Only the codes of a latent (B, D, *): (B, *) int64.
+
+        Args:
+            latent: as for `forward`.
+            state: for a latent (B, D, N) that comes in pieces. A quantizer that decides late gives the codes that are
+                now certain, and the others with later pieces or from `finish`.
+            num_frames: of each item, where they differ; without a state. Codes beyond them mean nothing.
+
+        Raises:
+            ModelError: as for `forward`.
+        """
+        return self(latent).codes
+
+    def finish(self, state: State) -> Tensor:
+        """The codes that are still due once all pieces of a latent were given to `encode`: (B, n) int64."""
+        return torch.zeros(1, 0, dtype=torch.int64)
+
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
-        """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32; `state` is as for `forward`.
+        """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32.
+
+        With a state, of the frames after the last call's.
 
         Raises:
             ModelError: codes that are no integers, or a code outside [0, K).

@@ -105,11 +105,12 @@ def print_latency(model: str) -> None:
         encoding.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     hop = 1000 * loaded.hop_length / loaded.sample_rate
-    lookahead = 1000 * loaded.encoder.lookahead / loaded.sample_rate
+    lookahead, delay = 1000 * loaded.encoder.lookahead / loaded.sample_rate, loaded.quantizer.delay * hop
     print(
         f"one thread, medians: first sound after one code {1000 * median(first):.1f} ms, "
         f"a further code {1000 * median(decoding):.1f} ms, a hop to its code {1000 * median(encoding):.1f} ms "
-        f"(a hop is {hop:.1f} ms); lookahead of the encoder {lookahead:.0f} ms, of the decoder 0 ms"
+        f"(a hop is {hop:.1f} ms); a code waits for {lookahead:.0f} ms of lookahead and {delay:.0f} ms of delay, "
+        "its sound for nothing"
     )
 
 

@@ -1,6 +1,7 @@
 """What limits a stream model: its codes, its pitch, or its codebook?
 
     python recipes/stream/probe.py --model stream --data ../shared/data/dev
+    python recipes/stream/probe.py ... --paths 1 --delay 0    # with the nearest code of each frame
 
 Scores round trips as they are, then with the latent unquantized, then with the pitch that a tracker hears in the
 original in place of the one the decoder states. Then tells how far the stated pitch is off, how well the codebook fits
@@ -27,8 +28,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stream", help="boxed name or directory of a stream model")
     parser.add_argument("--data", type=Path, required=True, help="folder of speech")
+    parser.add_argument("--paths", type=int, help="that the search follows, instead of the model's own number")
+    parser.add_argument("--delay", type=int, help="of the search, in frames, instead of the model's own")
     arguments = parser.parse_args()
     model = codec.load(arguments.model)
+    if arguments.paths is not None:
+        model.quantizer.num_paths = arguments.paths
+    if arguments.delay is not None:
+        model.quantizer.delay = arguments.delay
     paths = sorted(path for path in arguments.data.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
     scores: dict[str, list[dict[str, float]]] = {"as it is": [], "unquantized": [], "tracked pitch": []}
     latents, coded, codes, misses, errors, agreements = [], [], [], [], [], []

@@ -1,11 +1,13 @@
 """SimVQ inside a prediction loop: its equations, its memory and what it is for."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 from codec.errors import ConfigError, ModelError
+from codec.model import beam
 from codec.model.predictive import LARGEST_GAIN, PredictiveSimVQ, PredictiveSimVQConfig
 from codec.model.quantizer import SimVQ
 
@@ -30,7 +32,8 @@ def by_formula(quantizer: PredictiveSimVQ, codes: torch.Tensor) -> tuple[torch.T
     gains, predictions, quantized = [], [], []
     for n in range(codes.shape[1]):
         past = range(1, min(P, n) + 1)
-        gains.append(sum((f[codes[:, n - i], i - 1] for i in past), torch.zeros(len(codes)).to(e)).exp()[:, None])
+        log_gain = sum((f[codes[:, n - i], i - 1] for i in past), torch.zeros(len(codes)).to(e))
+        gains.append(log_gain.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp()[:, None])
         terms = (gains[n - i] * e[codes[:, n - i]] @ quantizer.taps[i - 1] for i in past)
         predictions.append(sum(terms, torch.zeros(len(codes), D).to(e)))
         quantized.append(predictions[n] + gains[n] * e[codes[:, n]])
@@ -47,6 +50,7 @@ def autoregression(batch: int, num_frames: int, factor: float, seed: int = 1) ->
 
 
 def test_codes_and_quantized_latent_follow_the_equations(quantizer: PredictiveSimVQ):
+    quantizer.num_paths, quantizer.delay = 1, 0
     latent = autoregression(2, 30, 0.8)
     output = quantizer.eval()(latent)
     exact = copy.deepcopy(quantizer).double()
@@ -59,11 +63,31 @@ def test_codes_and_quantized_latent_follow_the_equations(quantizer: PredictiveSi
     torch.testing.assert_close(output.quantized.transpose(1, 2).double(), quantized, atol=1e-5, rtol=0)
 
 
+def test_with_all_paths_the_codes_are_the_best_of_all_sequences():
+    torch.manual_seed(0)
+    quantizer = PredictiveSimVQ(4, D, memory=2, gain_width=8, num_paths=4**5, delay=5).eval()
+    torch.nn.init.normal_(quantizer.taps, std=0.3)
+    torch.nn.init.normal_(quantizer.gain[-1].weight, std=0.5)
+    latent = autoregression(3, 5, 0.8)
+    sequences = torch.cartesian_prod(*[torch.arange(4)] * 5)
+    errors = (quantizer.lookup(sequences)[None] - latent[:, None]).square().sum(dim=(2, 3))  # (3, 1024)
+    assert torch.equal(quantizer(latent).codes, sequences[errors.argmin(1)])
+
+
+def test_waiting_with_several_paths_lowers_the_error(quantizer: PredictiveSimVQ):
+    latent = autoregression(4, 200, 0.8)
+    errors = []
+    for quantizer.num_paths, quantizer.delay in ((1, 0), (8, 0), (8, 3)):
+        errors.append(float((quantizer.eval()(latent).quantized - latent).square().mean()))
+    assert errors[2] < 0.95 * errors[0]
+    assert errors[2] < errors[1]
+
+
 @pytest.mark.parametrize("is_training", [False, True])
 def test_without_taps_and_gains_it_is_simvq(is_training: bool):
     torch.manual_seed(0)
     plain = SimVQ(K, D).train(is_training)
-    predictive = PredictiveSimVQ(K, D, memory=P).train(is_training)
+    predictive = PredictiveSimVQ(K, D, memory=P, num_paths=1, delay=0).train(is_training)
     predictive.load_state_dict(plain.state_dict(), strict=False)
     latent = autoregression(2, 30, 0.8)
     ours, theirs = predictive(latent), plain(latent)
@@ -79,25 +103,47 @@ def test_training_and_evaluation_give_the_same_codes_and_latent(quantizer: Predi
     torch.testing.assert_close(trained.quantized, evaluated.quantized)
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 7])
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 50])
 def test_pieces_give_what_the_whole_gives(quantizer: PredictiveSimVQ, piece: int):
     quantizer.eval()
     latent = autoregression(2, 40, 0.8)
     whole = quantizer(latent)
+    assert torch.equal(quantizer.encode(latent), whole.codes)
     assert torch.equal(quantizer.lookup(whole.codes), whole.quantized)
     state, other_state = {}, {}
-    outputs = [quantizer(part, state) for part in latent.split(piece, dim=2)]
-    assert torch.equal(torch.cat([output.codes for output in outputs], dim=1), whole.codes)
-    assert torch.equal(torch.cat([output.quantized for output in outputs], dim=2), whole.quantized)
+    codes = [quantizer.encode(part, state) for part in latent.split(piece, dim=2)]
+    assert sum(part.shape[1] for part in codes) == 40 - quantizer.delay
+    assert torch.equal(torch.cat([*codes, quantizer.finish(state)], dim=1), whole.codes)
+    assert quantizer.finish(state).shape[1] == 0
     parts = [quantizer.lookup(part, other_state) for part in whole.codes.split(piece, dim=1)]
     assert torch.equal(torch.cat(parts, dim=2), whole.quantized)
 
 
-def test_items_of_a_batch_do_not_depend_on_each_other(quantizer: PredictiveSimVQ):
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_signals_as_short_as_the_delay_have_all_their_codes(quantizer: PredictiveSimVQ, length: int):
     quantizer.eval()
-    latent = autoregression(5, 40, 0.8)
-    alone = [quantizer(item).codes for item in latent.split(1)]
-    assert torch.equal(quantizer(latent).codes, torch.cat(alone))
+    latent, state = autoregression(2, length, 0.8), {}
+    codes = torch.cat([quantizer.encode(latent, state), quantizer.finish(state)], dim=1)
+    assert torch.equal(codes, quantizer.encode(latent))
+    assert codes.shape == (2, length)
+
+
+def test_items_of_a_batch_do_not_depend_on_each_other_nor_on_padding(quantizer: PredictiveSimVQ):
+    quantizer.eval()
+    latent, lengths = autoregression(5, 40, 0.8), [40, 1, 2, 17, 39]
+    alone = [quantizer.encode(item[:, :, :length]) for item, length in zip(latent.split(1), lengths, strict=True)]
+    together = quantizer.encode(latent, num_frames=lengths)
+    for row, length, expected in zip(together.split(1), lengths, alone, strict=True):
+        assert torch.equal(row[:, :length], expected)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(640, 3), (64 * 100, 8), (100, 8), (8, 8)])
+def test_the_smallest_are_those_of_a_whole_sort(rows: int, count: int):
+    values = torch.randn(3, rows, generator=torch.Generator().manual_seed(0))
+    found, places = beam.smallest(values, count)
+    expected, order = values.sort(dim=1)
+    assert torch.equal(found, expected[:, :count])
+    assert torch.equal(places, order[:, :count])
 
 
 def test_a_code_is_forgotten_after_twice_its_memory(quantizer: PredictiveSimVQ):
@@ -211,6 +257,6 @@ def test_bad_values_codes_and_settings_are_refused(quantizer: PredictiveSimVQ):
         quantizer.lookup(torch.tensor([[K]]))
     with pytest.raises(ModelError, match="codes of shape"):
         quantizer.lookup(torch.tensor([0]))
-    for name in ("memory", "gain_width"):
+    for name in ("memory", "gain_width", "num_paths"):
         with pytest.raises(ConfigError, match=name):
             PredictiveSimVQConfig(**{name: 0})
