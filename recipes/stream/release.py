@@ -148,7 +148,8 @@ def card(config: dict, records: list[dict], summary: dict, utilisation: dict, ar
 The model in the box: speech at {model.sample_rate} Hz to {model.frame_rate:g} codes/s of {model.bits_per_code} bits,
 {model.bitrate:g} kbit/s, causal and streaming. Encoder {parameters["encoder"]:.2f} M parameters, decoder
 {parameters["decoder"]:.2f} M, SimVQ with K = {model.codebook_size} codes of {model.quantizer.codebook_dim} dimensions
-for what the last {model.quantizer.memory} codes do not tell. Weights are the exponential moving average of training, in
+for what the last {model.quantizer.memory} codes do not tell, chosen among {model.quantizer.num_paths} sequences with a
+delay of {model.quantizer.delay} frames. Weights are the exponential moving average of training, in
 16 bit. Fingerprint `{model.fingerprint}`.
 
 **How good it is.** This release was trained on a CPU for hours, not on GPUs for days: the words come through, the sound
@@ -170,12 +171,14 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
 
 ## Training
 
-- Command: `codec train recipe=stream-cpu data.train=../shared/data/train data.validation=../shared/data/dev
-  training.run=RUN`, with the settings of [run.json](../../../recipes/stream/run.json): {last_step} steps{earlier}.
-- Data: 6.5 h of read speech, 24 kHz, 5324 clips, more than 223 speakers, English, French, German, Chinese and others:
+- Command: `codec train recipe=stream-cpu 'data.train=[../shared/data/train,../shared/data/train-16k]'
+  data.validation=../shared/data/dev training.run=RUN`, with the settings of
+  [run.json](../../../recipes/stream/run.json): {last_step} steps{earlier}.
+- Data: 8.2 h of read speech. At 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French, German, Chinese:
   LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
-  domain), Nabu Casa and Thorsten-Voice (CC0-1.0).
+  domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
+  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0).
 - {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
   {audio_hours:.1f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage
   losses; discriminators (period, scale, complex STFT) took part in about 650 steps of the first release. They are kept
