@@ -68,11 +68,10 @@ class DataConfig:
     @property
     def sources(self) -> list[Path]:
         """`train` as a list, empty where it is."""
-        return [Path(place) for place in ([self.train] if isinstance(self.train, str) else self.train) if place]
+        return [Path(place) for place in self._places() if place and isinstance(place, str)]
 
     def __post_init__(self) -> None:
-        places = self.train if isinstance(self.train, list) else [self.train]
-        if not all(isinstance(place, str) for place in places):
+        if not all(isinstance(place, str) for place in self._places()):
             raise ConfigError(f"data.train must be a path or a list of paths, got {self.train!r}")
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1, got {self.batch_size}")
@@ -82,6 +81,9 @@ class DataConfig:
             raise ConfigError(f"data.speaker_balance must be between 0 and 1, got {self.speaker_balance}")
         if not 0 <= self.speed <= LARGEST_SPEED_CHANGE:
             raise ConfigError(f"data.speed must be between 0 and {LARGEST_SPEED_CHANGE}, got {self.speed}")
+
+    def _places(self) -> list[Any]:
+        return self.train if isinstance(self.train, list) else [self.train]
 
 
 class AudioCache:

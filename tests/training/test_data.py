@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 
+from codec.config import compose
 from codec.errors import ConfigError
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
 
@@ -137,3 +138,9 @@ def test_speed_moves_pitch_and_band_by_at_most_its_share(tones: list[Path], tmp_
 def test_bad_settings_are_refused(settings: dict[str, object], sentence: str):
     with pytest.raises(ConfigError, match=sentence):
         DataConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("train", ["3", "null", "[a,3]", "{a: 1}"])
+def test_what_is_no_path_is_refused_with_the_other_mistakes(train: str):
+    with pytest.raises(ConfigError, match=r"data\.train must be a path or a list of paths, got .*window_seconds"):
+        compose([f"data.train={train}", "data.window_seconds=0.001"])
