@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codec.model.search import half_squared_norms
+
 GROUP = 64
 """Numbers that are compared before the smallest are sought among the groups' smallest."""
 
@@ -23,7 +25,7 @@ GROUP = 64
 class Tables(NamedTuple):
     """What each code means for its frame and for the P frames after it."""
 
-    codebook: Tensor  # (K, D)
+    search: Tensor  # (D + 1, K), `search_table` of the codebook
     echoes: Tensor  # (K, P, D), its part of their predictions, in units of its gain
     gain_echoes: Tensor  # (K, P), the factors by which it changes their gains
 
@@ -37,10 +39,18 @@ class Paths(NamedTuple):
     undecided: Tensor  # (BM, L), the last codes; zeros in place of those before the first
 
 
+def search_table(codebook: Tensor) -> Tensor:
+    """(K, D) -> (D + 1, K), with which one product gives the distances of vectors to all codes at any gain.
+
+    ||v - g e||^2 = ||v||^2 + 2 (g v, g^2) . (-e, ||e||^2 / 2).
+    """
+    return torch.cat([-codebook, half_squared_norms(codebook)[:, None]], dim=1).T
+
+
 def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
     """One path, without any code so far."""
     _, memory, width = tables.echoes.shape
-    costs = tables.codebook.new_full((batch, num_paths), torch.inf)
+    costs = tables.search.new_full((batch, num_paths), torch.inf)
     costs[:, 0] = 0
     return Paths(
         costs,
@@ -64,9 +74,8 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
         that the best path has for the L frames up to each.
     """
     batch, num_paths = paths.costs.shape
-    codebook, echoes, gain_echoes = tables
-    # ||rest - g e||^2 = ||rest||^2 + 2 (g rest, g^2) . (-e, ||e||^2 / 2): one product with a table of K rows.
-    table = torch.cat([-codebook, codebook.square().sum(1, keepdim=True) / 2], dim=1).T
+    search, echoes, gain_echoes = tables
+    codebook_size = search.shape[1]
     first_paths = num_paths * torch.arange(batch, device=vectors.device)[:, None]
     costs, predictions, next_gains, undecided = paths
     decided, pending = [], []
@@ -75,10 +84,10 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
         rest = vector - predictions[:, 0]
         query = torch.cat([gains * rest, gains * gains], dim=1)
         so_far = costs.view(-1, 1) + rest.square().sum(1, keepdim=True)
-        errors = torch.addmm(so_far, query, table, alpha=2)  # (BM, K)
+        errors = torch.addmm(so_far, query, search, alpha=2)  # (BM, K)
         costs, chosen = smallest(errors.view(batch, -1), num_paths)  # (B, M)
-        parents = (chosen // len(codebook) + first_paths).view(-1)
-        codes = (chosen % len(codebook)).view(-1)
+        parents = (chosen // codebook_size + first_paths).view(-1)
+        codes = (chosen % codebook_size).view(-1)
         kept = F.pad(predictions[:, 1:].index_select(0, parents), (0, 0, 0, 1))
         predictions = kept.addcmul_(gains.index_select(0, parents)[..., None], echoes.index_select(0, codes))
         kept = F.pad(next_gains[:, 1:].index_select(0, parents), (0, 1), value=1)

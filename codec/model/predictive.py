@@ -97,6 +97,7 @@ class PredictiveSimVQ(SimVQ):
         self._forget_gains()
         self._kept_echoes = DerivedWeight()
         self._kept_gains = DerivedWeight()
+        self._kept_search = DerivedWeight()
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """As `SimVQ.forward`, for (B, D, N)."""
@@ -160,7 +161,8 @@ class PredictiveSimVQ(SimVQ):
         """Codes of vectors (B, N, D), as `encode` gives them."""
         batch, length, _ = vectors.shape
         codebook = self.effective_codebook()
-        tables = beam.Tables(codebook, self._echoes(codebook)[:-1], self._gain_echoes()[:-1])
+        search = self._derive(self._kept_search, lambda: beam.search_table(codebook))
+        tables = beam.Tables(search, self._echoes(codebook)[:-1], self._gain_echoes()[:-1])
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
             paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
@@ -226,25 +228,16 @@ class PredictiveSimVQ(SimVQ):
 
     def _echoes(self, codebook: Tensor) -> Tensor:
         """What each code says about the P frames after it: (K, D) -> (K + 1, P, D), zeros last, for no code."""
-        with torch.no_grad():
-            if self.training:
-                return self._make_echoes(codebook)
-            return self._kept_echoes.get(self._sources(), lambda: self._make_echoes(codebook))
 
-    def _make_echoes(self, codebook: Tensor) -> Tensor:
-        taps = self.taps.float().transpose(0, 1).flatten(1)  # (D, P * D)
-        echoes = (codebook @ taps).unflatten(1, (self.memory, self.codebook_dim))
-        return F.pad(echoes, (0, 0, 0, 0, 0, 1))
+        def make() -> Tensor:
+            taps = self.taps.float().transpose(0, 1).flatten(1)  # (D, P * D)
+            return F.pad((codebook @ taps).unflatten(1, (self.memory, self.codebook_dim)), (0, 0, 0, 0, 0, 1))
+
+        return self._derive(self._kept_echoes, make)
 
     def _gain_echoes(self) -> Tensor:
         """The factors by which each code changes the P gains after it: (K + 1, P), ones last, for no code."""
-        with torch.no_grad():
-            if self.training:
-                return self._make_gain_echoes()
-            return self._kept_gains.get(self._sources(), self._make_gain_echoes)
-
-    def _make_gain_echoes(self) -> Tensor:
-        return F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp()
+        return self._derive(self._kept_gains, lambda: F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp())
 
     def _forget_gains(self) -> None:
         nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]
@@ -290,4 +283,5 @@ class PredictiveSimVQ(SimVQ):
     def train(self, mode: bool = True) -> "Self":
         self._kept_echoes.clear()
         self._kept_gains.clear()
+        self._kept_search.clear()
         return super().train(mode)

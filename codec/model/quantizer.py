@@ -280,13 +280,17 @@ class Quantizer(nn.Module):
 
     def _half_norms(self) -> Tensor:
         """||c||^2 / 2 of every code c as the search needs it: (K,), without gradient; in eval mode computed once."""
-        with torch.no_grad():
-            if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
-                return self._make_half_norms()
-            return self._kept_half_norms.get(self._sources(), self._make_half_norms)
+        return self._derive(self._kept_half_norms, self._make_half_norms)
 
     def _make_half_norms(self) -> Tensor:
         return half_squared_norms(self.effective_codebook())
+
+    def _derive(self, kept: DerivedWeight, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, without gradient; in eval mode made once and kept."""
+        with torch.no_grad():
+            if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
+                return make()
+            return kept.get(self._sources(), make)
 
     def _sources(self) -> tuple[Tensor, ...]:
         return (*self.parameters(), *self.buffers())
