@@ -10,41 +10,40 @@ delay. The paths of all items lie in one dimension, BM.
 Source: the (M, L) algorithm, Jelinek and Anderson, 1971.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codec.model.search import half_squared_norms
 
 GROUP = 64
-"""Numbers that are compared before the smallest are sought among the groups' smallest."""
+"""Numbers that are compared before the smallest are sought among the groups' smallest; a power of two."""
 
 
 class Tables(NamedTuple):
     """What each code means for its frame and for the P frames after it."""
 
-    search: Tensor  # (D + 1, K), `search_table` of the codebook
-    echoes: Tensor  # (K, P, D), its part of their predictions, in units of its gain
-    gain_echoes: Tensor  # (K, P), the factors by which it changes their gains
+    search: Tensor  # (D + 2, K), `search_table` of the codebook
+    echoes: Tensor  # (K, P, D + 1), its part of their predictions, in units of its gain, and of their log gains
 
 
 class Paths(NamedTuple):
     """The sequences of codes that are being followed, the best of each item first."""
 
     costs: Tensor  # (B, M) squared error so far, less that of the best; infinite for those given up
-    predictions: Tensor  # (BM, P, D), what the codes so far say about the next P frames
-    gains: Tensor  # (BM, P), of these frames
+    ahead: Tensor  # (BM, P, D + 1), what the codes so far say about the next P frames: predictions and log gains
     undecided: Tensor  # (BM, L), the last codes; zeros in place of those before the first
 
 
 def search_table(codebook: Tensor) -> Tensor:
-    """(K, D) -> (D + 1, K), with which one product gives the distances of vectors to all codes at any gain.
+    """(K, D) -> (D + 2, K), with which one product gives the errors of all codes, at any gain, on top of a cost.
 
-    ||v - g e||^2 = ||v||^2 + 2 (g v, g^2) . (-e, ||e||^2 / 2).
+    c + ||v - g e||^2 = (g v, g^2, c + ||v||^2) . (-2 e, ||e||^2, 1).
     """
-    return torch.cat([-codebook, half_squared_norms(codebook)[:, None]], dim=1).T
+    norms = 2 * half_squared_norms(codebook)[:, None]
+    return torch.cat([-2 * codebook, norms, torch.ones_like(norms)], dim=1).T.contiguous()
 
 
 def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
@@ -52,12 +51,8 @@ def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
     _, memory, width = tables.echoes.shape
     costs = tables.search.new_full((batch, num_paths), torch.inf)
     costs[:, 0] = 0
-    return Paths(
-        costs,
-        costs.new_zeros(batch * num_paths, memory, width),
-        costs.new_ones(batch * num_paths, memory),
-        torch.zeros(batch * num_paths, delay, dtype=torch.int64, device=costs.device),
-    )
+    undecided = torch.zeros(batch * num_paths, delay, dtype=torch.int64, device=costs.device)
+    return Paths(costs, costs.new_zeros(batch * num_paths, memory, width), undecided)
 
 
 def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -> tuple[Paths, Tensor, Tensor]:
@@ -73,44 +68,132 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
         The paths then; (B, N) the code that each frame decides, which is that of L frames earlier; (B, N, L) the codes
         that the best path has for the L frames up to each.
     """
-    batch, num_paths = paths.costs.shape
-    search, echoes, gain_echoes = tables
-    codebook_size = search.shape[1]
-    first_paths = num_paths * torch.arange(batch, device=vectors.device)[:, None]
-    costs, predictions, next_gains, undecided = paths
-    decided, pending = [], []
-    for vector in vectors.repeat_interleave(num_paths, dim=0).unbind(1):  # (BM, D)
-        gains = next_gains[:, :1].clamp(1 / largest_gain, largest_gain)  # (BM, 1)
-        rest = vector - predictions[:, 0]
-        query = torch.cat([gains * rest, gains * gains], dim=1)
-        so_far = costs.view(-1, 1) + rest.square().sum(1, keepdim=True)
-        errors = torch.addmm(so_far, query, search, alpha=2)  # (BM, K)
-        costs, chosen = smallest(errors.view(batch, -1), num_paths)  # (B, M)
-        parents = (chosen // codebook_size + first_paths).view(-1)
-        codes = (chosen % codebook_size).view(-1)
-        kept = F.pad(predictions[:, 1:].index_select(0, parents), (0, 0, 0, 1))
-        predictions = kept.addcmul_(gains.index_select(0, parents)[..., None], echoes.index_select(0, codes))
-        kept = F.pad(next_gains[:, 1:].index_select(0, parents), (0, 1), value=1)
-        next_gains = kept.mul_(gain_echoes.index_select(0, codes))
-        history = torch.cat([undecided.index_select(0, parents), codes[:, None]], dim=1)  # (BM, L + 1)
-        oldest = history[:, 0].view(batch, num_paths)
-        costs = (costs - costs[:, :1]).masked_fill(oldest != oldest[:, :1], torch.inf)
-        undecided = history[:, 1:]
-        decided.append(oldest[:, 0])
-        pending.append(undecided[::num_paths])
-    return Paths(costs, predictions, next_gains, undecided), torch.stack(decided, 1), torch.stack(pending, 1)
+    num_paths = paths.costs.shape[1]
+    beam = _Beam(paths, tables, vectors.shape[1], math.log(largest_gain))
+    for frame, vector in enumerate(vectors.repeat_interleave(num_paths, dim=0).unbind(1)):
+        beam.add_errors(vector)
+        beam.choose(frame)
+        beam.predict(frame)
+    of_best = beam.histories[1:, ::num_paths].transpose(0, 1)  # (B, N, L + 1)
+    return beam.paths(), of_best[..., 0], of_best[..., 1:]
 
 
-def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` smallest of each row of (B, n), ascending, and their places.
+class _Beam:
+    """The work on a frame, in tensors that are made once, with all views of them, and written over by each frame.
 
-    They are all in the groups whose smallest is among the `count` smallest, so most values are looked at only once.
+    With so few numbers to a frame, making a tensor takes longer than computing it.
     """
-    if values.shape[1] % GROUP or values.shape[1] < 2 * GROUP * count:
-        found = values.topk(count, largest=False)
-        return found.values, found.indices
-    groups = values.unflatten(1, (-1, GROUP))
-    best = groups.amin(2).topk(count, largest=False, sorted=False).indices  # (B, count)
-    candidates = groups.gather(1, best[..., None].expand(-1, -1, GROUP)).flatten(1)
-    found = candidates.topk(count, largest=False)
-    return found.values, best.gather(1, found.indices // GROUP) * GROUP + found.indices % GROUP
+
+    def __init__(self, paths: Paths, tables: Tables, num_frames: int, largest_log_gain: float):
+        batch, num_paths = paths.costs.shape
+        num_all, memory, width = paths.ahead.shape  # BM, P, D + 1
+        self.search, self.echoes = tables.search, tables.echoes.flatten(1)
+        self.codebook_size = self.search.shape[1]
+        self.largest_log_gain = largest_log_gain
+        self.first_paths = torch.arange(0, num_all, num_paths, device=self.search.device)[:, None]
+
+        self.now_and_ahead = torch.cat([paths.ahead, torch.zeros_like(paths.ahead[:, :1])], dim=1)  # (BM, P + 1, D + 1)
+        self.prediction, self.log_gain = self.now_and_ahead[:, 0].split([width - 1, 1], dim=1)
+        self.ahead = self.now_and_ahead[:, :memory]
+        parted = torch.empty_like(self.now_and_ahead)  # the same in the order of the paths that were continued
+        self.of_parents, self.scale, self.ahead_of_parents = parted, parted[:, :1], parted[:, 1:]
+        self.chosen_echoes = torch.empty_like(self.ahead).flatten(1)
+        self.new_echoes = self.chosen_echoes.view(self.ahead.shape)
+        self.gain, self.rest = torch.empty_like(self.log_gain), torch.empty_like(self.prediction)
+        self.square = torch.empty_like(self.rest)
+        self.query = self.rest.new_empty(num_all, width + 1)
+        self.scaled_rest, self.squared_gain, self.cost = self.query.split([width - 1, 1, 1], dim=1)
+        self.errors = self.rest.new_empty(num_all, self.codebook_size)
+
+        self.smallest = Smallest(self.errors.view(batch, -1), num_paths)
+        self.smallest.values.copy_(paths.costs)
+        self.costs, self.places = self.smallest.values, self.smallest.places  # (B, M)
+        self.costs_so_far, self.flat_places = self.costs.view(-1, 1), self.places.view(-1)
+        self.parents = torch.empty_like(self.places)
+        self.flat_parents = self.parents.view(-1)
+        self.is_given_up = torch.empty_like(self.costs, dtype=torch.bool)
+        # The codes of a frame and of the L before it, of all paths; at first of the frame before.
+        delay = paths.undecided.shape[1]
+        self.histories = self.places.new_empty(num_frames + 1, num_all, delay + 1)
+        self.histories[0, :, 1:] = paths.undecided
+        self.undecided, self.inherited = self.histories[:, :, 1:].unbind(), self.histories[1:, :, :delay].unbind()
+        self.codes = self.histories[1:, :, delay].unbind()
+        oldest = self.histories[1:, :, 0].unflatten(1, (batch, num_paths))
+        self.oldest, self.decided = oldest.unbind(), oldest[..., :1].unbind()
+
+    def add_errors(self, vector: Tensor) -> None:
+        """Set `errors` to the cost of each path (BM,) with each code for a frame's vector (BM, D)."""
+        torch.clamp(self.log_gain, -self.largest_log_gain, self.largest_log_gain, out=self.gain).exp_()
+        torch.sub(vector, self.prediction, out=self.rest)
+        torch.mul(self.rest, self.gain, out=self.scaled_rest)
+        torch.mul(self.gain, self.gain, out=self.squared_gain)
+        torch.mul(self.rest, self.rest, out=self.square)
+        torch.sum(self.square, 1, keepdim=True, out=self.cost).add_(self.costs_so_far)
+        torch.mm(self.query, self.search, out=self.errors)
+
+    def choose(self, frame: int) -> None:
+        """Continue the best paths by their codes, and give up those that began otherwise than the best."""
+        self.smallest.find()
+        torch.floor_divide(self.places, self.codebook_size, out=self.parents)
+        torch.sub(self.flat_places, self.flat_parents, alpha=self.codebook_size, out=self.codes[frame])
+        self.parents.add_(self.first_paths)
+        torch.index_select(self.undecided[frame], 0, self.flat_parents, out=self.inherited[frame])
+        torch.ne(self.oldest[frame], self.decided[frame], out=self.is_given_up)
+        self.costs.sub_(self.costs[:, :1].clone()).masked_fill_(self.is_given_up, torch.inf)
+
+    def predict(self, frame: int) -> None:
+        """Let the codes of a frame say what they mean for those after it."""
+        # What was said about this frame is not needed any more: in its place now, what its echoes are multiplied by.
+        self.prediction.copy_(self.gain)
+        self.log_gain.fill_(1)
+        torch.index_select(self.now_and_ahead, 0, self.flat_parents, out=self.of_parents)
+        torch.index_select(self.echoes, 0, self.codes[frame], out=self.chosen_echoes)
+        torch.addcmul(self.ahead_of_parents, self.scale, self.new_echoes, out=self.ahead)
+
+    def paths(self) -> Paths:
+        """Where the last frame led."""
+        return Paths(self.costs, self.ahead.clone(), self.undecided[-1].clone())
+
+
+class Smallest:
+    """The smallest numbers of each row of a tensor that is written over again and again.
+
+    They are all in the groups whose smallest is among the smallest of all, so most numbers are looked at only once.
+
+    Args:
+        numbers: (B, n) float, contiguous.
+        count: how many to find in each row.
+
+    Attributes:
+        values: (B, count), the smallest after `find`, ascending.
+        places: (B, count) int64, where they are.
+    """
+
+    def __init__(self, numbers: Tensor, count: int):
+        size = numbers.shape[1]
+        group = math.gcd(size, GROUP)
+        if size < group * count:
+            group = 1
+        self.count, self.group, self.shift = count, group, group.bit_length() - 1
+        self.groups = numbers.view(-1, group)
+        self.grouped = numbers.view(len(numbers), -1, group)
+        self.first_groups = torch.arange(0, len(self.groups), size // group, device=numbers.device)[:, None]
+        self.minima = numbers.new_empty(len(numbers), size // group)
+        self.values, self.places = self.minima[:, :count].topk(count)
+        self.least, self.best, self.chosen = self.values.clone(), self.places.clone(), self.places.clone()
+        self.slots, self.offset = self.places.clone(), self.places.clone()
+        self.flat_chosen = self.chosen.view(-1)
+        self.candidates = numbers.new_empty(len(numbers) * count, group)
+        self.row_candidates = self.candidates.view(len(numbers), -1)
+
+    def find(self) -> None:
+        """Set `values` and `places` for the numbers as they are now."""
+        torch.amin(self.grouped, 2, out=self.minima)
+        torch.topk(self.minima, self.count, largest=False, sorted=False, out=(self.least, self.best))
+        torch.add(self.best, self.first_groups, out=self.chosen)
+        torch.index_select(self.groups, 0, self.flat_chosen, out=self.candidates)
+        torch.topk(self.row_candidates, self.count, largest=False, out=(self.values, self.places))
+        # The k-th of the candidates is number k % group of its group, of which it says which one that was.
+        torch.bitwise_right_shift(self.places, self.shift, out=self.slots)
+        torch.gather(self.best, 1, self.slots, out=self.offset)
+        self.places.add_(self.offset.sub_(self.slots), alpha=self.group)

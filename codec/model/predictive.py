@@ -98,6 +98,7 @@ class PredictiveSimVQ(SimVQ):
         self._kept_echoes = DerivedWeight()
         self._kept_gains = DerivedWeight()
         self._kept_search = DerivedWeight()
+        self._kept_search_echoes = DerivedWeight()
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """As `SimVQ.forward`, for (B, D, N)."""
@@ -161,8 +162,10 @@ class PredictiveSimVQ(SimVQ):
         """Codes of vectors (B, N, D), as `encode` gives them."""
         batch, length, _ = vectors.shape
         codebook = self.effective_codebook()
-        search = self._derive(self._kept_search, lambda: beam.search_table(codebook))
-        tables = beam.Tables(search, self._echoes(codebook)[:-1], self._gain_echoes()[:-1])
+        tables = beam.Tables(
+            self._derive(self._kept_search, lambda: beam.search_table(codebook)),
+            self._derive(self._kept_search_echoes, lambda: self._make_search_echoes(codebook)),
+        )
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
             paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
@@ -239,6 +242,10 @@ class PredictiveSimVQ(SimVQ):
         """The factors by which each code changes the P gains after it: (K + 1, P), ones last, for no code."""
         return self._derive(self._kept_gains, lambda: F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp())
 
+    def _make_search_echoes(self, codebook: Tensor) -> Tensor:
+        """What each code says about the P frames after it and about the logarithms of their gains: (K, P, D + 1)."""
+        return torch.cat([self._echoes(codebook)[:-1], self._log_gain_echoes(self.codebook)[..., None]], dim=-1)
+
     def _forget_gains(self) -> None:
         nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.gain[-1].bias)  # type: ignore[arg-type]
@@ -284,4 +291,5 @@ class PredictiveSimVQ(SimVQ):
         self._kept_echoes.clear()
         self._kept_gains.clear()
         self._kept_search.clear()
+        self._kept_search_echoes.clear()
         return super().train(mode)

@@ -140,10 +140,13 @@ def test_items_of_a_batch_do_not_depend_on_each_other_nor_on_padding(quantizer: 
 @pytest.mark.parametrize(("rows", "count"), [(640, 3), (64 * 100, 8), (100, 8), (8, 8)])
 def test_the_smallest_are_those_of_a_whole_sort(rows: int, count: int):
     values = torch.randn(3, rows, generator=torch.Generator().manual_seed(0))
-    found, places = beam.smallest(values, count)
-    expected, order = values.sort(dim=1)
-    assert torch.equal(found, expected[:, :count])
-    assert torch.equal(places, order[:, :count])
+    smallest = beam.Smallest(numbers := torch.empty_like(values), count)
+    for seen in (values, -values):
+        numbers.copy_(seen)
+        smallest.find()
+        expected, order = seen.sort(dim=1)
+        assert torch.equal(smallest.values, expected[:, :count])
+        assert torch.equal(smallest.places, order[:, :count])
 
 
 def test_a_code_is_forgotten_after_twice_its_memory(quantizer: PredictiveSimVQ):
