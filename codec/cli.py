@@ -725,10 +725,10 @@ def options_of_preparation(function: Function) -> Function:
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--variant", type=click.Choice(["libritts", "libritts-r"]), default="libritts", show_default=True)
 @click.option(
-    "--parts", default="", metavar="NAME,...", help="train, dev, test, test-clean ...  [default: all there are]"
+    "--parts", default="", metavar="NAME,...", help="train, dev, test, test-clean ...  [default: those there, or all]"
 )
 @click.option("--archives", type=click.Path(path_type=Path), help="Folder of the .tar.gz files.  [default: ROOT]")
-@click.option("--download", is_flag=True, help="Fetch what is missing; all of LibriTTS is 84 GB.")
+@click.option("--download/--no-download", default=True, help="Fetch what is missing.  [default: download]")
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Instead of openslr.org; may be repeated.")
 @click.option("--keep-archives", is_flag=True, help="Keep fetched archives after unpacking.")
 @click.option("--no-sums", is_flag=True, help="Accept archives whose MD5 sum is not the published one.")
@@ -752,8 +752,8 @@ def prepare_libritts_command(
 ) -> None:
     """LibriTTS or LibriTTS-R, from nothing, from archives or from a tree.
 
-    ROOT holds the folder LibriTTS (LibriTTS_R), or shall hold it. Nothing is fetched without --download; what is
-    interrupted goes on where it stopped when it is started again.
+    ROOT holds the folder LibriTTS (LibriTTS_R), or shall hold it. Parts that are named and are not there are fetched,
+    and all of them, 84 GB, where there is none. What is interrupted goes on where it stopped when it is started again.
     """
     from codec.preparation.libritts import MIRRORS, Sources, prepare_libritts
 

@@ -129,7 +129,7 @@ def prepare_libritts(
         root: folder that holds LibriTTS/ (or LibriTTS_R/) or shall hold it, or that folder itself.
         folder: where the manifests are written; None makes "manifests" in `root`.
         variant: a key of `VARIANTS`.
-        parts: names of parts or of `SPLITS`; none means all where they may be fetched, else all that are there.
+        parts: names of parts or of `SPLITS`; none means all that are there, or all if none is and they may be fetched.
         sources: where parts come from that are not unpacked yet.
         filter_all: apply the filters to dev and test parts too. By default these are never thinned, because results on
             thinned lists compare with nothing; what the filters would have dropped is reported.
@@ -173,21 +173,22 @@ def _wanted(parts: Sequence[str], corpus: Path, facts: Variant, root: Path, sour
         raise ConfigError(f"unknown part {unknown[0]!r}; there are {', '.join([*PARTS, *SPLITS])}")
     if named:
         return [part for part in PARTS if part in named]
-    if sources.download:
-        return list(PARTS)
     there = [part for part in PARTS if _is_unpacked(corpus / part) or _archive(facts.archives[part], root, sources)]
-    if not there:
+    # Who names a folder of archives has them: one that holds none is a slip, and no reason to fetch 84 GB.
+    if not there and (sources.archives or not sources.download):
+        where = f"{root} holds no {facts.folder}/test-clean and the like, and {sources.archives or root} no"
         raise CorpusError(
-            f"{root}: holds neither {facts.folder}/test-clean and the like nor {facts.archives['test-clean'].name} and "
-            f"the like; put them there, name the folder of the archives with --archives, or allow fetching with "
-            f"--download"
+            f"{where} {facts.archives['test-clean'].name} and the like; put them there, name the folder of the "
+            f"archives with --archives, or let them be fetched, without --archives and --no-download"
         )
-    return there
+    return there or list(PARTS)
 
 
 def _absent(parts: Sequence[str], wanted: Sequence[str]) -> list[str]:
     absent = [part for part in PARTS if part not in wanted]
-    return [f"not there and so left out: {', '.join(absent)}"] if absent and not parts else []
+    if not absent or parts:
+        return []
+    return [f"not there and so left out: {', '.join(absent)}; those named with --parts are fetched"]
 
 
 def _obtain(
@@ -201,7 +202,7 @@ def _obtain(
         name = facts.archives[missing[0]].name
         raise CorpusError(
             f"{corpus / missing[0]}: is not there, and neither is {(sources.archives or root) / name}; put "
-            f"{MIRRORS[0]}/resources/{facts.resource}/{name} there or allow fetching it with --download"
+            f"{MIRRORS[0]}/resources/{facts.resource}/{name} there, or let it be fetched, without --no-download"
         )
     if due:
         root.mkdir(parents=True, exist_ok=True)

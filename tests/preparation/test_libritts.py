@@ -214,9 +214,11 @@ def test_empty_part_is_a_problem(root):
 
 
 def test_nothing_there_says_what_to_do(tmp_path):
-    with pytest.raises(CorpusError, match=r"holds neither LibriTTS/test-clean .* with --archives, .* --download"):
+    with pytest.raises(CorpusError, match=r"holds no LibriTTS/test-clean .* with --archives, .* --no-download"):
         prepare_libritts(tmp_path)
-    with pytest.raises(CorpusError, match=r"put https://www\.openslr\.org/resources/60/dev-other\.tar\.gz there or"):
+    with pytest.raises(CorpusError, match=r"elsewhere no test-clean\.tar\.gz .* without --archives"):
+        prepare_libritts(tmp_path, sources=Sources(tmp_path / "elsewhere", download=True))
+    with pytest.raises(CorpusError, match=r"put https://www\.openslr\.org/resources/60/dev-other\.tar\.gz there, or"):
         prepare_libritts(tmp_path, parts=["dev-other"])
     with pytest.raises(CorpusError, match=r"resources/141/dev_other\.tar\.gz there"):
         prepare_libritts(tmp_path, parts=["dev-other"], variant="libritts-r")
@@ -277,6 +279,21 @@ def test_too_little_space_is_said_before_the_first_byte(tmp_path, monkeypatch):
         prepare_libritts(tmp_path, parts=["test"], sources=Sources(download=True))
 
 
+def test_without_anything_all_parts_are_fetched(whole, packed, tmp_path, monkeypatch, server):
+    published(monkeypatch, packed)
+    monkeypatch.setattr(downloading.time, "sleep", lambda _: None)
+    arguments = ["prepare", "libritts", str(tmp_path), "--jobs", "1", "--mirror", server.url("missing")]
+    assert run([*arguments, "--no-download"]) == 2
+    assert not server.requests
+    assert run(arguments) == 2  # what the server lacks is asked for
+    first = next(part for part in libritts.PARTS if part in SPEAKERS)
+    assert {request[0] for request in server.requests} == {f"/missing/resources/60/{first}.tar.gz"}
+    shutil.copytree(whole / "LibriTTS" / "dev-clean", tmp_path / "LibriTTS" / "dev-clean")
+    server.requests.clear()
+    assert run(arguments) == 0  # a corpus that has some parts has those that are wanted
+    assert not server.requests
+
+
 def published(monkeypatch, folder: Path) -> None:
     """Let the archives of a folder be the published ones."""
     archives = {
@@ -296,7 +313,7 @@ def test_from_nothing_over_a_network_that_fails(whole, packed, tmp_path, monkeyp
     server.data = (packed / "dev-clean.tar.gz").read_bytes()
     server.cut_after = len(server.data) // 2
     monkeypatch.setattr(downloading.time, "sleep", lambda _: None)
-    arguments = ["prepare", "libritts", str(tmp_path / "new"), "--parts", "dev-clean", "--download", "--jobs", "1"]
+    arguments = ["prepare", "libritts", str(tmp_path / "new"), "--parts", "dev-clean", "--jobs", "1"]
     mirrors = [part for manner in ("missing", "wrong", "cut") for part in ("--mirror", server.url(manner))]
     assert run([*arguments, *mirrors]) == 0
     assert server.requests[0][0] == "/missing/resources/60/dev-clean.tar.gz"
@@ -371,7 +388,7 @@ def test_check_compares_a_manifest_with_its_files(root, capsys):
         (["--jobs", "0"], "num_workers must be at least 1"),
         (["--max-damaged", "2"], "max_damaged must be between 0 and 1"),
         (["--variant", "libritts-x"], "libritts-x"),
-        (["--archives", "nowhere"], "holds neither"),
+        (["--archives", "nowhere"], "nowhere no test-clean.tar.gz"),
     ],
 )
 def test_bad_settings_are_one_sentence(arguments, message, tmp_path, capsys):
