@@ -50,6 +50,20 @@ class SoundInfo:
     format: str  # "WAV PCM_16"
 
 
+def find_sounds(folder: Path) -> list[Path]:
+    """The sound files below a folder, hidden ones left out, in order.
+
+    Raises:
+        AudioError: there is no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in INPUT_SUFFIXES and path.name[0] != "."]
+    if not paths:
+        raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
+    return sorted(paths)
+
+
 # ---------------------------------------------------------------------------------------------------------- reading
 
 

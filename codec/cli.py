@@ -66,8 +66,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
+    return exit_code(lambda: commands.main(arguments, prog_name="codec", standalone_mode=False))
+
+
+def exit_code(main: Callable[[], object]) -> int:
+    """Call a program; what a user can get wrong becomes one sentence on standard error and an exit code."""
     try:
-        commands.main(arguments, prog_name="codec", standalone_mode=False)
+        main()
         sys.stdout.flush()
         return 0
     except Failed as error:

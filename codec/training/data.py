@@ -24,6 +24,7 @@ from codec.errors import AudioError, ConfigError
 from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
 from codec.processes import follow_parent
+from codec.training.degradation import degrade
 
 INDEX_NAME = "clips.json"
 FILES_IN_FLIGHT = 512
@@ -64,6 +65,7 @@ class DataConfig:
     speaker_balance: float = 0.75  # a speaker with m minutes is drawn with weight m ** speaker_balance
     gain_db: float = 6.0  # windows are scaled by a random gain within +- this
     speed: float = 0.0  # windows are played up to this share slower or faster, with pitch and formants
+    degraded: float = 0.0  # share of windows that are recorded badly: in noise, a room, a narrow band, too soft ...
 
     @property
     def sources(self) -> list[Path]:
@@ -79,6 +81,8 @@ class DataConfig:
             raise ConfigError(f"data.window_seconds must be positive, got {self.window_seconds}")
         if not 0 <= self.speaker_balance <= 1:
             raise ConfigError(f"data.speaker_balance must be between 0 and 1, got {self.speaker_balance}")
+        if not 0 <= self.degraded <= 1:
+            raise ConfigError(f"data.degraded must be between 0 and 1, got {self.degraded}")
         if not 0 <= self.speed <= LARGEST_SPEED_CHANGE:
             raise ConfigError(f"data.speed must be between 0 and {LARGEST_SPEED_CHANGE}, got {self.speed}")
 
@@ -182,11 +186,7 @@ def _sounds(source: Path) -> list[tuple[Path, str, str]]:
     """Each sound file, its name in the cache and its speaker."""
     if source.is_file():
         return [(utterance.path, utterance.id, utterance.speaker) for utterance in read_manifest(source)]
-    if not source.is_dir():
-        raise AudioError(f"{source}: no such folder or manifest")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
-    if not paths:
-        raise AudioError(f"{source}: no sound files in it")
+    paths = audio.find_sounds(source)
     names = [path.relative_to(source) for path in paths]
     speakers = [name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER for name in names]
     return list(zip(paths, map(str, names), speakers, strict=True))
@@ -254,5 +254,7 @@ class WindowSampler:
         if played_at != sample_rate:
             wav = audio.resample(wav, played_at, sample_rate)[: self.num_samples]
             bandwidth = min(bandwidth * played_at / sample_rate, _bandwidth(played_at, sample_rate))
+        if self.config.degraded and rng.random() < self.config.degraded:
+            wav = degrade(wav, sample_rate, rng)
         gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
         return wav * np.float32(min(gain, 0.99 / max(np.abs(wav).max(), 1e-5))), bandwidth

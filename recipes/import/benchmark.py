@@ -23,6 +23,7 @@ import torch
 import codec
 from codec import audio
 from codec.bitstream import Header
+from codec.cli import exit_code
 from codec.files import PRECISIONS
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
@@ -122,7 +123,7 @@ def compare(model: Codec, wav: torch.Tensor) -> None:
 
 def speech(folder: Path, seconds: float | None = None) -> torch.Tensor:
     """(1, 1, T) at 24 kHz: the folder's files in a row, repeated or cut to a length."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    paths = audio.find_sounds(folder)
     wav = torch.cat([torch.from_numpy(audio.read(path, 24000)[0].mean(axis=0)) for path in paths])
     length = len(wav) if seconds is None else round(seconds * 24000)
     return wav.repeat(-(-length // len(wav)))[None, None, :length]
@@ -140,4 +141,4 @@ def peak() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

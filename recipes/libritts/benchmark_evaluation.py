@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from codec import audio
+from codec.cli import exit_code
 
 SAMPLE_RATE = 24000
 COMMAND = [sys.executable, "-m", "codec", "evaluate", "--metrics", "pesq_wb,stoi,mel", "--quiet", "--device", "cpu"]
@@ -45,7 +46,7 @@ def main() -> None:
 
 def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
     """`folder/references` and `folder/estimates`, cut out of the files in turn until there are enough."""
-    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    paths = audio.find_sounds(arguments.folder)
     length, count = round(arguments.seconds * SAMPLE_RATE), 0
     noise = 0.01 * np.random.default_rng(0).standard_normal(length).astype(np.float32)
     for path in paths:
@@ -71,4 +72,4 @@ def measure(folder: Path, jobs: int, limit: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

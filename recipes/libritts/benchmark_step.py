@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from codec.cli import exit_code
 from codec.model.quantizer import SimVQ
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
@@ -210,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -5,6 +5,7 @@
 On the latents of `utilisation.py`, several seeds. Writes `ablation.png` and `ablation.tsv`.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from report import arguments, machine, new_figure, prepare, save_figure, style, 
 from speech import add_data_options, load_frames, make_latents
 
 from codec import SimVQ
+from codec.cli import exit_code
 
 CODEBOOKS: dict[str, dict[str, Any]] = {
     "Gaussian, frozen": {},
@@ -67,4 +69,4 @@ def draw(rows: list[dict[str, Any]], path: Any, sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

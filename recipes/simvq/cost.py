@@ -26,6 +26,7 @@ from report import arguments, machine, new_figure, prepare, save_figure, style, 
 from torch import Tensor, nn
 
 from codec import SimVQ
+from codec.cli import exit_code
 from codec.model.search import half_squared_norms, nearest_code
 
 IMPLEMENTATIONS = {"ours": "this project", "naive": "naive", "library": "vector-quantize-pytorch"}
@@ -208,4 +209,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,6 +7,8 @@ the singular values divided by their sum (Roy and Vetterli, 2007): that of a ran
 projection onto r directions is r. Writes `rank.png` and `rank.tsv`.
 """
 
+import sys
+
 import torch
 from learning import FRAMES_PER_CODE, learn, measure
 from report import arguments, machine, new_figure, prepare, save_figure, style, write_table
@@ -14,6 +16,7 @@ from speech import add_data_options, load_frames, make_latents
 from torch import Tensor
 
 from codec import SimVQ
+from codec.cli import exit_code
 
 
 def main() -> None:
@@ -70,4 +73,4 @@ def effective_rank(singular_values: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

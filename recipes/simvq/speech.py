@@ -58,9 +58,7 @@ def load_frames(folder: Path, frame_rate: int = SAMPLE_RATE // HOP) -> Tensor:
 
     Kept in the system's folder for temporary files, for the next experiment.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
-    if not paths:
-        raise SystemExit(f"{folder}: no sound files there; --data takes any folder of speech")
+    paths = audio.find_sounds(folder)
     listing = "\n".join(f"{path.resolve()} {path.stat().st_size}" for path in paths)
     if frame_rate < 1 or HOP * frame_rate % SAMPLE_RATE or SAMPLE_RATE % frame_rate:
         raise SystemExit(f"--frame-rate must be a multiple of {SAMPLE_RATE // HOP} that divides {SAMPLE_RATE}")

@@ -9,6 +9,7 @@ an encoder that changes a little from step to step. Writes `toy.png`, `toy.gif` 
 Source: SimVQ, arXiv:2411.02038, the toy examples of section 4.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from report import arguments, new_figure, prepare, save_figure, write_table
 from torch import Tensor
 
 from codec import SimVQ
+from codec.cli import exit_code
 from codec.model.quantizer import VQ
 
 NUM_CODES = 100
@@ -127,4 +129,4 @@ def prepare_axes(axes: Axes, name: str, targets: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,6 +9,7 @@ the quantizers of `--all-frames`. Writes `utilisation.png` and `utilisation.tsv`
 """
 
 import argparse
+import sys
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from learning import FRAMES_PER_CODE, learn, measure
 from report import COLOURS, LABELS, arguments, machine, new_figure, prepare, read_table, save_figure, style, write_table
 from speech import SpeechLatents, add_data_options, load_frames, make_latents
 
+from codec.cli import exit_code
 from codec.model.codec import QUANTIZERS
 from codec.model.quantizer import Quantizer
 
@@ -95,4 +97,4 @@ def draw(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

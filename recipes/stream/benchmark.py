@@ -22,6 +22,7 @@ import soundfile
 import torch
 
 import codec
+from codec.cli import exit_code
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -148,4 +149,4 @@ def measure_in_this_process(verb: str, file: str, model: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

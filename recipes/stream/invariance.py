@@ -7,6 +7,7 @@ files. For a frame that differs the margin is shown too: by how much its code wa
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import codec
 from codec import audio
+from codec.cli import exit_code
 from codec.model.codec import Codec
 from codec.streaming import StreamEncoder
 
@@ -28,8 +30,8 @@ def main() -> None:
     parser.add_argument("--model", default="stream")
     arguments = parser.parse_args()
     model = codec.load(arguments.model)
-    paths = sorted(p for p in arguments.folder.rglob("*") if p.suffix.lower() in audio.INPUT_SUFFIXES)
-    wavs = [torch.from_numpy(audio.read(path, model.sample_rate)[0][0]) for path in paths]
+    sounds = audio.find_sounds(arguments.folder)
+    wavs = [torch.from_numpy(audio.read(path, model.sample_rate)[0][0]) for path in sounds]
     whole = [model.encode(wav[None, None])[0] for wav in wavs]
     num_frames = sum(map(len, whole))
     print(f"{len(wavs)} files, {num_frames} frames, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -76,4 +78,4 @@ def margin(model: Codec, wav: Tensor, codes: Tensor, frame: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

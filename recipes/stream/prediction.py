@@ -10,6 +10,7 @@ before the encoder makes use of it.
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import codec
 from codec import SimVQ, audio
+from codec.cli import exit_code
 from codec.model.predictive import PredictiveSimVQ
 
 WINDOW = 150  # frames that quantizers learn on at once
@@ -35,9 +37,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = codec.load(options.model)
-    files = sound_files(options.train)
+    files = audio.find_sounds(options.train)
     random.Random(options.seed).shuffle(files)
-    train, test = windows(files[: options.files], model), windows(sound_files(options.test), model)
+    train, test = windows(files[: options.files], model), windows(audio.find_sounds(options.test), model)
     print(f"{train.shape[0] * WINDOW} frames to learn on, {test.shape[0] * WINDOW} to measure")
     for memory in options.memories:
         for has_gains in (False, True) if memory else (False,):
@@ -50,11 +52,6 @@ def main() -> None:
             perplexity = torch.special.entr(shares).sum().exp()
             name = f"memory {memory}{', gains' if has_gains else ''}"
             print(f"{name}: error {error:.4f} of the latents' variance, perplexity {perplexity:.0f}", flush=True)
-
-
-def sound_files(folder: Path) -> list[Path]:
-    """All below a folder, in order."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
 
 
 @torch.no_grad()
@@ -89,4 +86,4 @@ def learn(memory: int, has_gains: bool, model: codec.Codec, train: Tensor, num_s
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,6 +9,7 @@ the latents, and how many codes come back when the decoded sound is encoded agai
 """
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import mean
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import codec
 from codec import audio
+from codec.cli import exit_code
 from codec.evaluation.metric import Pair, Settings
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
@@ -36,7 +38,7 @@ def main() -> None:
         model.quantizer.num_paths = arguments.paths
     if arguments.delay is not None:
         model.quantizer.delay = arguments.delay
-    paths = sorted(path for path in arguments.data.rglob("*") if path.suffix.lower() in audio.INPUT_SUFFIXES)
+    paths = audio.find_sounds(arguments.data)
     scores: dict[str, list[dict[str, float]]] = {"as it is": [], "unquantized": [], "tracked pitch": []}
     latents, coded, codes, misses, errors, agreements = [], [], [], [], [], []
     with torch.inference_mode():
@@ -103,4 +105,4 @@ def print_fit(latents: Tensor, coded: Tensor, errors: Tensor, codebook: Tensor) 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,6 +9,7 @@ Everything the card says is read from the run or measured here; nothing is typed
 import argparse
 import json
 import shutil
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 
 import codec
 from codec import audio
+from codec.cli import exit_code
 from codec.evaluation.evaluate import evaluate_model
 from codec.model import catalogue
 from codec.streaming import StreamEncoder
@@ -198,4 +200,4 @@ Licence of the weights: MIT; the training data's licences ask for the credits ab
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from codec.errors import AudioError
+
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'codec[train]'")
 
 ROOT = Path(__file__).parents[2]
@@ -123,5 +125,5 @@ def test_cost_has_a_row_for_every_implementation(run):
 
 
 def test_folder_without_speech_is_named(run, tmp_path):
-    with pytest.raises(SystemExit, match="no sound files there; --data takes any folder of speech"):
+    with pytest.raises(AudioError, match=r"has no sound files \(\.aif"):
         run("utilisation", "--data", str(tmp_path))

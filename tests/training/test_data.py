@@ -65,6 +65,15 @@ def test_the_shares_of_all_processes_are_the_batch(cache: AudioCache):
     assert torch.equal(joined, windows.batch(5).wav)
 
 
+def test_a_share_of_the_windows_is_degraded(cache: AudioCache):
+    plain, some = (sampler(cache, gain_db=0.0, degraded=share) for share in (0.0, 0.3))
+    # All windows after the first degraded one of a batch are other ones, since it took random numbers.
+    changed = [not torch.equal(plain.batch(step).wav[0], some.batch(step).wav[0]) for step in range(200)]
+    assert 0.2 < sum(changed) / len(changed) < 0.35
+    assert some.batch(0).wav.dtype == torch.float32
+    assert max(float(some.batch(step).wav.abs().max()) for step in range(50)) < 1
+
+
 def test_windows_are_full_and_within_full_scale(cache: AudioCache):
     batch = sampler(cache, gain_db=30.0).batch(0).wav
     assert batch.shape == (6, 1, 7200)
@@ -132,6 +141,7 @@ def test_speed_moves_pitch_and_band_by_at_most_its_share(tones: list[Path], tmp_
     ("settings", "sentence"),
     [
         ({"speed": 0.6}, "data.speed must be between 0 and 0.5"),
+        ({"degraded": -0.1}, "data.degraded must be between 0 and 1"),
         ({"train": ["a", 3]}, "data.train must be a path or a list"),
     ],
 )

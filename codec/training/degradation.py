@@ -1,0 +1,95 @@
+"""Speech as it is recorded elsewhere: whispered, in a room, in noise, over a telephone, too loud, too soft.
+
+Corpora for training are clean and loud; what a codec is given is not. It has to keep whatever it hears, so a degraded
+window is the target too. Plain functions of windows (T,), a sample rate in Hz and random numbers.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Degradation = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+SMALLEST = 1e-7
+"""Of magnitudes whose logarithm is taken, and of powers that are divided by."""
+
+
+def degrade(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Let a random choice of what can happen to a recording happen to it: (T,) float32 -> (T,) float32."""
+    for degradation, probability in PROBABILITIES.items():
+        if rng.random() < probability:
+            wav = degradation(wav, sample_rate, rng)
+    return wav.astype(np.float32)
+
+
+def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """The spectral envelopes without a voice: noise in place of what excites them.
+
+    An envelope is what the first 1.25 ms of the cepstrum say, less than a period of any voice.
+    """
+    size, hop = sample_rate // 25, sample_rate // 100
+    window = np.hanning(size + 1)[:-1]
+    num_frames = -(-len(wav) // hop) + 3
+    padded = np.zeros((2, (num_frames - 1) * hop + size))
+    padded[0, size - hop : size - hop + len(wav)] = wav
+    padded[1] = rng.standard_normal(padded.shape[1])
+    speech, noise = np.fft.rfft(sliding_window_view(padded, size, axis=1)[:, ::hop] * window)  # (n, F) each
+    cepstra = np.fft.irfft(np.log(np.abs(speech) + SMALLEST))
+    num_kept = sample_rate // 800
+    cepstra[:, num_kept : size - num_kept + 1] = 0
+    frames = np.fft.irfft(np.exp(np.fft.rfft(cepstra).real) * noise / np.sqrt(np.square(window).sum())) * window
+    result = np.zeros(padded.shape[1])
+    for offset in range(0, size, hop):  # every fourth frame starts where another ends
+        parts = frames[offset // hop :: size // hop]
+        result[offset : offset + parts.size] += parts.ravel()
+    return result[size - hop : size - hop + len(wav)] / (np.square(window).sum() / hop)
+
+
+def room(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Reverberation of 0.15 to 0.7 s, 0 to 12 dB softer than the direct sound; a decaying noise."""
+    reverberation_time, level = rng.uniform(0.15, 0.7), -rng.uniform(0, 12)
+    seconds = np.arange(int(reverberation_time * sample_rate)) / sample_rate
+    response = rng.standard_normal(len(seconds)) * 10 ** (-3 * seconds / reverberation_time)
+    size = 1 << (len(wav) + len(response)).bit_length()
+    reverberation = np.fft.irfft(np.fft.rfft(wav, size) * np.fft.rfft(response, size), size)[: len(wav)]
+    return _mix(wav, reverberation, level)
+
+
+def noise(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Steady noise between white and brown, 5 to 40 dB softer than the speech."""
+    slope, level = rng.uniform(0, 1), -rng.uniform(5, 40)
+    spectrum = np.fft.rfft(rng.standard_normal(len(wav)))
+    hz = np.arange(len(spectrum)) * (sample_rate / len(wav))
+    return _mix(wav, np.fft.irfft(spectrum / np.maximum(hz, 50.0) ** slope, len(wav)), level)
+
+
+def band(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """A high-pass at 30 to 400 Hz, a low-pass from 3 kHz on, and a tilt of at most 2 dB per octave."""
+    low, high = 10 ** rng.uniform(*np.log10([30, 400])), 10 ** rng.uniform(*np.log10([3000, sample_rate / 2]))
+    spectrum = np.fft.rfft(wav)
+    hz = np.maximum(np.arange(len(spectrum)) * (sample_rate / len(wav)), 1.0)
+    slopes = (1 + (low / hz) ** 8) * (1 + (hz / high) ** 24)  # of power: Butterworth filters of order 4 and 12
+    tilt = (hz / 1000) ** rng.uniform(-1 / 3, 1 / 3)
+    return np.fft.irfft(spectrum * tilt / np.sqrt(slopes), len(wav))
+
+
+def clip(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Too loud for full scale, by which 0.1 % to 5 % of the samples are cut off."""
+    limit = max(float(np.quantile(np.abs(wav), 1 - 10 ** rng.uniform(-3, -1.3))), SMALLEST)
+    return np.clip(wav / limit, -1, 1)
+
+
+def soften(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to 40 dB softer."""
+    return wav * 10 ** (rng.uniform(-40, 0) / 20)
+
+
+def _mix(wav: np.ndarray, other: np.ndarray, level: float) -> np.ndarray:
+    """Add something that has a level in dB relative to the speech."""
+    ratio = np.square(wav).mean() / max(np.square(other).mean(), SMALLEST**2)
+    return wav + np.sqrt(ratio) * 10 ** (level / 20) * other
+
+
+PROBABILITIES: dict[Degradation, float] = {whisper: 0.1, room: 0.25, noise: 0.3, band: 0.4, clip: 0.15, soften: 0.5}
+"""In the order in which they happen between a mouth and a file."""
