@@ -24,7 +24,7 @@ from codec.errors import ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
 from codec.model.codec import Codec
 from codec.output import check_output, is_stream
-from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
+from codec.streaming import MAX_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
 
 Progress = Callable[[float, float | None], None]
 """Called with the seconds done and the seconds in all, or None where that is not known."""
@@ -202,7 +202,8 @@ def decode_file(
             num_frames = num_lost = 0
             held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
             after_hole = False
-            for wav, is_hole in _decode_blocks(codec, _checked(reader, codec.codebook_size, _shown(source))):
+            checked = _checked(reader, codec.codebook_size, _shown(source))
+            for wav, is_hole in _decode_blocks(codec, checked, is_live=not os.path.isfile(source)):
                 _fade(held, wav, after_hole, is_hole)
                 num_frames += len(wav) // codec.hop_length
                 num_lost += len(wav) // codec.hop_length if is_hole else 0
@@ -278,8 +279,11 @@ def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) ->
     yield encoder.flush().numpy()
 
 
-def _decode_blocks(codec: Codec, blocks: Iterable[Block]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Blocks of codes -> pieces of sound, whole frames each, and whether they are in a hole, which is silent."""
+def _decode_blocks(codec: Codec, blocks: Iterable[Block], is_live: bool) -> Iterator[tuple[np.ndarray, bool]]:
+    """Blocks of codes -> pieces of sound, whole frames each, and whether they are in a hole, which is silent.
+
+    Live, every block is decoded when it comes; otherwise as many as are decoded fastest together.
+    """
     decoder: StreamDecoder | _WholeIfShort
     if codec.is_streamable:
         decoder = StreamDecoder(codec)
@@ -289,11 +293,17 @@ def _decode_blocks(codec: Codec, blocks: Iterable[Block]) -> Iterator[tuple[np.n
         decoder = _WholeIfShort(lambda codes: codec.decode(codes.to(device)[None])[0, 0].cpu(), stream, num_codes)
     last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
     due: deque[tuple[int, bool]] = deque()  # samples of each block whose sound has not come yet, and is it a hole
+    waiting: list[np.ndarray] = []
     for block in blocks:
         codes = np.full(block.num_frames, last) if block.codes is None else block.codes
         last = int(codes[-1])
         due.append((len(codes) * codec.hop_length, block.is_hole))
-        yield from _cut(decoder.push(torch.from_numpy(codes)).numpy(), due)
+        waiting.append(codes)
+        if is_live or sum(map(len, waiting)) >= MAX_FRAMES:
+            yield from _cut(decoder.push(torch.from_numpy(np.concatenate(waiting))).numpy(), due)
+            waiting = []
+    if waiting:
+        yield from _cut(decoder.push(torch.from_numpy(np.concatenate(waiting))).numpy(), due)
     yield from _cut(decoder.flush().numpy(), due)
 
 

@@ -14,8 +14,9 @@ from codec.model.layers import State
 from codec.model.seanet import SEANetEncoder
 from codec.model.vocos import VocosDecoder
 
-MAX_FRAMES = 750
-"""Frames handled at once; a larger chunk is cut, so that memory does not depend on how the caller feeds it."""
+MAX_FRAMES = 768
+"""Frames handled at once; a larger chunk is cut, so that memory does not depend on how the caller feeds it. A multiple
+of the attention's window: whole blocks of it are the fastest."""
 
 
 class StreamEncoder:

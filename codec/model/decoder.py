@@ -114,7 +114,9 @@ class SpectralDecoder(nn.Module):
             # Clamped before the exponential: afterwards the gradient of an overflow would be inf * 0 = NaN.
             pulse_filter = torch.polar(torch.exp(pulse_gain.clamp(max=MAX_LOG_GAIN)), pulse_phase)
             noise_filter = torch.exp(noise_gain.clamp(max=MAX_LOG_GAIN))
-            wav = self.inverse_stft(pulses * pulse_filter + noise * noise_filter, state)
+            # Written for real numbers: torch would first make the filter complex.
+            noise = torch.view_as_complex(torch.view_as_real(noise) * noise_filter[..., None])
+            wav = self.inverse_stft(pulses * pulse_filter + noise, state)
             return Synthesis(wav.unsqueeze(1), log_pitch)
 
     def _filter_values(self, x: Tensor) -> Tensor:

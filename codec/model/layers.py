@@ -95,25 +95,29 @@ class WindowedAttention(nn.Module):
         # Keys and values of the past travel as one tensor, with a column that tells real frames from padding.
         present = torch.ones_like(key[..., :1])
         memory = extend_left(self, torch.cat([key, value, present], dim=-1), context, state)
+        key, value, present = memory.split([key.shape[-1], key.shape[-1], 1], dim=-1)
+        bias = self._bias(min(self.window, num_frames))
         blocks = []
         for start in range(0, num_frames, self.window):
             stop = min(start + self.window, num_frames)
-            seen = memory[:, start : stop + context]
-            blocks.append(self._attend(query[:, start:stop], seen))
+            seen = slice(start, stop + context)
+            its_bias = bias[None, :, : stop - start, : stop - start + context]
+            if start == 0:  # the other blocks do not look back to before this call
+                its_bias = its_bias.masked_fill((present[:, seen] == 0).transpose(1, 2)[:, None], -torch.inf)
+            blocks.append(self._attend(query[:, start:stop], key[:, seen], value[:, seen], its_bias))
         return x + self.scale * self.output(torch.cat(blocks, dim=1))
 
-    def _attend(self, query: Tensor, memory: Tensor) -> Tensor:
-        """Attend from M queries to the M + window - 1 frames that end with the last of them."""
-        num_queries, width = query.shape[1], query.shape[2]
-        key, value, present = memory.split([width, width, 1], dim=-1)
+    def _bias(self, num_queries: int) -> Tensor:
+        """What is added to the scores of M queries and the M + window - 1 frames that end with them: (A, M, ...)."""
         # Query i sits at memory position i + window - 1; the key at position j is that minus j frames away.
-        i = torch.arange(num_queries, device=query.device)[:, None]
-        j = torch.arange(memory.shape[1], device=query.device)[None, :]
-        distance = i + self.window - 1 - j  # (M, M + window - 1)
+        i = torch.arange(num_queries, device=self.distance_bias.device)[:, None]
+        j = torch.arange(num_queries + self.window - 1, device=self.distance_bias.device)[None, :]
+        distance = i + self.window - 1 - j
         outside = (distance < 0) | (distance >= self.window)
-        bias = self.distance_bias[:, distance.clamp(0, self.window - 1)]  # (A, M, M + window - 1)
-        bias = bias.masked_fill(outside, -torch.inf)
-        bias = bias[None].masked_fill((present == 0).transpose(1, 2)[:, None], -torch.inf)
+        return self.distance_bias[:, distance.clamp(0, self.window - 1)].masked_fill(outside, -torch.inf)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attend from M queries to the M + window - 1 frames that end with the last of them."""
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
         # Written out because the fused kernels round differently with and without gradients, and decoding codes must
         # be bit-equal to the round trip either way.
