@@ -69,13 +69,20 @@ class CodecConfig:
         """From nested plain values.
 
         Raises:
-            ConfigError: a part is missing, of unknown kind, or has an unknown or ill-typed setting.
+            ConfigError: parts are missing, of unknown kind, or have settings that are unknown, ill-typed or impossible;
+                all of them are named.
         """
         if not isinstance(values, dict):
             raise ConfigError("a model's config must be a JSON object")
         parts: dict[str, Any] = {}
+        mistakes = []
         for part, kinds in (("encoder", ENCODERS), ("quantizer", QUANTIZERS), ("decoder", DECODERS)):
-            parts[part] = _part_from_dict(part, values.get(part), kinds)
+            try:
+                parts[part] = _part_from_dict(part, values.get(part), kinds)
+            except ConfigError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
         unknown = set(values) - {"sample_rate", *parts}
         if unknown or not isinstance(values.get("sample_rate"), int):
             raise ConfigError(f"a model's config has sample_rate, encoder, quantizer and decoder, not {sorted(values)}")

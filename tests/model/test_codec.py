@@ -123,6 +123,13 @@ def test_mistakes_in_a_config_are_named(codec: Codec, path: tuple[str, ...], val
         CodecConfig.from_dict(values)
 
 
+def test_mistakes_in_several_parts_are_named_together(codec: Codec):
+    values = copy.deepcopy(codec.config.to_dict())
+    values["encoder"]["short_n_fft"], values["decoder"]["n_fft"], values["quantizer"]["memory"] = 100, 1000, 0
+    with pytest.raises(ConfigError, match=r"encoder\.short_n_fft .*; quantizer\.memory .*; decoder\.n_fft "):
+        CodecConfig.from_dict(values)
+
+
 @pytest.mark.parametrize(("part", "name"), [("decoder", "latent_dim"), ("decoder", "hop_length")])
 def test_parts_that_do_not_fit_together_are_refused(codec: Codec, part: str, name: str):
     values = copy.deepcopy(codec.config.to_dict())
