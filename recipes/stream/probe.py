@@ -1,11 +1,12 @@
-"""What limits a stream model: its codes, its pitch, or its codebook?
+"""What limits a stream model: its codes, its pitch, its codebook, or a band of the spectrum?
 
     python recipes/stream/probe.py --model stream --data ../shared/data/dev
     python recipes/stream/probe.py ... --paths 1 --delay 0    # with the nearest code of each frame
 
 Scores round trips as they are, then with the latent unquantized, then with the pitch that a tracker hears in the
-original in place of the one the decoder states. Then tells how far the stated pitch is off, how well the codebook fits
-the latents, and how many codes come back when the decoded sound is encoded again.
+original in place of the one the decoder states, then with the magnitudes of the original in one band of frequencies.
+Then tells how far the stated pitch is off, how well the codebook fits the latents, and how many codes come back when
+the decoded sound is encoded again.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
 from codec.training.pitch import Pitch, track_pitch
 
+BANDS = [(0, 500), (500, 1000), (1000, 2000), (2000, 4000), (4000, 8000)]  # Hz
+
 
 def main() -> None:
     """Measure, file by file, and print means."""
@@ -40,6 +43,7 @@ def main() -> None:
         model.quantizer.delay = arguments.delay
     paths = audio.find_sounds(arguments.data)
     scores: dict[str, list[dict[str, float]]] = {"as it is": [], "unquantized": [], "tracked pitch": []}
+    scores |= {name_of(band): [] for band in BANDS}
     latents, coded, codes, misses, errors, agreements = [], [], [], [], [], []
     with torch.inference_mode():
         for path in paths:
@@ -53,6 +57,9 @@ def main() -> None:
             scores["unquantized"].append(score(wav, model.decoder(latent), model.sample_rate))
             better = torch.where(tracked.is_voiced, tracked.log_pitch.to(stated), stated)
             scores["tracked pitch"].append(score(wav, decode_with(better, result.quantized, model), model.sample_rate))
+            for band in BANDS:
+                mixed = with_magnitudes(wav, estimate, *band, model.sample_rate)
+                scores[name_of(band)].append(score(wav, mixed, model.sample_rate))
             latents.append(latent[0].T)
             coded.append(model.quantizer.remainder(latent, result.codes)[0].T)
             codes.append(result.codes[0])
@@ -60,7 +67,7 @@ def main() -> None:
             errors.append((stated - tracked.log_pitch)[tracked.is_voiced].abs())
             agreements.append(float((model.encode(estimate) == result.codes).float().mean()))
     for name, rows in scores.items():
-        print(f"{name:14s}", *(f"{key} {mean(row[key] for row in rows):.3f}" for key in rows[0]))
+        print(f"{name:28s}", *(f"{key} {mean(row[key] for row in rows):.3f}" for key in rows[0]))
     error = torch.cat(errors)
     far = float((error > 0.1).float().mean())
     print(f"stated pitch: median error {float(error.median()):.1%}, over 10 % in {far:.0%} of voiced frames")
@@ -86,6 +93,24 @@ def decode_with(log_pitch: Tensor, quantized: Tensor, model: codec.Codec) -> Ten
         return model.decoder(quantized)
     finally:
         handle.remove()
+
+
+def name_of(band: tuple[int, int]) -> str:
+    """How its line begins."""
+    return f"original from {band[0]} to {band[1]} Hz"
+
+
+def with_magnitudes(reference: Tensor, estimate: Tensor, low: float, high: float, sample_rate: int) -> Tensor:
+    """An estimate (1, 1, T) whose magnitudes between two frequencies are those of the reference, its phases its own."""
+    n_fft = 1024
+    window = torch.hann_window(n_fft)
+    true, decoded = (
+        torch.stft(wav[0], n_fft, n_fft // 4, window=window, return_complex=True) for wav in (reference, estimate)
+    )
+    hz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    magnitudes = torch.where((hz >= low) & (hz < high), true.abs(), decoded.abs())
+    mixed = torch.polar(magnitudes, decoded.angle())
+    return torch.istft(mixed, n_fft, n_fft // 4, window=window, length=reference.shape[-1])[None]
 
 
 def score(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, float]:
