@@ -179,9 +179,9 @@ class Smallest:
         self.grouped = numbers.view(len(numbers), -1, group)
         self.first_groups = torch.arange(0, len(self.groups), size // group, device=numbers.device)[:, None]
         self.minima = numbers.new_empty(len(numbers), size // group)
-        self.values, self.places = self.minima[:, :count].topk(count)
-        self.least, self.best, self.chosen = self.values.clone(), self.places.clone(), self.places.clone()
-        self.slots, self.offset = self.places.clone(), self.places.clone()
+        self.values, self.least = numbers.new_empty(2, len(numbers), count)
+        integers = torch.empty(5, len(numbers), count, dtype=torch.int64, device=numbers.device)
+        self.places, self.best, self.chosen, self.slots, self.offset = integers
         self.flat_chosen = self.chosen.view(-1)
         self.candidates = numbers.new_empty(len(numbers) * count, group)
         self.row_candidates = self.candidates.view(len(numbers), -1)
