@@ -1,15 +1,18 @@
-"""Turn a finished run into the model in the box: weights, discriminators, card, curves and spectrogram samples.
+"""Turn finished runs into the model in the box: weights, discriminators, card, curves and spectrogram samples.
 
-    python recipes/stream/release.py RUN --test ../shared/data/test --hardware "2 cores of ..."
-    python recipes/stream/release.py RUN ... --earlier-steps 7550   # of the release that RUN was started from
+    python recipes/stream/release.py RUN ... --test ../shared/data/test --hardware "2 cores of ..."
+    python recipes/stream/release.py ... --earlier-steps 7550                    # those of the release before
+    python recipes/stream/release.py ... --dnsmos-weights ../shared/models/dnsmos    # how natural it sounds
 
-Everything the card says is read from the run or measured here; nothing is typed in but the description of the machine.
+Each run was started from the model of the one before; that of the last goes into the box. Everything the card says is
+read from the runs or measured here; nothing is typed in but the description of the machine.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -19,7 +22,8 @@ import torch
 import codec
 from codec import audio
 from codec.cli import exit_code
-from codec.evaluation.evaluate import evaluate_model
+from codec.evaluation.evaluate import Options, evaluate_model
+from codec.evaluation.metric import Settings
 from codec.model import catalogue
 from codec.streaming import StreamEncoder
 from codec.training.data import AudioCache
@@ -30,7 +34,7 @@ from codec.training.start import DISCRIMINATORS_NAME
 HERE = Path(__file__).parent
 BOX = Path(codec.__file__).parent / "pretrained" / "stream"
 CURVES = [
-    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/pitch"),
+    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/pitch", "loss/adversarial"),
     *("codes/perplexity", "validation/pesq_wb", "validation/stoi"),
 ]
 
@@ -38,47 +42,64 @@ CURVES = [
 def main() -> None:
     """Install the model and describe it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--name", default="last", help="which model of the run: last or best")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--name", default="last", help="which model of the last run: last or best")
     parser.add_argument("--test", type=Path, required=True, help="folder of held-out speech")
     parser.add_argument("--test-name", default="../shared/data/test", help="how the card calls it")
+    parser.add_argument("--dnsmos-weights", type=Path, help="folder of DNSMOS, to score how natural it sounds")
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
-    parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the release that the run started from")
+    parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the release before")
     arguments = parser.parse_args()
 
-    records = read_log(arguments.run)
+    records, configs = read_logs(arguments.runs), [read_config(run) for run in arguments.runs]
     names = [catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME]
     if any("loss/adversarial" in record for record in records):  # else those in the box have learned more
         names += [DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME]
     BOX.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(arguments.run / arguments.name / name, BOX / name)
-    config = json.loads((arguments.run / "config.json").read_text())
-    save_settings(config, HERE / "run.json")
+        shutil.copyfile(arguments.runs[-1] / arguments.name / name, BOX / name)
+    save_settings(configs, HERE / "run.json")
     draw_curves(records, HERE / "curves.png")
     shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
-    summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation").summary
+    options = Options(settings=Settings(dnsmos_weights=arguments.dnsmos_weights))
+    if arguments.dnsmos_weights:
+        options = replace(options, metrics=("core", "dnsmos"))
+    summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation", options=options).summary
     shutil.rmtree(HERE / "evaluation" / "estimates")
     shutil.rmtree(HERE / "evaluation" / "codes")
     (HERE / "evaluation" / "journal.jsonl").unlink()
-    utilisation = use_of_codes(Path(config["data"]["cache"]) / "train")
+    utilisation = use_of_codes(Path(configs[-1]["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
-    (BOX / catalogue.CARD_NAME).write_text(card(config, records, summary, utilisation, arguments))
+    (BOX / catalogue.CARD_NAME).write_text(card(configs, records, summary, utilisation, arguments))
 
 
-def save_settings(config: dict, path: Path) -> None:
-    """Write the settings of the run, but for where its files lay."""
+def save_settings(configs: list[dict], path: Path) -> None:
+    """Write the settings of the runs, but for where their files lay."""
     places = {"train", "validation", "cache", "run", "init"}
-    kept = {
-        part: {name: value for name, value in settings.items() if name not in places}
-        for part, settings in config.items()
-    }
+    kept = [
+        {
+            part: {name: value for name, value in settings.items() if name not in places}
+            for part, settings in config.items()
+        }
+        for config in configs
+    ]
     path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
-def read_log(run: Path) -> list[dict[str, float]]:
-    """The records of a run."""
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def read_config(run: Path) -> dict:
+    """The settings of a run."""
+    values: dict = json.loads((run / "config.json").read_text())
+    return values
+
+
+def read_logs(runs: list[Path]) -> list[dict[str, float]]:
+    """The records of all runs, steps counted from the first one's start."""
+    records, before = [], 0
+    for run in runs:
+        own = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        records += [record | {"step": before + record["step"]} for record in own]
+        before = records[-1]["step"]
+    return records
 
 
 def use_of_codes(cache_folder: Path) -> dict[str, float]:
@@ -127,12 +148,16 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
     imsave(path, grid.permute(1, 2, 0).numpy())
 
 
-def card(config: dict, records: list[dict], summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
+def card(
+    configs: list[dict], records: list[dict], summary: dict, utilisation: dict, arguments: argparse.Namespace
+) -> str:
     """The model card, Markdown."""
+    config = configs[-1]
     model = codec.load("stream")
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     last_step = int(max(record["step"] for record in records))
     steps = arguments.earlier_steps + last_step
+    num_adversarial = sum("loss/adversarial" in record for record in records) * config["training"]["log_every"]
     earlier = f" after the {arguments.earlier_steps} of the release before" if arguments.earlier_steps else ""
     audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
     rows = []
@@ -183,8 +208,8 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
   LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0).
 - {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
   {audio_hours:.1f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage
-  losses; discriminators (period, scale, complex STFT) took part in about 650 steps of the first release. They are kept
-  beside the weights in the repository, for fine-tuning, and are not in the wheel.
+  losses; discriminators (period, scale, complex STFT) took part in the last {num_adversarial} steps and in about 650 of
+  the first release. They are kept beside the weights in the repository, for fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 
