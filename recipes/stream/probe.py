@@ -67,7 +67,7 @@ def main() -> None:
             errors.append((stated - tracked.log_pitch)[tracked.is_voiced].abs())
             agreements.append(float((model.encode(estimate) == result.codes).float().mean()))
     for name, rows in scores.items():
-        print(f"{name:28s}", *(f"{key} {mean(row[key] for row in rows):.3f}" for key in rows[0]))
+        print(f"{name:30s}", *(f"{key} {mean(row[key] for row in rows):.3f}" for key in rows[0]))
     error = torch.cat(errors)
     far = float((error > 0.1).float().mean())
     print(f"stated pitch: median error {float(error.median()):.1%}, over 10 % in {far:.0%} of voiced frames")

@@ -46,18 +46,21 @@ def main() -> None:
     parser.add_argument("--name", default="last", help="which model of the last run: last or best")
     parser.add_argument("--test", type=Path, required=True, help="folder of held-out speech")
     parser.add_argument("--test-name", default="../shared/data/test", help="how the card calls it")
+    parser.add_argument(
+        "--discriminators", type=Path, metavar="RUN", help="run whose discriminators go beside the weights"
+    )
     parser.add_argument("--dnsmos-weights", type=Path, help="folder of DNSMOS, to score how natural it sounds")
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
     parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the release before")
     arguments = parser.parse_args()
 
     records, configs = read_logs(arguments.runs), [read_config(run) for run in arguments.runs]
-    names = [catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME]
-    if any("loss/adversarial" in record for record in records):  # else those in the box have learned more
-        names += [DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME]
     BOX.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME):
         shutil.copyfile(arguments.runs[-1] / arguments.name / name, BOX / name)
+    if arguments.discriminators:
+        for name in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME):
+            shutil.copyfile(arguments.discriminators / "last" / name, BOX / name)
     save_settings(configs, HERE / "run.json")
     draw_curves(records, HERE / "curves.png")
     shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
@@ -158,6 +161,7 @@ def card(
     last_step = int(max(record["step"] for record in records))
     steps = arguments.earlier_steps + last_step
     num_adversarial = sum("loss/adversarial" in record for record in records) * config["training"]["log_every"]
+    adversarial = f"the last {num_adversarial} steps" if num_adversarial else "none of the last steps"
     earlier = f" after the {arguments.earlier_steps} of the release before" if arguments.earlier_steps else ""
     audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
     rows = []
@@ -208,8 +212,8 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
   LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0).
 - {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
   {audio_hours:.1f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage
-  losses; discriminators (period, scale, complex STFT) took part in the last {num_adversarial} steps and in about 650 of
-  the first release. They are kept beside the weights in the repository, for fine-tuning, and are not in the wheel.
+  losses; discriminators (period, scale, complex STFT) took part in {adversarial} and in about 650 of the first
+  release. Trained ones are kept beside the weights in the repository, for fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 
