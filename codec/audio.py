@@ -51,14 +51,19 @@ class SoundInfo:
 
 
 def find_sounds(folder: Path) -> list[Path]:
-    """The sound files below a folder, hidden ones left out, in order.
+    """The sound files below a folder in order; hidden ones, and those in hidden folders, are left out.
 
     Raises:
         AudioError: there is no such folder, or none in it.
     """
     if not folder.is_dir():
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in INPUT_SUFFIXES and path.name[0] != "."]
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in INPUT_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     if not paths:
         raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
     return sorted(paths)

@@ -293,17 +293,17 @@ def _decode_blocks(codec: Codec, blocks: Iterable[Block], is_live: bool) -> Iter
         decoder = _WholeIfShort(lambda codes: codec.decode(codes.to(device)[None])[0, 0].cpu(), stream, num_codes)
     last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
     due: deque[tuple[int, bool]] = deque()  # samples of each block whose sound has not come yet, and is it a hole
-    waiting: list[np.ndarray] = []
+    waiting = np.zeros(0, np.int64)
     for block in blocks:
         codes = np.full(block.num_frames, last) if block.codes is None else block.codes
         last = int(codes[-1])
         due.append((len(codes) * codec.hop_length, block.is_hole))
-        waiting.append(codes)
-        if is_live or sum(map(len, waiting)) >= MAX_FRAMES:
-            yield from _cut(decoder.push(torch.from_numpy(np.concatenate(waiting))).numpy(), due)
-            waiting = []
-    if waiting:
-        yield from _cut(decoder.push(torch.from_numpy(np.concatenate(waiting))).numpy(), due)
+        waiting = np.concatenate([waiting, codes])
+        if is_live or len(waiting) >= MAX_FRAMES:
+            yield from _cut(decoder.push(torch.from_numpy(waiting)).numpy(), due)
+            waiting = waiting[:0]
+    if len(waiting):
+        yield from _cut(decoder.push(torch.from_numpy(waiting)).numpy(), due)
     yield from _cut(decoder.flush().numpy(), due)
 
 

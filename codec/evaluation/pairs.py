@@ -3,7 +3,6 @@
 Nothing is skipped in silence: whatever cannot be scored becomes a `Problem` with the name and one sentence.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,22 +47,13 @@ def find_sounds(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
     Raises:
         AudioError: the folder is missing, or has none.
     """
-    if not folder.is_dir():
-        raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
     found: dict[str, Path] = {}
     problems = []
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place) / name
-            if path.suffix.lower() not in audio.INPUT_SUFFIXES or name.startswith("."):
-                continue
-            id = path.relative_to(folder).with_suffix("").as_posix()
-            if id in found:
-                problems.append(Problem(id, "", f"{path} and {found[id]} have the same name; keep one of them"))
-            found.setdefault(id, path)
-    if not found:
-        raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+    for path in audio.find_sounds(folder):
+        id = path.relative_to(folder).with_suffix("").as_posix()
+        if id in found:
+            problems.append(Problem(id, "", f"{path} and {found[id]} have the same name; keep one of them"))
+        found.setdefault(id, path)
     return dict(sorted(found.items())), problems
 
 

@@ -145,6 +145,8 @@ def prepare_libritts(
     config, sources = config or PreparationConfig(), sources or Sources()
     if variant not in VARIANTS:
         raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if root.exists() and not root.is_dir():
+        raise CorpusError(f"{root}: is a file, the folder of the corpus is meant")
     facts = VARIANTS[variant]
     corpus = root if any((root / part).is_dir() for part in PARTS) else root / facts.folder
     folder = folder or root / "manifests"

@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -64,9 +63,8 @@ def main() -> None:
     save_settings(configs, HERE / "run.json")
     draw_curves(records, HERE / "curves.png")
     shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
-    options = Options(settings=Settings(dnsmos_weights=arguments.dnsmos_weights))
-    if arguments.dnsmos_weights:
-        options = replace(options, metrics=("core", "dnsmos"))
+    metrics = ("core", "dnsmos") if arguments.dnsmos_weights else ("core",)
+    options = Options(metrics, Settings(dnsmos_weights=arguments.dnsmos_weights))
     summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation", options=options).summary
     shutil.rmtree(HERE / "evaluation" / "estimates")
     shutil.rmtree(HERE / "evaluation" / "codes")

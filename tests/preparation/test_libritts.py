@@ -227,6 +227,13 @@ def test_nothing_there_says_what_to_do(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_the_place_of_the_corpus_is_refused(tmp_path):
+    (tmp_path / "corpus").write_text("mine")
+    with pytest.raises(CorpusError, match="corpus: is a file, the folder of the corpus is meant"):
+        prepare_libritts(tmp_path / "corpus", sources=Sources(download=True))
+    assert (tmp_path / "corpus").read_text() == "mine"
+
+
 def test_archive_with_another_sum_is_refused(packed, tmp_path):
     with pytest.raises(
         CorpusError, match=r"dev-clean\.tar\.gz: has the MD5 sum [0-9a-f]{32}, the published one is 0c30"
