@@ -1,25 +1,55 @@
 """What a run needs to go on where it stopped: exactly, in one file, or compactly, in a few small ones that travel."""
 
+import errno
 import json
 import os
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from codec.errors import ModelError
+from codec.errors import ConfigError, ModelError
 from codec.output import open_output
 
 STATE_NAME = "state.safetensors"
 PREVIOUS_NAME = "state.previous.safetensors"
 PORTABLE_NAME = "portable"
+LOCK_NAME = "lock"
 PORTABLE_BYTES = 16 * 2**20
 """Size of a portable file, small enough for mail, pastes and most transfer limits."""
+
+
+def lock_run(run: Path) -> IO[bytes]:
+    """Let no other process train in a run folder until the returned file is closed or this process ends.
+
+    A file system that cannot lock, and a system without `fcntl`, let everybody in.
+
+    Raises:
+        ConfigError: another process trains there, and each would overwrite what the other saves.
+        OSError: the folder cannot be written to.
+    """
+    file = open(run / LOCK_NAME, "ab")
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise ConfigError(
+                    f"{run}: another process trains there, or is saving its last state; wait until it has ended, "
+                    "or choose another training.run"
+                ) from error
+    return file
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ from codec.training.state import (
     check_room,
     flatten_optimizer,
     load_latest,
+    lock_run,
     restore_optimizer,
     save_portable,
     save_state,
@@ -66,6 +67,7 @@ class Trainer:
         self.device = self.ranks.device(weights.choose_device(settings.device))
         self.run = Path(settings.run)
         self.run.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
         torch.manual_seed(settings.seed)
         self.codec = initial_codec(config).to(self.device).train()
         self.codec.quantizer.checks_values = False  # the loss tells, and without waiting for the device

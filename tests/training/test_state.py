@@ -1,12 +1,14 @@
 """States: whole or refused, the previous one kept, room for the next one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from codec.errors import ModelError
+from codec.errors import ConfigError, ModelError
 from codec.training.state import (
     PREVIOUS_NAME,
     STATE_NAME,
@@ -15,6 +17,7 @@ from codec.training.state import (
     load_latest,
     load_portable,
     load_state,
+    lock_run,
     save_portable,
     save_state,
 )
@@ -90,6 +93,24 @@ def test_a_disk_without_room_for_the_next_states_is_refused(tmp_path: Path, monk
     monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ModelError, match=r"0 MiB are free, the states to come need 0 MiB; free some, or choose"):
         check_room(tmp_path)
+
+
+def test_a_run_belongs_to_one_process_until_it_ends(tmp_path: Path):
+    pytest.importorskip("fcntl", reason="this system cannot lock files")
+    code = f"""
+import pathlib
+from codec.training.state import lock_run
+lock = lock_run(pathlib.Path({str(tmp_path)!r}))
+print("locked", flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ConfigError, match="another process trains there"):
+            lock_run(tmp_path)
+        other.kill()
+    lock_run(tmp_path).close()
 
 
 def test_portable_files_of_two_moments_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
