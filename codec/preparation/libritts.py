@@ -207,8 +207,8 @@ def _obtain(
             f"{MIRRORS[0]}/resources/{facts.resource}/{name} there, or let it be fetched, without --no-download"
         )
     if due:
-        root.mkdir(parents=True, exist_ok=True)
         _require_space(due, archives, facts, root, sources)
+        root.mkdir(parents=True, exist_ok=True)
     for part in due:
         archive, was_fetched = archives[part], False
         if archive is None:

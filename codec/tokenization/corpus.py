@@ -140,32 +140,23 @@ def list_recordings(source: Path) -> list[Recording]:
     """The sound files of a manifest, or of a folder, where the id is the path below it without its suffix; in order.
 
     Raises:
-        CorpusError: there are none, the manifest is not one, or two files have the same id.
+        AudioError: the folder has none.
+        CorpusError: there is no such folder or manifest, the manifest is not one, or two files have the same id.
     """
     if source.is_file():
         utterances = read_manifest(source)
         return [Recording(u.id, u.path, u.seconds, u.speaker, u.part) for u in utterances]
-    if not source.is_dir():
+    if not source.exists():
         raise CorpusError(f"{source}: no such folder or manifest")
     found: dict[str, Recording] = {}
-    for path in _sound_files(source):
+    for path in audio.find_sounds(source):
         id = path.relative_to(source).with_suffix("").as_posix()
         if not can_stand_in_manifest(id):
             raise CorpusError(f"{path}: its name cannot stand in a table; rename it")
         if id in found:
             raise CorpusError(f"{path} and {found[id].path} would both have the id {id!r}; rename one")
         found[id] = Recording(id, path, None, UNKNOWN_SPEAKER, "")
-    if not found:
-        raise CorpusError(f"{source}: has no sound files ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
     return [found[id] for id in sorted(found)]
-
-
-def _sound_files(folder: Path) -> Iterator[Path]:
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if Path(name).suffix.lower() in audio.INPUT_SUFFIXES and not name.startswith("."):
-                yield Path(place) / name
 
 
 def _begin(target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int) -> TokensInfo:

@@ -283,7 +283,8 @@ def test_too_little_space_is_said_before_the_first_byte(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CorpusError, match=r"bringing test-clean, test-other takes about 4\.1 GB and 1\.0 GB are free"):
-        prepare_libritts(tmp_path, parts=["test"], sources=Sources(download=True))
+        prepare_libritts(tmp_path / "corpora" / "new", parts=["test"], sources=Sources(download=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_anything_all_parts_are_fetched(whole, packed, tmp_path, monkeypatch, server):
