@@ -38,6 +38,9 @@ SMALLEST_SHARE = 1e-20
 USAGE_TILE = 1 << 23
 """Probabilities held at once by the usage loss; the vectors it is computed from are as many as that allows."""
 
+USAGE_PIECE = 1 << 18
+"""Probabilities it computes at a time: more would leave the cache of a CPU between two operations."""
+
 
 class QuantizerOutput(NamedTuple):
     """What quantizing a latent yields."""
@@ -233,10 +236,14 @@ class Quantizer(nn.Module):
             vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
             vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]  # (N, D)
             codes = self.effective_codebook()
-            distances = torch.addmm(codes.square().sum(1), vectors, codes.T, alpha=-2)  # but for ||z||^2: (N, K)
-            with torch.no_grad():
-                temperature = average((distances.amin(1) + vectors.square().sum(1)).mean()).clamp(min=1e-8)
-            usage = torch.softmax(-distances / temperature, dim=1).mean(0)  # (K,)
+            norms = codes.square().sum(1)
+            pieces = vectors.split(max(1, USAGE_PIECE // self.codebook_size))
+            with torch.no_grad():  # distances are but for ||z||^2
+                nearest = torch.cat([torch.addmm(norms, piece, codes.T, alpha=-2).amin(1) for piece in pieces])
+                temperature = average((nearest + vectors.square().sum(1)).mean()).clamp(min=1e-8)
+            bias, keys = -norms / temperature, codes.T * (2 / temperature)
+            sums = [torch.softmax(torch.addmm(bias, piece, keys), dim=1).sum(0) for piece in pieces]
+            usage = torch.stack(sums).sum(0) / len(vectors)  # (K,)
             usage = usage + (average(usage.detach()) - usage.detach())
             # Of codes so far away that their probability is 0 in float32 the logarithm would have no gradient.
             return math.log(self.codebook_size) + (usage * usage.clamp(min=SMALLEST_SHARE).log()).sum()
