@@ -893,12 +893,21 @@ def _train_to_the_end(config: Any) -> None:
 
 @commands.command()
 @click.argument("folder", metavar="RUN")
+@click.option("--curves", metavar="PNG", help="Also draw the run's curves, as one picture.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
-def doctor(folder: str, as_json: bool) -> None:
+@option_overwrite
+def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> None:
     """Say which known failures a training run resembles, and what to try."""
-    from codec.training.doctor import diagnose
+    from codec.training.doctor import diagnose, read_run
 
     diagnosis = diagnose(folder)
+    if curves is not None:
+        from codec.training.curves import draw_curves
+
+        try:
+            draw_curves(read_run(Path(folder)).series, Path(curves), overwrite=overwrite)
+        except ImportError as error:
+            raise CodecError(f"curves need {error.name}; pip install 'codec[train]'") from error
     click.echo(json.dumps(diagnosis.to_dict(), allow_nan=False) if as_json else str(diagnosis))
 
 

@@ -25,17 +25,15 @@ from codec.evaluation.evaluate import Options, evaluate_model
 from codec.evaluation.metric import Settings
 from codec.model import catalogue
 from codec.streaming import StreamEncoder
+from codec.training.curves import draw_curves
 from codec.training.data import AudioCache
+from codec.training.doctor import read_run
 from codec.training.monitor import spectrogram_pair
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME
 from codec.training.start import DISCRIMINATORS_NAME
 
 HERE = Path(__file__).parent
 BOX = Path(codec.__file__).parent / "pretrained" / "stream"
-CURVES = [
-    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/pitch", "loss/adversarial"),
-    *("codes/perplexity", "validation/pesq_wb", "validation/stoi"),
-]
 
 
 def main() -> None:
@@ -53,7 +51,7 @@ def main() -> None:
     parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the release before")
     arguments = parser.parse_args()
 
-    records, configs = read_logs(arguments.runs), [read_config(run) for run in arguments.runs]
+    curves, configs = read_curves(arguments.runs), [read_config(run) for run in arguments.runs]
     BOX.mkdir(parents=True, exist_ok=True)
     for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME):
         shutil.copyfile(arguments.runs[-1] / arguments.name / name, BOX / name)
@@ -61,7 +59,7 @@ def main() -> None:
         for name in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME):
             shutil.copyfile(arguments.discriminators / "last" / name, BOX / name)
     save_settings(configs, HERE / "run.json")
-    draw_curves(records, HERE / "curves.png")
+    draw_curves(curves, HERE / "curves.png", overwrite=True)
     shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
     metrics = ("core", "dnsmos") if arguments.dnsmos_weights else ("core",)
     options = Options(metrics, Settings(dnsmos_weights=arguments.dnsmos_weights))
@@ -71,7 +69,7 @@ def main() -> None:
     (HERE / "evaluation" / "journal.jsonl").unlink()
     utilisation = use_of_codes(Path(configs[-1]["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
-    (BOX / catalogue.CARD_NAME).write_text(card(configs, records, summary, utilisation, arguments))
+    (BOX / catalogue.CARD_NAME).write_text(card(configs, curves, summary, utilisation, arguments))
 
 
 def save_settings(configs: list[dict], path: Path) -> None:
@@ -93,14 +91,16 @@ def read_config(run: Path) -> dict:
     return values
 
 
-def read_logs(runs: list[Path]) -> list[dict[str, float]]:
-    """The records of all runs, steps counted from the first one's start."""
-    records, before = [], 0
+def read_curves(runs: list[Path]) -> dict[str, list[tuple[int, float]]]:
+    """What all runs have logged, by name, steps counted from the first one's start."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    before = 0
     for run in runs:
-        own = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        records += [record | {"step": before + record["step"]} for record in own]
-        before = records[-1]["step"]
-    return records
+        record = read_run(run)
+        for name, points in record.series.items():
+            series.setdefault(name, []).extend((before + step, value) for step, value in points)
+        before += record.step
+    return series
 
 
 def use_of_codes(cache_folder: Path) -> dict[str, float]:
@@ -117,25 +117,6 @@ def use_of_codes(cache_folder: Path) -> dict[str, float]:
     return {"utilisation": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
 
 
-def draw_curves(records: list[dict[str, float]], path: Path) -> None:
-    """Training and validation curves, one panel each."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(len(CURVES), 1, figsize=(8, 2 * len(CURVES)), sharex=True)
-    for panel, name in zip(panels, CURVES, strict=True):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        if points:
-            panel.plot(*zip(*points, strict=True), linewidth=0.8)
-        panel.set_ylabel(name, fontsize=8)
-        panel.grid(alpha=0.3)
-    panels[-1].set_xlabel("step")
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-
-
 def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
     """Spectrograms of the first recordings of a folder, reference above estimate."""
     from matplotlib.image import imsave
@@ -149,16 +130,14 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
     imsave(path, grid.permute(1, 2, 0).numpy())
 
 
-def card(
-    configs: list[dict], records: list[dict], summary: dict, utilisation: dict, arguments: argparse.Namespace
-) -> str:
+def card(configs: list[dict], curves: dict, summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
     """The model card, Markdown."""
     config = configs[-1]
     model = codec.load("stream")
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    last_step = int(max(record["step"] for record in records))
+    last_step = max(points[-1][0] for points in curves.values())
     steps = arguments.earlier_steps + last_step
-    num_adversarial = sum("loss/adversarial" in record for record in records) * config["training"]["log_every"]
+    num_adversarial = len(curves.get("loss/adversarial", [])) * config["training"]["log_every"]
     adversarial = f"the last {num_adversarial} steps" if num_adversarial else "none of the last steps"
     earlier = f" after the {arguments.earlier_steps} of the release before" if arguments.earlier_steps else ""
     audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600

@@ -217,3 +217,17 @@ def test_the_command_reports_in_words_or_json_without_torch(tmp_path: Path):
     *words, line = done.stdout.splitlines()
     assert words[1].startswith("problem NaN bursts: 125 of 5000 steps")
     assert json.loads(line)["findings"][0]["name"] == "NaN bursts"
+
+
+def test_the_command_draws_what_was_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    image = pytest.importorskip("matplotlib.image", reason="curves need matplotlib")
+    run, picture = write_run(tmp_path / "run"), tmp_path / "curves.png"
+    assert run_command(["doctor", str(run), "--curves", str(picture)]) == 0
+    pixels = image.imread(picture)[..., :3]  # of the five curves that are there in three rows, each has its colour
+    assert pixels.shape[:2] == (432, 800)
+    is_curve = (pixels[..., 2] > pixels[..., 0] + 0.3).reshape(3, 144, 2, 400).sum(axis=(1, 3))
+    assert (is_curve > 50).tolist() == [[True, True], [True, True], [True, False]]
+    before = picture.read_bytes()
+    assert run_command(["doctor", str(run), "--curves", str(picture)]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert picture.read_bytes() == before
