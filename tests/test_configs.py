@@ -109,6 +109,9 @@ def test_our_recipe_differs_from_the_papers_where_it_says_so():
         "training.final_rate",
         "training.clip_norm",
         "training.quantizer_start",
+        "training.quantizer_rate",
+        "training.usage_weight",
+        "training.adversarial_start",
     }
     assert compose(["recipe=libritts"]).adversary.discriminators == DiscriminatorsConfig()
 

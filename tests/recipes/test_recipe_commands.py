@@ -64,7 +64,9 @@ def test_table_of_differences_holds_the_values_of_the_recipes():
     assert f"at most {ours.training.clip_norm:g}, discriminators {ours.adversary.max_gradient_norm:g} |" in text
     assert f"1e-4 after {ours.training.warmup_steps:,} steps of warm-up" in text
     assert f"last {ours.training.decay_steps:,} |" in text
-    assert f"| first {ours.training.quantizer_start} steps |" in text
+    assert f"| first {ours.training.quantizer_start:,} steps |" in text
+    assert f"usage loss x {ours.training.usage_weight:g}, W {ours.training.quantizer_rate:g} times as fast |" in text
+    assert f"from step {ours.training.adversarial_start:,} on |" in text
     assert f"to the power of {ours.data.speaker_balance:g} |" in text
     assert f"+-{ours.data.gain_db:g} dB |" in text
     assert f"{paper.training.steps:,} steps" in text
