@@ -6,8 +6,8 @@ from pathlib import Path
 from codec.output import open_output
 
 CURVES = (
-    *("loss/mel", "loss/quantizer", "loss/disturbance", "loss/pitch", "loss/adversarial", "loss/feature_matching"),
-    *("loss/discriminator", "codes/utilisation", "codes/perplexity"),
+    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/pitch", "loss/quantizer"),
+    *("loss/adversarial", "loss/feature_matching", "loss/discriminator", "codes/utilisation", "codes/perplexity"),
     *("validation/mel", "validation/pesq_wb", "validation/stoi"),
 )
 """What is drawn of a run, by the names in its log, as far as they are there."""

@@ -97,11 +97,15 @@ def diagnose(run: str | Path) -> Diagnosis:
     Raises:
         ConfigError: the folder is not that of a run.
     """
-    record = read_run(Path(run))
+    return examine(read_run(Path(run)))
+
+
+def examine(record: Record) -> Diagnosis:
+    """Compare the record of a run with every known failure."""
     findings = [finding for judge in FAILURES if (finding := judge(record)) is not None]
     speed = record.now("steps_per_second")
     last_step = record.setting("training.steps", record.step)
-    return Diagnosis(str(run), record.step, last_step, None if math.isnan(speed) else speed, findings)
+    return Diagnosis(str(record.run), record.step, last_step, None if math.isnan(speed) else speed, findings)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
