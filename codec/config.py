@@ -170,7 +170,7 @@ def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: lis
 def _take_over(parts: dict[str, Any], chosen: set[str]) -> None:
     """Configure model and discriminators as those that training starts from, where nothing else was chosen."""
     initial = parts["training"].init
-    if "model" not in chosen and parts["model"] == CodecConfig():
+    if "model" not in chosen and parts["model"] == _read_model(_hydra([]).model):
         parts["model"] = weights.load(initial).config
     path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
     if "adversary" not in chosen and parts["adversary"].discriminators == DiscriminatorsConfig() and path.is_file():

@@ -38,7 +38,7 @@ def save_tiny_model(directory: Path, seed: int) -> Path:
     from codec.model.encoder import SpectralEncoderConfig
 
     torch.manual_seed(seed)
-    encoder = SpectralEncoderConfig(width=16, num_blocks=1)
+    encoder = SpectralEncoderConfig(width=16, num_blocks=1, lookahead=2)
     decoder = SpectralDecoderConfig(width=24, num_blocks=2, num_attention=1, attention_heads=2)
     codec = Codec(CodecConfig(encoder=encoder, decoder=decoder)).eval()
     weights.save(codec, directory)

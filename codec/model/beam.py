@@ -50,7 +50,7 @@ def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
     """One path, without any code so far."""
     _, memory, width = tables.echoes.shape
     costs = tables.search.new_full((batch, num_paths), torch.inf)
-    costs[:, 0] = 0
+    costs[:, 0].zero_()
     undecided = torch.zeros(batch * num_paths, delay, dtype=torch.int64, device=costs.device)
     return Paths(costs, costs.new_zeros(batch * num_paths, memory, width), undecided)
 

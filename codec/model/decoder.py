@@ -37,6 +37,7 @@ class SpectralDecoderConfig:
     attention_heads: int = 6
     attention_window: int = 128  # frames, the present one included
     kernel_size: int = 7
+    input_kernel_size: int = 7  # of the layers that see the codes
     latent_dim: int = 16
     pitch_width: int = 64
     lowest_pitch: float = 55.0  # Hz
@@ -44,7 +45,7 @@ class SpectralDecoderConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.hop_length, self.width, self.expansion, self.num_blocks, self.kernel_size, self.latent_dim)
-        if min(*sizes, self.attention_heads, self.attention_window, self.pitch_width) < 1:
+        if min(*sizes, self.input_kernel_size, self.attention_heads, self.attention_window, self.pitch_width) < 1:
             raise ConfigError("decoder: every size must be at least 1")
         if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
             raise ConfigError(
@@ -78,7 +79,7 @@ class SpectralDecoder(nn.Module):
         self.hop_length = config.hop_length
         self.latent_dim = config.latent_dim
         width, layer_scale = config.width, 1 / config.num_blocks
-        self.input = CausalConv1d(config.latent_dim, width, config.kernel_size)
+        self.input = CausalConv1d(config.latent_dim, width, config.input_kernel_size)
         self.input_norm = nn.LayerNorm(width)
         layers: list[nn.Module] = []
         for block in range(config.num_blocks):
@@ -91,7 +92,12 @@ class SpectralDecoder(nn.Module):
         num_bins = config.n_fft // 2 + 1
         self.filters = Linear(width, 3 * num_bins)
         self.pitch = PitchPredictor(
-            config.latent_dim, config.pitch_width, config.kernel_size, config.lowest_pitch, config.highest_pitch
+            config.latent_dim,
+            config.pitch_width,
+            config.input_kernel_size,
+            config.kernel_size,
+            config.lowest_pitch,
+            config.highest_pitch,
         )
         self.source = Source(config.n_fft, config.hop_length, config.sample_rate)
         self.inverse_stft = CausalInverseSTFT(config.n_fft, config.hop_length)

@@ -31,11 +31,14 @@ class SpectralEncoderConfig:
     expansion: int = 3  # inner width of a block / width
     num_blocks: int = 6
     kernel_size: int = 7
+    lookahead: int = 0  # frames by which codes run ahead of the sound; it is decoded when more is known
     latent_dim: int = 16
 
     def __post_init__(self) -> None:
         if min(self.hop_length, self.short_n_fft, self.width, self.expansion, self.kernel_size, self.latent_dim) < 1:
             raise ConfigError("encoder: every size must be at least 1")
+        if self.lookahead < 0:
+            raise ConfigError(f"encoder.lookahead must not be negative, got {self.lookahead}")
         if self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):
             raise ConfigError(
                 f"encoder.short_n_fft must be a multiple of 8 whose quarter divides hop_length "
@@ -54,6 +57,9 @@ class SpectralEncoderConfig:
 class SpectralEncoder(nn.Module):
     """Log-magnitude spectra and a correlation, then a causal ConvNeXt stack at the frame rate, then the latent.
 
+    Latent n is of the window that begins `config.lookahead` frames after frame n: by the time a frame is decoded, codes
+    have told what follows. Nothing has to wait for that but the encoder.
+
     Source: the ConvNeXt trunk is that of Vocos (arXiv:2306.00814), run backwards.
     """
 
@@ -63,7 +69,8 @@ class SpectralEncoder(nn.Module):
         self.hop_length = config.hop_length
         self.latent_dim = config.latent_dim
         self.short_hop_length = config.short_n_fft // 4
-        self.lookahead = config.n_fft - config.hop_length
+        self.window_lookahead = config.n_fft - config.hop_length
+        self.lookahead = self.window_lookahead + config.lookahead * config.hop_length
         """Samples beyond the end of frame n that its code depends on."""
         short_per_frame = config.hop_length // self.short_hop_length
         num_features = (config.n_fft // 2 + 1) + short_per_frame * (config.short_n_fft // 2 + 1)
@@ -89,10 +96,15 @@ class SpectralEncoder(nn.Module):
 
         With a state, `wav` must begin where the frames of the last call ended.
         """
-        x = self.input_norm(self.input(self._features(wav.squeeze(1))))  # (B, N, H)
+        num_ahead = self.config.lookahead
+        if state is not None:
+            if self in state:  # the windows that overlap with the last call's are known
+                wav, num_ahead = wav[..., num_ahead * self.hop_length :], 0
+            state[self] = True
+        x = self.input_norm(self.input(self._features(wav.squeeze(1))))  # (B, N, H), after L frames of the first call
         for block in self.blocks:
             x = block(x, state)
-        x = x + F.gelu(self.output_conv(x, state))
+        x = (x + F.gelu(self.output_conv(x, state)))[:, num_ahead:]
         return self.output(self.output_norm(x)).transpose(1, 2)
 
     def _features(self, wav: Tensor) -> Tensor:
@@ -103,7 +115,7 @@ class SpectralEncoder(nn.Module):
             long = log_magnitude_frames(wav, config.n_fft, config.hop_length)  # (B, N, n_fft // 2 + 1)
             # The short windows are centred on the long one's middle, where its weight lies.
             num_frames = long.shape[1]
-            start = (self.lookahead - config.short_n_fft + self.short_hop_length) // 2
+            start = (self.window_lookahead - config.short_n_fft + self.short_hop_length) // 2
             stop = start + num_frames * config.hop_length - self.short_hop_length + config.short_n_fft
             short = log_magnitude_frames(wav[:, start:stop], config.short_n_fft, self.short_hop_length)
             short = short.unflatten(1, (num_frames, -1)).flatten(2)

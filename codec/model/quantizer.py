@@ -237,7 +237,7 @@ class Quantizer(nn.Module):
             vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]  # (N, D)
             codes = self.effective_codebook()
             norms = codes.square().sum(1)
-            pieces = vectors.split(max(1, USAGE_PIECE // self.codebook_size))
+            pieces = vectors.split(max(1, (USAGE_TILE if vectors.is_cuda else USAGE_PIECE) // self.codebook_size))
             with torch.no_grad():  # distances are but for ||z||^2
                 nearest = torch.cat([torch.addmm(norms, piece, codes.T, alpha=-2).amin(1) for piece in pieces])
                 temperature = average((nearest + vectors.square().sum(1)).mean()).clamp(min=1e-8)

@@ -35,10 +35,12 @@ class PitchPredictor(nn.Module):
     recording is cut, so the sound is too, up to the last digits of float32.
     """
 
-    def __init__(self, latent_dim: int, width: int, kernel_size: int, lowest: float, highest: float):
+    def __init__(
+        self, latent_dim: int, width: int, input_kernel_size: int, kernel_size: int, lowest: float, highest: float
+    ):
         super().__init__()
         self.lowest, self.highest = lowest, highest
-        self.input = CausalConv1d(latent_dim, width, kernel_size)
+        self.input = CausalConv1d(latent_dim, width, input_kernel_size)
         self.hidden = CausalConv1d(width, width, kernel_size)
         self.output = CausalConv1d(width, 1, 1)
 

@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_, parametrize
 from codec.errors import ConfigError, ModelError
 from codec.training import losses
 from codec.training.discriminators import DiscriminatorOutput, Discriminators, DiscriminatorsConfig, GroupConfig
+from codec.training.optimizer import adamw
 
 
 class GeneratorLosses(NamedTuple):
@@ -75,17 +76,14 @@ class Adversary:
     Args:
         config: discriminators and optimizer.
         device: where the discriminators live.
+        is_recorded: whether steps of the optimizer are to be recorded on a GPU.
     """
 
-    def __init__(self, config: AdversaryConfig, device: str | torch.device = "cpu") -> None:
+    def __init__(self, config: AdversaryConfig, device: str | torch.device = "cpu", is_recorded: bool = False) -> None:
         self.config = config
         self.discriminators = Discriminators(config.discriminators).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.discriminators.parameters(),
-            lr=config.learning_rate,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.optimizer = adamw(
+            self.discriminators.parameters(), config.learning_rate, config.betas, config.weight_decay, is_recorded
         )
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ class DataConfig:
     gain_db: float = 6.0  # windows are scaled by a random gain within +- this
     speed: float = 0.0  # windows are played up to this share slower or faster, with pitch and formants
     degraded: float = 0.0  # share of windows that are recorded badly: in noise, a room, a narrow band, too soft ...
+    workers: int = 0  # processes that cut windows; 0: threads of the training process, which do for a CPU
 
     @property
     def sources(self) -> list[Path]:
@@ -79,6 +80,8 @@ class DataConfig:
             raise ConfigError(f"data.batch_size must be at least 1, got {self.batch_size}")
         if self.window_seconds <= 0:
             raise ConfigError(f"data.window_seconds must be positive, got {self.window_seconds}")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers must not be negative, got {self.workers}")
         if not 0 <= self.speaker_balance <= 1:
             raise ConfigError(f"data.speaker_balance must be between 0 and 1, got {self.speaker_balance}")
         if not 0 <= self.degraded <= 1:
@@ -98,6 +101,7 @@ class AudioCache:
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         index = json.loads((folder / INDEX_NAME).read_text())
         self.sample_rate: int = index["sample_rate"]
         self.paths: list[str] = [clip["path"] for clip in index["clips"]]
@@ -107,6 +111,10 @@ class AudioCache:
         self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
         """Hz, at most half the cache's sample rate."""
         self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Another process opens the same files."""
+        return AudioCache, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.paths)

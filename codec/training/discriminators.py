@@ -261,9 +261,18 @@ class PeriodDiscriminator(nn.Module):
         x = wav.unflatten(-1, (-1, self.period)).transpose(2, 3)  # (B, 1, P, T / P)
         feature_maps = []
         for conv in self.convs:
-            x = F.leaky_relu(_along_rows(conv, x), _SLOPE)
+            x = F.leaky_relu(_as_convolved(_along_rows(conv, x)), _SLOPE)
             feature_maps.append(x)
         return DiscriminatorOutput(_along_rows(self.post, x).flatten(1), feature_maps)
+
+
+def _as_convolved(x: Tensor) -> Tensor:
+    """An image (B, C, N, F) in the order of memory in which the device convolves it.
+
+    A GPU does so with the channels of a place next to each other; left to itself it would reorder what goes into each
+    convolution and what comes out.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
 
 def _along_rows(conv: nn.Module, x: Tensor) -> Tensor:
@@ -368,7 +377,7 @@ class SpectrumDiscriminator(nn.Module):
         spectrum = self.spectrum(level(wav) if self.level_input else wav)  # (B, 2 or 1, N, F)
         feature_maps, ends = [], []
         for (low, high), convs in zip(self.bands, self.band_convs, strict=True):
-            x = spectrum[..., low:high]
+            x = _as_convolved(spectrum[..., low:high])
             for conv in convs:  # type: ignore[attr-defined]
                 x = F.leaky_relu(conv(x), _SLOPE)
                 feature_maps.append(x)

@@ -4,29 +4,33 @@ Since a batch depends on its step alone, any step can be asked for at any time: 
 and a thread that failed, need nothing but the number.
 """
 
+import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from codec.errors import AudioError
+from codec.processes import follow_parent
 from codec.training.data import Batch, WindowSampler
 from codec.training.distributed import Ranks
 
-AHEAD = 4  # batches cut before they are asked for
+AHEAD = 4  # batches cut before they are asked for; with processes, at least two for each
 ATTEMPTS = 3  # at a batch that cannot be read, with a longer pause each time
 NUM_THREADS = 2
 
 
 class Loader:
-    """This process's share of the batch of any step.
+    """This process's share of the batch of any step, on the device.
 
     Args:
         sampler: cuts the windows.
         ranks: the processes that share each batch.
         device: where batches go, without waiting for it.
         warn: told a sentence when a batch has to be cut again.
+        num_workers: processes; 0: threads.
         pause: seconds before the second attempt at a batch.
     """
 
@@ -36,10 +40,13 @@ class Loader:
         ranks: Ranks,
         device: torch.device,
         warn: Callable[[str], None],
+        num_workers: int = 0,
         pause: float = 1.0,
     ):
         self.sampler, self.ranks, self.device, self.warn, self.pause = sampler, ranks, device, warn, pause
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "loader")
+        self.num_workers = num_workers
+        self._workers = self._start()
+        self._num_ahead = max(AHEAD, 2 * num_workers)
         self._ahead: dict[int, Future[Batch]] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
@@ -47,7 +54,7 @@ class Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     def batch(self, step: int) -> Batch:
         """The windows of a step, on the device.
@@ -55,19 +62,22 @@ class Loader:
         Raises:
             AudioError: they cannot be read, however often it is tried.
         """
-        steps = range(step, step + AHEAD)
+        steps = range(step, step + self._num_ahead)
         self._ahead = {other: future for other, future in self._ahead.items() if other in steps}
         for other in steps:
             if other not in self._ahead:
-                self._ahead[other] = self._threads.submit(self._cut, other)
+                self._ahead[other] = self._submit(other)
         started = time.monotonic()
         batch = self._cut_of(step)
         self._waited += time.monotonic() - started
-        return batch.to(self.device)
+        return (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
 
     def restart(self) -> None:
         """Forget what was cut ahead, because the sampler has changed."""
         self._ahead = {}
+        if self.num_workers:  # they have a copy of it
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._workers = self._start()
 
     def waiting(self) -> float:
         """Share of the time since the last call that was spent waiting for batches, in [0, 1]."""
@@ -76,9 +86,20 @@ class Loader:
         self._waited, self._since = 0.0, now
         return min(share, 1.0)
 
-    def _cut(self, step: int) -> Batch:
-        batch = self.sampler.batch(step, self.ranks.rank, self.ranks.size)
-        return batch.pin_memory() if self.device.type == "cuda" else batch
+    def _start(self) -> Executor:
+        if not self.num_workers:
+            return ThreadPoolExecutor(NUM_THREADS, "loader")
+        # A forked process would share what the GPU's driver keeps.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.num_workers, context, _start_worker, (self.sampler,))
+
+    def _submit(self, step: int) -> Future[Batch]:
+        share = None if self.num_workers else self.sampler, step, self.ranks.rank, self.ranks.size
+        try:
+            return self._workers.submit(_cut, *share)
+        except BrokenProcessPool:  # one was killed; what was cut ahead fails too, and is asked for again
+            self._workers = self._start()
+            return self._workers.submit(_cut, *share)
 
     def _cut_of(self, step: int) -> Batch:
         """What a thread has cut; if it failed, for example because a disk did not answer, it gets another try."""
@@ -91,5 +112,22 @@ class Loader:
                     raise AudioError(f"the audio of step {step} cannot be read: {error}") from error
                 self.warn(f"the audio of step {step} could not be read, trying again: {error}")
                 time.sleep(attempt * self.pause)
-                self._ahead[step] = self._threads.submit(self._cut, step)
+                self._ahead[step] = self._submit(step)
                 attempt += 1
+
+
+_sampler: WindowSampler | None = None  # of a worker process
+
+
+def _start_worker(sampler: WindowSampler) -> None:
+    global _sampler
+    _sampler = sampler
+    follow_parent()
+    torch.set_num_threads(1)
+
+
+def _cut(sampler: WindowSampler | None, step: int, rank: int, num_ranks: int) -> Batch:
+    """A share of the batch of a step; a worker process has the sampler already."""
+    sampler = sampler or _sampler
+    assert sampler is not None
+    return sampler.batch(step, rank, num_ranks)

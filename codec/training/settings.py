@@ -31,6 +31,7 @@ class TrainingConfig:
     device: str = "auto"
     precision: str = "bf16"  # of matrix products and convolutions; quantizer, spectra and losses stay in float32
     compile: bool = False  # torch.compile the codec
+    record: bool = False  # on an NVIDIA GPU: record a step as a CUDA graph, and replay it from then on
 
     steps: int = 200_000
     learning_rate: float = 5e-4

@@ -38,7 +38,7 @@ def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, 
     Raises:
         ModelError: those of `training.init` have other settings than `adversary`.
     """
-    adversary = Adversary(config.adversary, device)
+    adversary = Adversary(config.adversary, device, config.training.record)
     path = resolve(config.training.init) / DISCRIMINATORS_NAME if config.training.init else None
     start = ADVERSARIAL_START
     if path is not None and path.is_file():

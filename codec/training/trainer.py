@@ -10,6 +10,7 @@ last good state with half the learning rate.
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from codec.model.codec import Codec
 from codec.model.decoder import Synthesis
 from codec.output import open_output
 from codec.training.alarms import Watch
+from codec.training.capture import Recorded
 from codec.training.counters import BrokenSteps, CodeUsage
 from codec.training.data import AudioCache, Batch, WindowSampler, open_cache
 from codec.training.distributed import Ranks
@@ -31,6 +33,7 @@ from codec.training.loader import Loader
 from codec.training.losses import SpectralLoss, limit_band
 from codec.training.memory import keep_freed_memory
 from codec.training.monitor import Monitor, read_json, undecided_loss
+from codec.training.optimizer import adamw, set_rate
 from codec.training.perception import Disturbance
 from codec.training.pitch import pitch_loss
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
@@ -65,6 +68,8 @@ class Trainer:
         self.ranks = Ranks()
         check(config, self.ranks.size)
         self.device = self.ranks.device(weights.choose_device(settings.device))
+        if settings.record and (self.device.type != "cuda" or self.ranks.size > 1):
+            raise ConfigError("training.record needs an NVIDIA GPU, and no more than one process; set it to false")
         self.run = Path(settings.run)
         self.run.mkdir(parents=True, exist_ok=True)
         self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
@@ -81,7 +86,7 @@ class Trainer:
         self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
         self.adversary, self.adversarial_start = initial_adversary(config, self.device)
         of_codes = set(self.codec.quantizer.code_parameters())
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = adamw(
             [
                 {"params": [p for p in self.trained if p not in of_codes], "factor": 1.0},
                 # What decays in the codes, gains or a later layer would make up for: only their scale would drift.
@@ -91,18 +96,20 @@ class Trainer:
                     "weight_decay": 0.0,
                 },
             ],
-            lr=settings.learning_rate,
-            betas=(settings.betas[0], settings.betas[1]),
-            weight_decay=settings.weight_decay,
-            fused=True,
+            settings.learning_rate,
+            settings.betas,
+            settings.weight_decay,
+            settings.record,
         )
         self.ema = ExponentialMovingAverage(self.codec, settings.ema_decay)
         self.usage = CodeUsage(self.codec.codebook_size, self.device)
         self.broken = BrokenSteps(self.device)
+        self.quantizer_start = -1 if settings.init else settings.quantizer_start
         self.step = 0
         self.optimizer_start = 0  # the step at which the optimizers began without any memory
         self.num_returns = 0  # to an earlier state
         self.best_score = -math.inf
+        self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
         decoder = self.codec.decoder
         self._encode, self._decode = self.codec.encoder, getattr(decoder, "synthesize", decoder)
@@ -119,7 +126,8 @@ class Trainer:
         settings = self.settings
         if self.device.type == "cpu":
             keep_freed_memory()
-        with self._monitor() as monitor, self._loader(monitor) as loader, stop_requests() as stop:
+        stream = self.stream()
+        with self._monitor() as monitor, self._loader(monitor) as loader, stop_requests() as stop, stream:
             self._begin(monitor)
             save_is_due = False
             while self.step < settings.steps and not self._should_stop(stop):
@@ -146,9 +154,21 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the codec, and of the discriminators once they have joined; returns scalars to log."""
-        settings, wav = self.settings, batch.wav
         self._set_learning_rate()
+        # What is random in a step depends on its number, whether the run was interrupted or not.
+        torch.manual_seed(self.settings.seed + self.step)
+        if self.recorded is None or self.step == self.quantizer_start:
+            scalars = self._update(batch)
+        else:
+            scalars = self.recorded((self.step > self.quantizer_start, self.step >= self.adversarial_start), batch)
+        self.ema.update(self.codec)
+        scalars = dict(scalars)
+        self.broken.add(scalars.pop("skipped"), scalars)
+        return scalars
 
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        """The part of a step that is the same for all steps of a phase."""
+        settings, wav = self.settings, batch.wav
         with self._autocast():
             latent = self._encode(wav)  # (B, 1, T) -> (B, D, N)
             quantized, quantizer_loss, usage_loss = self._quantize(latent)
@@ -190,18 +210,15 @@ class Trainer:
                 "loss/discriminator": joint.discriminator,
                 "gradient_norm/discriminators": self.adversary.step(),
             }
-        norm, is_skipped = self._update(loss)
-        scalars |= {"loss/total": loss, "gradient_norm/codec": norm}
-        scalars = {name: value.detach() for name, value in scalars.items()}
-        self.broken.add(is_skipped, scalars)
-        return scalars
+        norm, is_skipped = self._descend(loss)
+        scalars |= {"loss/total": loss, "gradient_norm/codec": norm, "skipped": is_skipped}
+        return {name: value.detach() for name, value in scalars.items()}
 
     def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Quantized latent and the quantizer's losses, the second where it has a weight."""
-        start = -1 if self.settings.init else self.settings.quantizer_start
-        if self.step < start:
+        if self.step < self.quantizer_start:
             return latent.float(), latent.new_zeros((), dtype=torch.float32), None
-        if self.step == start:
+        if self.step == self.quantizer_start:
             self.codec.quantizer.match(self.ranks.gather(latent.detach()))
         codes, quantized, loss = self.codec.quantizer(latent)
         self.usage.add(codes)
@@ -212,20 +229,18 @@ class Trainer:
 
     def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
         """Waveform, and the pitch where the decoder states one."""
-        # A decoder that draws random numbers draws those of the step, whether the run was interrupted or not.
-        torch.manual_seed(self.settings.seed + self.step)
         result = self._decode(quantized)
         return result if isinstance(result, Synthesis) else (result, None)
 
     def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The same random stretch of both, so that the discriminators, the costliest part, see less audio."""
         length = min(round(self.settings.adversarial_seconds * self.codec.sample_rate), real.shape[-1])
-        generator = torch.Generator().manual_seed(self.settings.seed + self.step)
-        start = int(torch.randint(real.shape[-1] - length + 1, (), generator=generator))
-        return real[..., start : start + length], fake[..., start : start + length]
+        start = torch.randint(real.shape[-1] - length + 1, (), device=real.device)
+        samples = start + torch.arange(length, device=real.device)
+        return real.index_select(-1, samples), fake.index_select(-1, samples)
 
-    def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Step the codec and its average; returns the gradient's norm before clipping, and 1 if nothing was updated.
+    def _descend(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Step the codec; returns the gradient's norm before clipping, and 1 if nothing was updated.
 
         Nothing is if loss or norm is not finite. That is decided on the device, so that no step waits for it.
         """
@@ -238,15 +253,14 @@ class Trainer:
         self.optimizer.step()
         for buffer, original in self.frozen_buffers:  # such as the running means of a codebook
             buffer.copy_(original)
-        self.ema.update(self.codec)
         return norm, is_skipped
 
     def _set_learning_rate(self) -> None:
         factor = self._learning_rate_factor()
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["factor"] * self.settings.learning_rate
+            set_rate(group, factor * group["factor"] * self.settings.learning_rate)
         for group in self.adversary.optimizer.param_groups:
-            group["lr"] = factor * self.config.adversary.learning_rate
+            set_rate(group, factor * self.config.adversary.learning_rate)
 
     def _learning_rate_factor(self) -> float:
         """Linear warm-up, a plateau, and a linear descent over the last `decay_steps`; half of it after each return."""
@@ -281,11 +295,22 @@ class Trainer:
         return Monitor(self.run if self.ranks.is_first else None, self.step, self.settings.steps, watch)
 
     def _loader(self, monitor: Monitor) -> Loader:
-        return Loader(self.sampler, self.ranks, self.device, lambda text: monitor.event(self.step, "data", text))
+        def warn(text: str) -> None:
+            monitor.event(self.step, "data", text)
+
+        return Loader(self.sampler, self.ranks, self.device, warn, self.config.data.workers)
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Where steps are recorded, which cannot be the default stream."""
+        if not self.settings.record:
+            return nullcontext()
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(stream)
 
     def _log(self, scalars: dict[str, Tensor], monitor: Monitor, loader: Loader) -> None:
         tensors = self.ranks.mean(scalars) | CodeUsage.summarise(self.ranks.sum(self.usage.counts))
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = float(self.optimizer.param_groups[0]["lr"])
         numbers = {"learning_rate": rate, "data/waiting": loader.waiting()}
         monitor.log(self.step, tensors | {"skipped_steps": self.broken.skipped}, numbers)
         if explanation := self.broken.explain(self.ranks.sum(self.broken.counts)):
@@ -401,6 +426,8 @@ class Trainer:
                 f"{self.run}: its state was made with other settings, {'; '.join(changes)}; "
                 "go back to those, or choose another training.run"
             )
+        if self.recorded is not None:
+            self.recorded.forget()
         self.codec.load_state_dict(parts["codec"])
         self.ema.shadow = {name: tensor.to(self.device) for name, tensor in parts["ema"].items()}
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))

@@ -58,7 +58,7 @@ def test_spectra_in_pieces_are_bit_equal_to_the_whole(source: Source):
 def test_pieces_do_not_drift_apart_over_a_long_recording():
     """Ten minutes through the pitch predictor one way and the other: the phase of the pulses must not depend on it."""
     torch.manual_seed(0)
-    predictor, source = PitchPredictor(4, 8, 7, 55.0, 550.0).eval(), Source(N_FFT, HOP, RATE).eval()
+    predictor, source = PitchPredictor(4, 8, 9, 7, 55.0, 550.0).eval(), Source(N_FFT, HOP, RATE).eval()
     latent = torch.randn(1, 4, 45000)
     states: list[dict] = [{}, {}]
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_noise_is_white_and_of_unit_power(source: Source):
 
 def test_pitch_stays_within_its_limits():
     torch.manual_seed(0)
-    predictor = PitchPredictor(4, 8, 3, 55.0, 550.0).eval()
+    predictor = PitchPredictor(4, 8, 3, 3, 55.0, 550.0).eval()
     log_pitch = predictor(1000 * torch.randn(1, 4, 50))
     assert log_pitch.dtype == torch.float64
     assert math.log(55) - 1e-9 <= float(log_pitch.min()) <= float(log_pitch.max()) <= math.log(550) + 1e-9

@@ -1,11 +1,14 @@
 """Any step's batch can be had at any time, and a failing read is tried again."""
 
+import multiprocessing
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from codec.errors import AudioError
-from codec.training.data import Batch
+from codec.training.data import Batch, DataConfig, WindowSampler, open_cache
 from codec.training.distributed import Ranks
 from codec.training.loader import ATTEMPTS, Loader
 
@@ -60,3 +63,29 @@ def test_waiting_is_a_share_of_the_time():
         batches.batch(0)
         assert 0 <= batches.waiting() <= 1
         assert np.isfinite(batches.waiting())
+
+
+def cut_by_processes(sampler: Steps | WindowSampler, warnings: list[str]) -> Loader:
+    return Loader(sampler, Ranks(), torch.device("cpu"), warnings.append, num_workers=1, pause=0.01)  # type: ignore[arg-type]
+
+
+def test_processes_cut_the_windows_that_threads_cut(speech: Path, tmp_path: Path):
+    config = DataConfig(batch_size=2, window_seconds=0.5, speed=0.1, degraded=0.5)
+    sampler = WindowSampler(open_cache([speech.parent], tmp_path / "cache", 24000), config, seed=3)
+    with cut_by_processes(sampler, []) as batches:
+        for step in (0, 1, 5):
+            assert torch.equal(batches.batch(step).wav, sampler.batch(step).wav)
+        sampler.seed = 4  # as a run does that returns to an earlier state
+        batches.restart()
+        assert torch.equal(batches.batch(6).wav, sampler.batch(6).wav)
+
+
+def test_a_killed_process_is_replaced():
+    warnings: list[str] = []
+    with cut_by_processes(Steps(), warnings) as batches:
+        assert batches.batch(0).wav[0, 0, 0].item() == 0
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        assert [batches.batch(step).wav[0, 0, 0].item() for step in range(1, 9)] == list(range(1, 9))
+    assert all("could not be read, trying again" in warning for warning in warnings)
