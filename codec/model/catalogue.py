@@ -14,7 +14,13 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 
-RETIRED = {"b891c27d3c6c50f2": "0.1", "42b473f83318d651": "0.2", "6cdf1bff519db5f5": "0.3", "8ca1def6241c16c9": "0.4"}
+RETIRED = {
+    "b891c27d3c6c50f2": "0.1",
+    "42b473f83318d651": "0.2",
+    "6cdf1bff519db5f5": "0.3",
+    "8ca1def6241c16c9": "0.4",
+    "f3a1312cf878f377": "0.5",
+}
 """Fingerprint of each boxed model that a better one has replaced -> the last version of this package that had it."""
 
 

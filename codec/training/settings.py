@@ -134,6 +134,9 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
         yield "data.train must name a manifest or a folder of sound files, it is empty"
     for name, places in (("train", data.sources), ("validation", [Path(data.validation)] if data.validation else [])):
         yield from (f"data.{name}: there is no {place}" for place in places if not place.exists())
+    run = Path(config.training.run)
+    if run.exists() and not run.is_dir():
+        yield f"training.run must name a folder, {run} is a file"
     if data.batch_size % num_processes:
         yield f"data.batch_size must be a multiple of the {num_processes} processes, got {data.batch_size}"
 

@@ -1,11 +1,12 @@
 """Turn finished runs into the model in the box: weights, discriminators, card, curves and spectrogram samples.
 
     python recipes/stream/release.py RUN ... --test ../shared/data/test --hardware "2 cores of ..."
-    python recipes/stream/release.py ... --earlier-steps 7550                    # those of the release before
-    python recipes/stream/release.py ... --dnsmos-weights ../shared/models/dnsmos    # how natural it sounds
+    python recipes/stream/release.py ... --model runs/average                    # not the last run's own
+    python recipes/stream/release.py ... --earlier-steps 7550 --earlier-hours 33.5    # those of the releases before
+    python recipes/stream/release.py ... --dnsmos-weights ../shared/models/dnsmos     # how natural it sounds
 
-Each run was started from the model of the one before; that of the last goes into the box. Everything the card says is
-read from the runs or measured here; nothing is typed in but the description of the machine.
+Runs are named in the order in which they were made. Everything the card says is read from them or measured here;
+nothing is typed in but the description of the machine and what went before.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
     """Install the model and describe it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--name", default="last", help="which model of the last run: last or best")
+    parser.add_argument("--model", type=Path, help="folder of the model that goes into the box; if not the last run's")
     parser.add_argument("--test", type=Path, required=True, help="folder of held-out speech")
     parser.add_argument("--test-name", default="../shared/data/test", help="how the card calls it")
     parser.add_argument(
@@ -48,13 +49,14 @@ def main() -> None:
     )
     parser.add_argument("--dnsmos-weights", type=Path, help="folder of DNSMOS, to score how natural it sounds")
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
-    parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the release before")
+    parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the releases before")
+    parser.add_argument("--earlier-hours", type=float, default=0, help="of audio that they saw")
     arguments = parser.parse_args()
 
     curves, configs = read_curves(arguments.runs), [read_config(run) for run in arguments.runs]
     BOX.mkdir(parents=True, exist_ok=True)
     for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME):
-        shutil.copyfile(arguments.runs[-1] / arguments.name / name, BOX / name)
+        shutil.copyfile((arguments.model or arguments.runs[-1] / "last") / name, BOX / name)
     if arguments.discriminators:
         for name in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME):
             shutil.copyfile(arguments.discriminators / "last" / name, BOX / name)
@@ -132,15 +134,19 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
 
 def card(configs: list[dict], curves: dict, summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
     """The model card, Markdown."""
-    config = configs[-1]
     model = codec.load("stream")
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    last_step = max(points[-1][0] for points in curves.values())
-    steps = arguments.earlier_steps + last_step
-    num_adversarial = len(curves.get("loss/adversarial", [])) * config["training"]["log_every"]
-    adversarial = f"the last {num_adversarial} steps" if num_adversarial else "none of the last steps"
-    earlier = f" after the {arguments.earlier_steps} of the release before" if arguments.earlier_steps else ""
-    audio_hours = steps * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
+    steps = [read_run(run).step for run in arguments.runs]
+    hours = arguments.earlier_hours + sum(
+        number * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
+        for number, config in zip(steps, configs, strict=True)
+    )
+    log_every = configs[-1]["training"]["log_every"]
+    num_adversarial = len(curves.get("loss/adversarial", [])) * log_every
+    runs = ", ".join(
+        f"{number} of {config['data']['batch_size']} windows of {config['data']['window_seconds']:g} s"
+        for number, config in zip(steps, configs, strict=True)
+    )
     rows = []
     for column in summary["metrics"].values():
         if column["num"]:
@@ -160,8 +166,8 @@ for what the last {model.quantizer.memory} codes do not tell, chosen among {mode
 delay of {model.quantizer.delay} frames. Weights are the exponential moving average of training, in
 16 bit. Fingerprint `{model.fingerprint}`.
 
-**How good it is.** This release was trained on a CPU for hours, not on GPUs for days: the words come through, the sound
-is rough. The table says how far it is from the field.
+**How good it is.** It was trained for hours on a CPU and for minutes on a GPU, not on GPUs for days: the words come
+through, the sound is rough. The table says how far it is from the field.
 
 ## Scores
 
@@ -179,18 +185,17 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
 
 ## Training
 
-- Command: `codec train recipe=stream-cpu 'data.train=[../shared/data/train,../shared/data/train-16k]'
-  data.validation=../shared/data/dev training.run=RUN`, with the settings of
-  [run.json](../../../recipes/stream/run.json): {last_step} steps{earlier}.
+- Commands: [recipes/stream](../../../recipes/stream/README.md), with the settings of
+  [run.json](../../../recipes/stream/run.json).
 - Data: 8.2 h of read speech. At 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French, German, Chinese:
   LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
   domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
   LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0).
-- {steps} steps of {config["data"]["batch_size"]} windows of {config["data"]["window_seconds"]:g} s:
-  {audio_hours:.1f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage
-  losses; discriminators (period, scale, complex STFT) took part in {adversarial} and in about 650 of the first
-  release. Trained ones are kept beside the weights in the repository, for fine-tuning, and are not in the wheel.
+- Steps: {arguments.earlier_steps} of the releases before, then {runs}; {hours:.0f} h of audio seen. Log-mel, loudness,
+  disturbance, spectral convergence, pitch, commitment and usage losses; discriminators (period, scale, complex STFT)
+  took part in {num_adversarial} of these steps and in about 650 of the first release. Trained ones are kept beside the
+  weights in the repository, for fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 

@@ -1,0 +1,80 @@
+"""How fast a run was, and what share of its processor's rate it used.
+
+    python recipes/stream/training_rate.py RUN --data ../shared/data/dev --peak 989e12
+
+Steps a second are the median of what the run has logged. The operations of a step are counted here, on the CPU, from a
+step of the run's settings with two windows: those of matrix products and convolutions, forwards and backwards, which
+are what a processor's rate is stated for.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from codec.cli import exit_code
+from codec.model.codec import CodecConfig
+from codec.training.adversary import AdversaryConfig
+from codec.training.data import DataConfig
+from codec.training.doctor import read_run
+from codec.training.losses import MelLossConfig
+from codec.training.settings import Config, TrainingConfig
+from codec.training.trainer import Trainer
+
+NUM_WINDOWS = 2
+
+
+def main() -> None:
+    """Print the rates."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--data", type=Path, required=True, help="any folder of speech")
+    parser.add_argument("--peak", type=float, help="operations a second that the processor is stated to do, in 16 bit")
+    arguments = parser.parse_args()
+    config = read_config(arguments.run)
+    steps = median(value for _, value in read_run(arguments.run).series["steps_per_second"])
+    seconds = steps * config.data.batch_size * config.data.window_seconds
+    operations = count_operations(config, arguments.data)
+    rate = steps * operations * config.data.batch_size
+    print(f"{steps:.1f} steps/s, {seconds:.0f} s of audio a second, {rate / 1e12:.1f} T operations/s")
+    if arguments.peak:
+        print(f"{100 * rate / arguments.peak:.1f} % of {arguments.peak / 1e12:.0f} T operations/s")
+
+
+def read_config(run: Path) -> Config:
+    """The settings of a run."""
+    values = json.loads((run / "config.json").read_text())
+    adversary = OmegaConf.merge(OmegaConf.structured(AdversaryConfig), values["adversary"])
+    return Config(
+        CodecConfig.from_dict(values["model"]),
+        DataConfig(**values["data"]),
+        MelLossConfig(**values["mel"]),
+        OmegaConf.to_object(adversary),
+        TrainingConfig(**values["training"]),
+    )
+
+
+def count_operations(config: Config, data: Path) -> float:
+    """Operations of a step for each of its windows; a multiplication and an addition are two."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {"init": "", "freeze": [], "quantizer_start": -1, "device": "cpu", "record": False, "run": folder}
+        small = replace(
+            config,
+            data=replace(config.data, train=str(data), validation="", cache=folder, batch_size=NUM_WINDOWS, workers=0),
+            training=replace(config.training, **changes),
+        )
+        trainer = Trainer(small)
+        batch = trainer.sampler.batch(0)
+        with FlopCounterMode(display=False) as counter:
+            trainer.train_step(batch)
+    return counter.get_total_flops() / NUM_WINDOWS
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
