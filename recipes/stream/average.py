@@ -1,6 +1,6 @@
 """Average the weights of models that were trained from the same one.
 
-    python recipes/stream/average.py runs/spectral/last runs/adversarial/last --shares 0.75 0.25 --output runs/average/last
+    python recipes/stream/average.py runs/spectral/last runs/adversarial/last --shares 0.75 0.25 --output runs/average
 
 Runs that part from one model end on the rim of the same basin, in directions of their own: their mean is often better
 than any of them. Source: model soups (arXiv:2203.05482).
@@ -34,11 +34,9 @@ def main() -> None:
     states = [codec.state_dict() for codec in codecs]
     mean = {
         name: sum(share * state[name] for share, state in zip(arguments.shares, states, strict=True))
-        for name, value in states[0].items()
-        if value.is_floating_point()
+        for name in states[0]
     }
-    with torch.no_grad():
-        average.load_state_dict(states[0] | mean)
+    average.load_state_dict(mean)
     weights.save(average, arguments.output, dtype=torch.float16)
 
 

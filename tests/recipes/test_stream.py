@@ -1,0 +1,70 @@
+"""The scripts beside the recipe of the boxed model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from codec.model import weights
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "stream"
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RECIPE / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_average_is_the_weighted_mean_of_all_weights(
+    model_directory: Path, other_model_directory: Path, tmp_path: Path
+):
+    result = run(
+        "average.py", model_directory, other_model_directory, "--shares", 0.75, 0.25, "--output", tmp_path / "mean"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    one, other, mean = (
+        weights.load(path).state_dict() for path in (model_directory, other_model_directory, tmp_path / "mean")
+    )
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (0.75 * one[name] + 0.25 * other[name]).half().float(), rtol=2e-3, atol=1e-6)
+
+
+def test_models_that_have_no_average_are_named(model_directory: Path, tmp_path: Path):
+    wider = tmp_path / "wider"
+    wider.mkdir()
+    config = json.loads((model_directory / "config.json").read_text())
+    config["quantizer"]["delay"] += 1
+    (wider / "config.json").write_text(json.dumps(config))
+    (wider / "model.safetensors").write_bytes((model_directory / "model.safetensors").read_bytes())
+    for shares, words in (((0.5, 0.5), f"{wider} has another configuration"), ((0.5, 0.6), "add up to 1, got")):
+        result = run("average.py", model_directory, wider, "--shares", *shares, "--output", tmp_path / "mean")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert words in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_rate_is_what_the_run_has_logged(speech: Path, tmp_path: Path):
+    """Twice as many steps a second and windows a step make four times the rate, whatever a window costs."""
+    (tmp_path / "speaker").mkdir()
+    (tmp_path / "speaker" / "speech.flac").write_bytes(speech.read_bytes())
+    rates = []
+    for factor in (1, 2):
+        run_folder = tmp_path / f"run{factor}"
+        command = [
+            *("train", f"data.train={tmp_path / 'speaker'}", f"data.cache={tmp_path / 'cache'}"),
+            *(f"training.run={run_folder}", f"data.batch_size={factor}", "data.window_seconds=0.3", "adversary=small"),
+            *("training.steps=1", "mel.resolutions=[[256,64,20]]", "training.adversarial_seconds=0.2"),
+            *("model.encoder.width=16", "model.encoder.num_blocks=1", "model.decoder.width=24"),
+            *("model.decoder.num_blocks=1", "model.decoder.num_attention=1", "training.device=cpu"),
+        ]
+        subprocess.run([sys.executable, "-m", "codec", *command], check=True, capture_output=True)
+        with open(run_folder / "log.jsonl", "a") as log:
+            log.writelines(json.dumps({"step": step, "steps_per_second": 3.0 * factor}) + "\n" for step in (50, 100))
+        result = run("training_rate.py", run_folder, "--data", tmp_path / "speaker", "--peak", 1e10)
+        assert result.stdout.startswith(f"{3 * factor:.1f} steps/s, {0.9 * factor**2:.0f} s of audio a second, ")
+        rates.append(float(result.stdout.splitlines()[1].split()[0]))
+    assert rates[0] > 0
+    assert abs(rates[1] / rates[0] - 4) < 0.2
