@@ -898,7 +898,7 @@ def _train_to_the_end(config: Any) -> None:
 @option_overwrite
 def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> None:
     """Say which known failures a training run resembles, and what to try."""
-    from codec.training.doctor import examine, read_run
+    from codec.training.doctor import diagnose, read_run
 
     record = read_run(Path(folder))
     if curves is not None:
@@ -908,7 +908,7 @@ def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> N
             draw_curves(record.series, Path(curves), overwrite=overwrite)
         except ImportError as error:
             raise CodecError(f"curves need {error.name}; pip install 'codec[train]'") from error
-    diagnosis = examine(record)
+    diagnosis = diagnose(record)
     click.echo(json.dumps(diagnosis.to_dict(), allow_nan=False) if as_json else str(diagnosis))
 
 

@@ -69,6 +69,19 @@ def compose(overrides: list[str]) -> Config:
     return _checked(*_compose(overrides), overrides)
 
 
+def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
+    """The settings of a run as it has saved them, some of them changed; both nested, by name.
+
+    Raises:
+        ConfigError: they are not those of a run, or not of this version; all mistakes in one message.
+    """
+    try:
+        values = OmegaConf.merge(OmegaConf.structured(Schema), saved, changes)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_sentence(error)) from error
+    return _checked(values, [], list(saved))  # type: ignore[arg-type]  # all that was saved was chosen
+
+
 def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     """One run for each combination of values, as in `["model=simvq-4k,simvq-65k", "training.seed=range(3)"]`.
 
@@ -215,7 +228,8 @@ def _key(override: str) -> str:
 
 
 def _read_model(values: Any) -> CodecConfig:
-    return CodecConfig.from_dict(OmegaConf.to_container(values, resolve=True))  # type: ignore[arg-type]
+    plain = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values
+    return CodecConfig.from_dict(plain)  # type: ignore[arg-type]
 
 
 def _one_sentence(error: Exception) -> str:

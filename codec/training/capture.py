@@ -32,7 +32,7 @@ class Recorded:
 
     def forget(self) -> None:
         """Record everything anew, because memory that was used has been replaced."""
-        self._batch: Batch | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
         self._num_calls: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
 
@@ -56,9 +56,9 @@ class Recorded:
         bandwidth = batch.bandwidth
         if bandwidth is None:
             bandwidth = torch.full((len(batch.wav),), self.highest, device=batch.wav.device)
-        if self._batch is None:
-            self._batch = Batch(batch.wav.clone(), bandwidth.clone())
-        assert self._batch.bandwidth is not None
-        self._batch.wav.copy_(batch.wav)
-        self._batch.bandwidth.copy_(bandwidth)
-        return self._batch
+        if self._kept is None:
+            self._kept = batch.wav.clone(), bandwidth.clone()
+        else:
+            for kept, value in zip(self._kept, (batch.wav, bandwidth), strict=True):
+                kept.copy_(value)
+        return Batch(*self._kept)

@@ -91,16 +91,7 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(run: str | Path) -> Diagnosis:
-    """Compare a run with every known failure.
-
-    Raises:
-        ConfigError: the folder is not that of a run.
-    """
-    return examine(read_run(Path(run)))
-
-
-def examine(record: Record) -> Diagnosis:
+def diagnose(record: Record) -> Diagnosis:
     """Compare the record of a run with every known failure."""
     findings = [finding for judge in FAILURES if (finding := judge(record)) is not None]
     speed = record.now("steps_per_second")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from codec.errors import CodecError, ConfigError
 from codec.model import weights
-from codec.model.codec import Codec
+from codec.model.codec import Codec, CodecConfig
 from codec.model.decoder import Synthesis
 from codec.output import open_output
 from codec.training.alarms import Watch
@@ -421,7 +421,10 @@ class Trainer:
         if latest is None:
             return None
         parts, counters = latest.parts, latest.counters
-        if changes := differences(counters.get("settings", {}), defining_settings(self.config)):
+        saved = counters.get("settings", {})
+        if "model" in saved:  # by an older version perhaps, with fewer settings
+            saved["model"] = CodecConfig.from_dict(saved["model"]).to_dict()
+        if changes := differences(saved, defining_settings(self.config)):
             raise ConfigError(
                 f"{self.run}: its state was made with other settings, {'; '.join(changes)}; "
                 "go back to those, or choose another training.run"

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, required=True, help="of each model; they add up to 1")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     arguments = parser.parse_args()
-    if len(arguments.shares) != len(arguments.models) or abs(sum(arguments.shares) - 1) > 1e-6:
+    if len(arguments.shares) != len(arguments.models) or not abs(sum(arguments.shares) - 1) <= 1e-6:
         raise ConfigError(f"--shares must be one for each model and add up to 1, got {arguments.shares}")
     codecs = [weights.load(model) for model in arguments.models]
     average = codecs[0]

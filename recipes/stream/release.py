@@ -157,6 +157,8 @@ def card(configs: list[dict], curves: dict, summary: dict, utilisation: dict, ar
                 f"| {column['num']} |"
             )
     codes = summary["codes"]
+    dnsmos = arguments.dnsmos_weights
+    more = f" --metrics core,dnsmos --dnsmos-weights {dnsmos}" if dnsmos else ""
     return f"""# stream
 
 The model in the box: speech at {model.sample_rate} Hz to {model.frame_rate:g} codes/s of {model.bits_per_code} bits,
@@ -171,9 +173,9 @@ through, the sound is rough. The table says how far it is from the field.
 
 ## Scores
 
-`codec evaluate --model stream --data {arguments.test_name}`, {summary["num_scored"]} whole files of
-{summary["num_utterances"]}, {summary["seconds"]:.0f} s, on {date.today():%Y-%m-%d}; means with 95 % bootstrap intervals
-over files.
+`codec evaluate --model stream --data {arguments.test_name}{more}`,
+{summary["num_scored"]} whole files of {summary["num_utterances"]}, {summary["seconds"]:.0f} s, on
+{date.today():%Y-%m-%d}; means with 95 % bootstrap intervals over files.
 
 | metric | mean | 95 % | files |
 | --- | --- | --- | --- |

@@ -8,23 +8,17 @@ are what a processor's rate is stated for.
 """
 
 import argparse
-import json
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.cli import exit_code
-from codec.model.codec import CodecConfig
-from codec.training.adversary import AdversaryConfig
-from codec.training.data import DataConfig
+from codec.config import restore
+from codec.errors import ConfigError
 from codec.training.doctor import read_run
-from codec.training.losses import MelLossConfig
-from codec.training.settings import Config, TrainingConfig
 from codec.training.trainer import Trainer
 
 NUM_WINDOWS = 2
@@ -37,39 +31,26 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="any folder of speech")
     parser.add_argument("--peak", type=float, help="operations a second that the processor is stated to do, in 16 bit")
     arguments = parser.parse_args()
-    config = read_config(arguments.run)
-    steps = median(value for _, value in read_run(arguments.run).series["steps_per_second"])
-    seconds = steps * config.data.batch_size * config.data.window_seconds
-    operations = count_operations(config, arguments.data)
-    rate = steps * operations * config.data.batch_size
+    record = read_run(arguments.run)
+    if not record.config:
+        raise ConfigError(f"{arguments.run}: its settings, config.json, are missing or damaged")
+    operations = count_operations(record.config, arguments.data)
+    if not (logged := record.values("steps_per_second")):
+        raise ConfigError(f"{arguments.run}: has not logged how fast it is")
+    steps, batch_size = median(logged), record.setting("data.batch_size")
+    seconds = steps * batch_size * record.setting("data.window_seconds")
+    rate = steps * operations * batch_size
     print(f"{steps:.1f} steps/s, {seconds:.0f} s of audio a second, {rate / 1e12:.1f} T operations/s")
     if arguments.peak:
         print(f"{100 * rate / arguments.peak:.1f} % of {arguments.peak / 1e12:.0f} T operations/s")
 
 
-def read_config(run: Path) -> Config:
-    """The settings of a run."""
-    values = json.loads((run / "config.json").read_text())
-    adversary = OmegaConf.merge(OmegaConf.structured(AdversaryConfig), values["adversary"])
-    return Config(
-        CodecConfig.from_dict(values["model"]),
-        DataConfig(**values["data"]),
-        MelLossConfig(**values["mel"]),
-        OmegaConf.to_object(adversary),
-        TrainingConfig(**values["training"]),
-    )
-
-
-def count_operations(config: Config, data: Path) -> float:
+def count_operations(settings: dict, data: Path) -> float:
     """Operations of a step for each of its windows; a multiplication and an addition are two."""
     with tempfile.TemporaryDirectory() as folder:
-        changes = {"init": "", "freeze": [], "quantizer_start": -1, "device": "cpu", "record": False, "run": folder}
-        small = replace(
-            config,
-            data=replace(config.data, train=str(data), validation="", cache=folder, batch_size=NUM_WINDOWS, workers=0),
-            training=replace(config.training, **changes),
-        )
-        trainer = Trainer(small)
+        windows = {"train": str(data), "validation": "", "cache": folder, "batch_size": NUM_WINDOWS, "workers": 0}
+        training = {"init": "", "freeze": [], "quantizer_start": -1, "device": "cpu", "record": False, "run": folder}
+        trainer = Trainer(restore(settings, {"data": windows, "training": training}))
         batch = trainer.sampler.batch(0)
         with FlopCounterMode(display=False) as counter:
             trainer.train_step(batch)

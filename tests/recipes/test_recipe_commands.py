@@ -13,7 +13,7 @@ from codec.cli import commands
 from codec.config import compose
 
 ROOT = Path(__file__).parents[2]
-READMES = [ROOT / "recipes" / name / "README.md" for name in ("libritts", "folder", "import")]
+READMES = [ROOT / "recipes" / name / "README.md" for name in ("libritts", "folder", "import", "stream")]
 
 
 def commands_of(path: Path) -> list[str]:

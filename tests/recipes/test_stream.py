@@ -38,7 +38,12 @@ def test_models_that_have_no_average_are_named(model_directory: Path, tmp_path: 
     config["quantizer"]["delay"] += 1
     (wider / "config.json").write_text(json.dumps(config))
     (wider / "model.safetensors").write_bytes((model_directory / "model.safetensors").read_bytes())
-    for shares, words in (((0.5, 0.5), f"{wider} has another configuration"), ((0.5, 0.6), "add up to 1, got")):
+    refusals = {
+        (0.5, 0.5): f"{wider} has another configuration",
+        (0.5, 0.6): "add up to 1, got",
+        ("nan", 1): "add up to 1, got",
+    }
+    for shares, words in refusals.items():
         result = run("average.py", model_directory, wider, "--shares", *shares, "--output", tmp_path / "mean")
         assert (result.returncode, result.stdout) == (2, "")
         assert words in result.stderr
@@ -68,3 +73,13 @@ def test_a_rate_is_what_the_run_has_logged(speech: Path, tmp_path: Path):
         rates.append(float(result.stdout.splitlines()[1].split()[0]))
     assert rates[0] > 0
     assert abs(rates[1] / rates[0] - 4) < 0.2
+
+
+def test_what_is_no_run_has_no_rate(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model": 1}')
+    (tmp_path / "log.jsonl").write_text('{"step": 50, "steps_per_second": 3.0}\n')
+    for folder, words in ((tmp_path / "nowhere", "there is no such folder"), (tmp_path, "must be a JSON object")):
+        result = run("training_rate.py", folder, "--data", tmp_path)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert words in result.stderr
+        assert len(result.stderr.splitlines()) == 1

@@ -10,6 +10,8 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.config import compose
 from codec.errors import ConfigError
+from codec.training.capture import NUM_WARM_UPS, Recorded
+from codec.training.data import Batch
 from codec.training.trainer import Trainer
 
 
@@ -17,6 +19,17 @@ def test_recording_needs_a_gpu(tiny_run: list[str], tmp_path: Path):
     with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
         Trainer(compose([*tiny_run, "training.record=true"]))
     assert not (tmp_path / "run").exists()
+
+
+def test_every_batch_comes_in_the_memory_that_is_recorded():
+    batches: list[Batch] = []
+    recorded = Recorded(lambda batch: batches.append(batch) or {}, highest=12000.0)
+    seen = []
+    for number, bandwidth in zip(range(NUM_WARM_UPS), (None, torch.tensor([8000.0]), None), strict=True):
+        recorded("kind", Batch(torch.full((1, 1, 4), float(number)), bandwidth))
+        seen.append((batches[-1].wav.unique().item(), batches[-1].bandwidth.item()))
+    assert seen == [(0.0, 12000.0), (1.0, 8000.0), (2.0, 12000.0)]
+    assert len({(batch.wav.data_ptr(), batch.bandwidth.data_ptr()) for batch in batches}) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

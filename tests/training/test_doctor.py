@@ -14,11 +14,16 @@ import pytest
 
 from codec.cli import run as run_command
 from codec.errors import ConfigError
-from codec.training.doctor import FAILURES, diagnose
+from codec.training import doctor
+from codec.training.doctor import FAILURES, Diagnosis
 
 STEPS = 5000
 EVERY = 50
 Values = dict[str, Any]
+
+
+def diagnose(run: Path) -> Diagnosis:
+    return doctor.diagnose(doctor.read_run(run))
 
 
 def healthy(step: int, noise: random.Random) -> Values:

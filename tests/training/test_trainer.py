@@ -26,7 +26,7 @@ from codec.config import compose
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
 from codec.training.data import Batch
 from codec.training.losses import limit_band
-from codec.training.state import PREVIOUS_NAME, STATE_NAME, flatten_optimizer, load_state
+from codec.training.state import PREVIOUS_NAME, STATE_NAME, flatten_optimizer, load_state, save_state
 from codec.training.trainer import Trainer
 
 
@@ -300,3 +300,17 @@ def test_no_step_waits_for_the_device(tiny_run: list[str], monkeypatch: pytest.M
     assert uploads.found == []
     with pytest.raises(RuntimeError, match="meta"):
         float(scalars["loss/total"])
+
+
+def test_a_state_of_a_version_with_fewer_settings_is_taken_for_what_it_is(tiny_run: list[str], tmp_path: Path):
+    """Settings that came later had the value that models without them have."""
+    same = ["model.encoder.lookahead=0", "model.decoder.input_kernel_size=7"]
+    fit([*tiny_run, *same], "training.steps=2")
+    for name in (STATE_NAME, PREVIOUS_NAME):
+        parts, counters = load_state(tmp_path / "run" / name)
+        for part, setting in (("encoder", "lookahead"), ("decoder", "input_kernel_size")):
+            del counters["settings"]["model"][part][setting]
+        save_state(tmp_path / "run" / name, parts, counters)
+    with pytest.raises(ConfigError, match=r"lookahead was 0 and is 3; model\.decoder\.input_kernel_size was 7"):
+        Trainer(compose([*tiny_run, "training.steps=3"]))
+    assert fit([*tiny_run, *same], "training.steps=3").step == 3
