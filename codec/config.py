@@ -162,7 +162,7 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
     if mistakes:
         raise ConfigError("; ".join([*mistakes, *_further_mistakes(composed, parts, mistakes)]))
     if parts["training"].init:
-        _take_over(parts, chosen={_key(override).split(".")[0].split("/")[0] for override in overrides})
+        _take_over(parts, chosen=[_key(override) for override in overrides])
     return Config(**parts)
 
 
@@ -180,13 +180,18 @@ def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: lis
     return []
 
 
-def _take_over(parts: dict[str, Any], chosen: set[str]) -> None:
-    """Configure model and discriminators as those that training starts from, where nothing else was chosen."""
+def _take_over(parts: dict[str, Any], chosen: list[str]) -> None:
+    """Configure model and discriminators as those that training starts from, where nothing else was chosen.
+
+    A recipe chooses the model, but its discriminators are for those who have none yet.
+    """
     initial = parts["training"].init
-    if "model" not in chosen and parts["model"] == _read_model(_hydra([]).model):
+    chooses_model = any(re.split("[./]", key)[0] == "model" for key in chosen)
+    chooses_discriminators = any(re.match(r"adversary($|\.discriminators)", key) for key in chosen)
+    if not chooses_model and parts["model"] == _read_model(_hydra([]).model):
         parts["model"] = weights.load(initial).config
     path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
-    if "adversary" not in chosen and parts["adversary"].discriminators == DiscriminatorsConfig() and path.is_file():
+    if not chooses_discriminators and path.is_file():
         values = json.loads(path.read_text(encoding="utf-8"))
         parts["adversary"].discriminators = OmegaConf.to_object(
             OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)

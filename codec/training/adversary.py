@@ -205,7 +205,10 @@ class Adversary:
         state, ours = load_file(path), self.discriminators.state_dict()
         odd = sorted(set(state) ^ set(ours)) or [key for key in ours if state[key].shape != ours[key].shape]
         if odd:
-            raise ModelError(f"{path}: made with other discriminator settings, {odd[0]} does not fit")
+            raise ModelError(
+                f"{path}: made with other discriminator settings, {odd[0]} does not fit; leave `adversary` out to take "
+                "them over"
+            )
         self.discriminators.load_state_dict(state)
 
     def _members(self) -> Iterator[tuple[GroupConfig, float, nn.Module]]:

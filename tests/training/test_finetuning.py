@@ -10,9 +10,11 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 import codec
 from codec.config import compose
-from codec.errors import ConfigError
+from codec.errors import ConfigError, ModelError
 from codec.model import weights
-from codec.training.start import ADVERSARIAL_START
+from codec.model.catalogue import resolve
+from codec.training.adversary import Adversary
+from codec.training.start import ADVERSARIAL_START, DISCRIMINATORS_NAME, initial_adversary
 from codec.training.state import STATE_NAME, load_state
 from codec.training.trainer import Trainer
 
@@ -42,6 +44,19 @@ def test_model_and_discriminators_are_taken_over(first: Trainer, tiny_run: list[
         torch.testing.assert_close(second.adversary.discriminators.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
     second.train_step(second.sampler.batch(0))
     assert second.usage.counts.sum() > 0  # quantized from the first step on
+
+
+@pytest.mark.parametrize("settings", [["recipe=stream-cpu"], ["adversary.learning_rate=3e-4"]], ids=str)
+def test_discriminators_of_the_box_win_against_a_recipes(settings: list[str]):
+    composed = compose(["training.init=stream", *settings])
+    assert composed.adversary.discriminators == compose(["adversary=medium"]).adversary.discriminators
+    Adversary(composed.adversary, torch.device("cpu")).load_weights(resolve("stream") / DISCRIMINATORS_NAME)
+
+
+def test_discriminators_that_were_chosen_must_be_those_of_the_model(tmp_path: Path):
+    composed = compose(["training.init=stream", "adversary=small", f"training.run={tmp_path}"])
+    with pytest.raises(ModelError, match="does not fit; leave `adversary` out to take them over"):
+        initial_adversary(composed, torch.device("cpu"))
 
 
 def test_trained_discriminators_join_at_once(first: Trainer, tiny_run: list[str], tmp_path: Path):
