@@ -95,6 +95,23 @@ class SEANetEncoder(nn.Module):
         x = torch.cat(frames, dim=1)  # (B, N, C)
         return self.last(x, *self.last.padding_around(0, num_frames, num_frames)).transpose(1, 2)
 
+    @torch.no_grad()
+    def standardize(self, wav: Tensor) -> None:
+        """Scale and shift each convolution so that over signals (B, 1, T) its channels have mean 0 and variance 1.
+
+        To begin training with. As torch draws them, biases are far larger than what speech adds to them. All
+        activations are then nearly linear, and a linear map of a waveform does not tell how loud which band is.
+        """
+        layers = [layer for layer in self.modules() if isinstance(layer, TimeConv1d)]
+        hooks = [layer.register_forward_hook(lambda layer, _, output: layer.standardize(output)) for layer in layers]
+        try:
+            num_frames = -(-wav.shape[-1] // self.hop_length)
+            x, _ = self.recur(self.convolve(wav, 0, num_frames), None)
+            self.last(x, *self.last.padding_around(0, num_frames, num_frames))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def stream(self) -> "SEANetStream":
         """The same for a signal that arrives in pieces."""
         return SEANetStream(self)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+SMALLEST_DEVIATION = 1e-5  # of a channel, relative to its mean: below it there is only rounding
+
 
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1) -> Tensor:
     """Convolve over time without padding, in the order in which features lie in memory.
@@ -86,6 +88,24 @@ class TimeConv1d(nn.Conv1d):
         if weight.shape[2] == 1 or torch.is_grad_enabled():
             return weight
         return weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def standardize(self, output: Tensor) -> Tensor:
+        """Scale and shift the layer so that `output`, (B, M, out) of its own making, had mean 0 and variance 1.
+
+        Returns:
+            What the layer would now have given. Channels that do not vary stay as they are.
+
+        Source: the data-dependent start of weight normalization (arXiv:1602.07868, equation 6).
+        """
+        deviation, mean = torch.std_mean(output, dim=(0, 1), correction=0)  # (out,)
+        varies = deviation > SMALLEST_DEVIATION * mean.abs()
+        scale = torch.where(varies, 1 / deviation, 1.0)
+        shift = torch.where(varies, -mean * scale, 0.0)
+        parameters = dict(self.named_parameters())
+        is_split = parametrize.is_parametrized(self, "weight")
+        parameters["parametrizations.weight.original0" if is_split else "weight"].mul_(scale[:, None, None])
+        parameters["bias"].mul_(scale).add_(shift)
+        return output * scale + shift
 
     def train(self, mode: bool = True) -> "TimeConv1d":
         self._derived.clear()

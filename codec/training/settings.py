@@ -44,6 +44,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
 
+    standardize_encoder: bool = False  # scale and shift its convolutions by the first batch; not with `init`
     quantizer_start: int = 200  # -1: no phase without quantizer, and it is not matched; no such phase with `init`
     adversarial_start: int | None = None  # null: at once with discriminators from `init`, else at step 20,000
     adversarial_seconds: float = 1.0  # of each window that the discriminators see
@@ -144,10 +145,13 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
 def _of_model(config: Config) -> Iterator[str]:
     try:
         with torch.device("meta"):  # shapes only
-            hop_length = Codec(config.model).hop_length
+            codec = Codec(config.model)
+            hop_length = codec.hop_length
     except ConfigError as error:
         yield str(error)
         return
+    if config.training.standardize_encoder and not hasattr(codec.encoder, "standardize"):
+        yield f"training.standardize_encoder is for a seanet encoder, model.encoder.kind is {config.model.encoder.kind}"
     window = _samples(config, config.data.window_seconds)
     if window < hop_length:
         yield (

@@ -155,6 +155,8 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the codec, and of the discriminators once they have joined; returns scalars to log."""
         self._set_learning_rate()
+        if self.step == 0 and self.settings.standardize_encoder and not self.settings.init:
+            self.codec.encoder.standardize(self.ranks.gather(batch.wav))
         # What is random in a step depends on its number, whether the run was interrupted or not.
         torch.manual_seed(self.settings.seed + self.step)
         if self.recorded is None or self.step == self.quantizer_start:

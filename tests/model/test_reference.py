@@ -395,3 +395,49 @@ def test_windows_agree_where_nothing_spans_the_whole_signal():
     stream, latent = decoder.stream(window=16, overlap=20), torch.randn(1, 6, 90)
     wav = torch.cat([stream.push(latent), stream.flush()], dim=-1)
     assert torch.allclose(wav, decoder(latent), atol=1e-5)
+
+
+# How training starts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_weight_norm", [True, False])
+def test_standardized_convolutions_have_mean_0_and_variance_1(has_weight_norm):
+    encoder = tiny_encoder(has_weight_norm=has_weight_norm)
+    wav = 0.05 * torch.randn(3, 1, 40 * encoder.hop_length, dtype=torch.float64)
+    with torch.no_grad():
+        encoder(wav)  # weights derived before are not kept
+    encoder.standardize(wav)
+    outputs = []
+    for layer in encoder.modules():
+        if isinstance(layer, timeconv.TimeConv1d):
+            layer.register_forward_hook(lambda _layer, _input, output: outputs.append(output.detach().clone()))
+    encoder(wav)
+    assert len(outputs) == 18  # the first, four in each stage, the last
+    for output in outputs:
+        deviation, mean = torch.std_mean(output, dim=(0, 1), correction=0)
+        torch.testing.assert_close(deviation, torch.ones_like(deviation))
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
+
+
+def test_only_a_standardized_encoder_is_more_than_a_linear_filter():
+    """An affine map, which cannot tell how loud a sound is, gives f(x) + f(-x) = 2 f(0)."""
+    torch.manual_seed(0)
+    encoder = SEANetEncoder(SEANetEncoderConfig(num_filters=8))
+    wav = 0.05 * torch.randn(1, 1, 40 * encoder.hop_length)
+
+    def even_share():
+        with torch.no_grad():
+            plus, minus, rest = (encoder.convolve(sound, 0, 40) for sound in (wav, -wav, 0 * wav))
+        return ((plus + minus - 2 * rest).norm() / (plus - minus).norm()).item()
+
+    assert even_share() < 0.1
+    encoder.standardize(wav)
+    assert even_share() > 0.5
+
+
+def test_a_channel_that_does_not_vary_stays_as_it_is():
+    encoder = tiny_encoder(num_lstm_layers=0)
+    before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
+    encoder.standardize(torch.zeros(1, 1, 10 * encoder.hop_length, dtype=torch.float64))
+    for name, parameter in encoder.named_parameters():
+        torch.testing.assert_close(parameter, before[name])

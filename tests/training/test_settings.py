@@ -116,6 +116,7 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         (["data.train="], "data.train must name a manifest or a folder"),
         (["data.validation=/nowhere"], "data.validation: there is no /nowhere"),
         ([f"training.run={__file__}"], f"training.run must name a folder, {__file__} is a file"),
+        (["training.standardize_encoder=true"], "is for a seanet encoder, model.encoder.kind is spectral"),
         (["data.window_seconds=0.01"], "is 240 samples, shorter than a frame, which has 320"),
         (["model.encoder.hop_length=160"], "the same hop length, got 160 and 320"),
         (["training.adversarial_seconds=0.01"], "adversary.discriminators.spectrum needs more than 256 samples"),

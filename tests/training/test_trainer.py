@@ -30,6 +30,23 @@ from codec.training.state import PREVIOUS_NAME, STATE_NAME, flatten_optimizer, l
 from codec.training.trainer import Trainer
 
 
+def standardized(tiny_run: list[str]) -> list[str]:
+    """The same run of a small published network, whose encoder is standardized first."""
+    model = [
+        "model=simvq-4k",
+        "model.encoder.num_filters=4",
+        "model.encoder.latent_dim=16",
+        "model.quantizer.codebook_dim=16",
+        "model.quantizer.codebook_size=64",
+        "model.decoder.latent_dim=16",
+        "model.decoder.width=32",
+        "model.decoder.inner_width=48",
+        "model.decoder.num_blocks=2",
+        "training.standardize_encoder=true",
+    ]
+    return [*(setting for setting in tiny_run if not setting.startswith("model.")), *model]
+
+
 def fit(overrides: list[str], *more: str) -> Trainer:
     trainer = Trainer(compose([*overrides, *more]))
     trainer.fit()
@@ -135,9 +152,28 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tiny_run: list[str],
     assert_same_state(whole, parts)
 
 
+def test_the_first_batch_standardizes_the_encoder(tiny_run: list[str], tmp_path: Path):
+    settings = [*standardized(tiny_run), "training.learning_rate=1e-9"]
+    trainer = Trainer(compose(settings))
+    batch = trainer.sampler.batch(0)
+    for step in range(2):
+        trainer.train_step(batch)
+        trainer.step += 1
+        deviation, mean = torch.std_mean(trainer.codec.encoder(batch.wav), dim=(0, 2), correction=0)
+        torch.testing.assert_close(deviation, torch.ones_like(deviation), rtol=1e-3, atol=0, msg=f"step {step}")
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-3)
+    trainer.save_model("last")
+    second = Trainer(compose([*settings, f"training.run={tmp_path / 'tuned'}", f"training.init={trainer.run / 'last'}"]))
+    before = second.codec.encoder.first.bias.clone()
+    second.train_step(Batch(3 * batch.wav, batch.bandwidth))
+    torch.testing.assert_close(second.codec.encoder.first.bias, before)
+
+
+@pytest.mark.parametrize("is_standardized", [False, True], ids=["stream", "standardized"])
 def test_two_processes_equal_one_with_the_joint_batch(
-    tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
+    is_standardized: bool, tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
 ):
+    tiny_run = standardized(tiny_run) if is_standardized else tiny_run
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
