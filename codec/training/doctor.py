@@ -196,12 +196,17 @@ def _few_codes(record: Record) -> Finding | None:
     attainable = _attainable_perplexity(record)
     if not (utilisation > 0 and now < FEW_CODES * attainable):
         return None
+    advice = (
+        "a larger training.quantizer_start, so that latents have taken shape when the codebook is matched to them; a "
+        "smaller training.commitment_weight; a narrower latent (model.quantizer.codebook_dim)"
+    )
+    if record.setting("model.encoder.kind", "") == "seanet" and not record.setting("training.standardize_encoder", 0):
+        advice = f"training.standardize_encoder=true, in a run from the start; {advice}"
     return Finding(
         "low perplexity",
         True,
         f"the codes are used as unevenly as if there were {now:.0f} of {attainable:.0f}, utilisation {utilisation:.0%}",
-        "a larger training.quantizer_start, so that latents have taken shape when the codebook is matched to them; a "
-        "smaller training.commitment_weight; a narrower latent (model.quantizer.codebook_dim)",
+        advice,
     )
 
 

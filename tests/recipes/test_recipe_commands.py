@@ -66,6 +66,9 @@ def test_table_of_differences_holds_the_values_of_the_recipes():
     assert f"last {ours.training.decay_steps:,} |" in text
     assert f"| first {ours.training.quantizer_start:,} steps |" in text
     assert f"usage loss x {ours.training.usage_weight:g}, W {ours.training.quantizer_rate:g} times as fast |" in text
+    commitments = f"| x {paper.training.commitment_weight:g} | x {ours.training.commitment_weight:g}, relative "
+    assert commitments in text
+    assert f"| {paper.training.betas[0]}, {paper.training.betas[1]} | {ours.training.betas[0]}, {ours.training.betas[1]};" in text
     assert f"from step {ours.training.adversarial_start:,} on |" in text
     assert f"to the power of {ours.data.speaker_balance:g} |" in text
     assert f"+-{ours.data.gain_db:g} dB |" in text
@@ -76,7 +79,7 @@ def test_slurm_job_trains_with_settings_that_compose():
     script = (ROOT / "recipes" / "libritts" / "train.slurm").read_text().replace("\\\n", "")
     words = shlex.split(re.search("^srun .*", script, re.MULTILINE)[0])
     config = compose([word for word in words[words.index("train") + 1 :] if "=" in word])
-    num_processes = int(re.search("--nodes=(.*)", script)[1]) * int(words[words.index("--nproc-per-node") + 1])
+    num_processes = int(re.search("--nodes=(.*)", script)[1]) * int(re.search("--gpus-per-node=(.*)", script)[1])
     assert config.data.batch_size % num_processes == 0
 
 

@@ -158,6 +158,15 @@ def test_bursts_are_explained_by_their_cause(tmp_path: Path):
     assert "training.learning_rate" in finding.advice
 
 
+def test_an_encoder_that_began_as_a_linear_filter_is_to_be_standardized(tmp_path: Path):
+    published = {"model__encoder": {"kind": "seanet"}}
+    few = after(0, codes__perplexity=30.0)
+    (finding,) = diagnose(write_run(tmp_path / "as_drawn", few, **published)).findings
+    assert finding.advice.startswith("training.standardize_encoder=true, in a run from the start; ")
+    (finding,) = diagnose(write_run(tmp_path / "ours", few, **published, training__standardize_encoder=True)).findings
+    assert "standardize" not in finding.advice
+
+
 def test_a_damaged_state_is_named_with_what_remains(tmp_path: Path):
     run = write_run(tmp_path / "run")
     whole = (run / "state.safetensors").read_bytes()

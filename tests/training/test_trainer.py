@@ -163,7 +163,8 @@ def test_the_first_batch_standardizes_the_encoder(tiny_run: list[str], tmp_path:
         torch.testing.assert_close(deviation, torch.ones_like(deviation), rtol=1e-3, atol=0, msg=f"step {step}")
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-3)
     trainer.save_model("last")
-    second = Trainer(compose([*settings, f"training.run={tmp_path / 'tuned'}", f"training.init={trainer.run / 'last'}"]))
+    start = [f"training.run={tmp_path / 'tuned'}", f"training.init={trainer.run / 'last'}"]
+    second = Trainer(compose([*settings, *start]))
     before = second.codec.encoder.first.bias.clone()
     second.train_step(Batch(3 * batch.wav, batch.bandwidth))
     torch.testing.assert_close(second.codec.encoder.first.bias, before)
