@@ -66,9 +66,11 @@ def test_table_of_differences_holds_the_values_of_the_recipes():
     assert f"last {ours.training.decay_steps:,} |" in text
     assert f"| first {ours.training.quantizer_start:,} steps |" in text
     assert f"usage loss x {ours.training.usage_weight:g}, W {ours.training.quantizer_rate:g} times as fast |" in text
-    commitments = f"| x {paper.training.commitment_weight:g} | x {ours.training.commitment_weight:g}, relative "
-    assert commitments in text
-    assert f"| {paper.training.betas[0]}, {paper.training.betas[1]} | {ours.training.betas[0]}, {ours.training.betas[1]};" in text
+    commitment, betas = (
+        [getattr(config.training, name) for config in (paper, ours)] for name in ("commitment_weight", "betas")
+    )
+    assert f"| x {commitment[0]:g} | x {commitment[1]:g}, relative" in text
+    assert "| {}, {} | {}, {};".format(*betas[0], *betas[1]) in text
     assert f"from step {ours.training.adversarial_start:,} on |" in text
     assert f"to the power of {ours.data.speaker_balance:g} |" in text
     assert f"+-{ours.data.gain_db:g} dB |" in text
