@@ -82,6 +82,8 @@ class Adversary:
     def __init__(self, config: AdversaryConfig, device: str | torch.device = "cpu", is_recorded: bool = False) -> None:
         self.config = config
         self.discriminators = Discriminators(config.discriminators).to(device)
+        self.has_learned = False
+        """Whether the weights are those of an earlier training."""
         self.optimizer = adamw(
             self.discriminators.parameters(), config.learning_rate, config.betas, config.weight_decay, is_recorded
         )
@@ -210,6 +212,7 @@ class Adversary:
                 "them over"
             )
         self.discriminators.load_state_dict(state)
+        self.has_learned = True
 
     def _members(self) -> Iterator[tuple[GroupConfig, float, nn.Module]]:
         """(settings, factor of its losses in the sum, network) of each discriminator."""

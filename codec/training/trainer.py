@@ -396,12 +396,13 @@ class Trainer:
             save_portable(self.run / PORTABLE_NAME, {name: parts[name] for name in kept}, counters)
 
     def save_model(self, name: str) -> Path:
-        """Write the averaged weights as a model directory below the run, discriminators beside them."""
+        """Write the averaged weights as a model directory below the run, discriminators beside them if they learned."""
         directory = self.run / name
         if self.ranks.is_first:
             weights.save(self.averaged_codec(), directory, dtype=self._stored_dtype())
-            self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
-            _write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
+            if self.adversary.has_learned or self.step > self.adversarial_start:
+                self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
+                _write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
         return directory
 
     def averaged_codec(self) -> Codec:

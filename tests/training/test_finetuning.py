@@ -66,6 +66,16 @@ def test_trained_discriminators_join_at_once(first: Trainer, tiny_run: list[str]
     assert tuned(tiny_run, tmp_path).adversarial_start == 6
 
 
+def test_discriminators_that_never_joined_are_not_kept(tiny_run: list[str], tmp_path: Path):
+    settings = [override for override in tiny_run if "adversarial_start" not in override]
+    spectral = Trainer(compose([*settings, "training.steps=1"]))
+    spectral.train_step(spectral.sampler.batch(0))
+    spectral.step = 1
+    spectral.save_model("last")
+    assert not (spectral.run / "last" / DISCRIMINATORS_NAME).exists()
+    assert tuned(settings, tmp_path).adversarial_start == ADVERSARIAL_START
+
+
 def test_a_configuration_that_differs_from_the_model_is_refused_by_name(
     first: Trainer, tiny_run: list[str], tmp_path: Path
 ):

@@ -105,7 +105,6 @@ def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], tr
     # The model directory holds the average in 16 bit.
     expected = trainer.averaged_codec().encoder.output.weight.detach()
     torch.testing.assert_close(model.encoder.output.weight.detach(), expected, rtol=1e-3, atol=1e-4)
-    assert (tmp_path / "run" / "last" / "discriminators.safetensors").exists()
 
 
 def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
