@@ -101,7 +101,7 @@ def measure(what: str, codebook_size: int, options: argparse.Namespace) -> None:
     reset_peak()
     before = peak_memory()
     step(quantizer)
-    print("memory", peak_memory() - before)
+    print("memory", max(peak_memory() - before, 0.0))  # the system counts pages per thread, and is off by some
     print("step", median(seconds(lambda: step(quantizer)) for _ in range(options.runs)))
     with torch.no_grad():
         call(quantizer.eval(), latent)
