@@ -40,8 +40,9 @@ def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, 
     """
     adversary = Adversary(config.adversary, device, config.training.record)
     path = resolve(config.training.init) / DISCRIMINATORS_NAME if config.training.init else None
-    start = ADVERSARIAL_START
     if path is not None and path.is_file():
         adversary.load_weights(path)
-        start = 0
-    return adversary, start if config.training.adversarial_start is None else config.training.adversarial_start
+    start = config.training.adversarial_start
+    if start is None:
+        start = 0 if adversary.has_learned else ADVERSARIAL_START
+    return adversary, start
