@@ -35,6 +35,7 @@ MAX_WHOLE_SECONDS = 300.0
 """Up to this length models that look at whole clips do so. Longer recordings are encoded piece by piece, which gives
 the same codes, and decoded in overlapping windows (`WindowDecoder`), which gives nearly the same sound."""
 
+_READ_SECONDS = 60.0  # of a file at once, so that encoding always has several pieces to work on
 _LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s
 _FILE_BLOCK_FRAMES = 256
 
@@ -104,7 +105,7 @@ def encode_file(
     start = time.perf_counter()
     format = code_format(target, format)
     check_output(target, overwrite=overwrite)
-    with SoundReader(source) as sound:
+    with SoundReader(source, block_seconds=_READ_SECONDS) as sound:
         codec, name = _load(model, device)
         arithmetic = _arithmetic(codec, precision)
         sound.sample_rate = codec.sample_rate

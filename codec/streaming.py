@@ -13,10 +13,13 @@ from codec.model.decoder import SpectralDecoder
 from codec.model.layers import State
 from codec.model.seanet import SEANetEncoder
 from codec.model.vocos import VocosDecoder
+from codec.pipeline import in_two_stages
 
-MAX_FRAMES = 768
-"""Frames handled at once; a larger chunk is cut, so that memory does not depend on how the caller feeds it. A multiple
+MAX_FRAMES = 1536
+"""Frames decoded at once; a larger chunk is cut, so that memory does not depend on how the caller feeds it. A multiple
 of the attention's window: whole blocks of it are the fastest."""
+MAX_ENCODED_FRAMES = 768
+"""Frames encoded at once: fewer, so that a search for codes soon runs beside the network."""
 
 
 class StreamEncoder:
@@ -73,18 +76,23 @@ class StreamEncoder:
 
     def _advance(self, wav: Tensor) -> Tensor:
         encoder, hop_length = self.codec.encoder, self.codec.hop_length
+        wav = wav.to(self._device, torch.float32)
         if self._mirroring is not None:
-            parts = wav.to(self._device, torch.float32).split(MAX_FRAMES * hop_length)
+            parts = wav.split(MAX_ENCODED_FRAMES * hop_length)
             return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
-        self._waiting = torch.cat([self._waiting, wav.to(self._device, torch.float32)])
-        codes = [torch.zeros(0, dtype=torch.int64)]
-        while (num_frames := min((len(self._waiting) - encoder.lookahead) // hop_length, MAX_FRAMES)) > 0:
-            ready = self._waiting[: num_frames * hop_length + encoder.lookahead]
-            latent = encoder.encode_frames(ready[None, None], self._state)
-            codes.append(self._quantize(latent))
-            self._waiting = self._waiting[num_frames * hop_length :]
-        return torch.cat(codes)
+        wav = torch.cat([self._waiting, wav])
+        ready = max(len(wav) - encoder.lookahead, 0) // hop_length * hop_length
+        self._waiting = wav[ready:]
+        size = MAX_ENCODED_FRAMES * hop_length
+        pieces = [wav[start : min(start + size, ready) + encoder.lookahead] for start in range(0, ready, size)]
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *in_two_stages(pieces, self._analyse, self._quantize)])
 
+    def _analyse(self, wav: Tensor) -> Tensor:
+        """(n * hop + lookahead,) -> (1, D, n)."""
+        latent: Tensor = self.codec.encoder.encode_frames(wav[None, None], self._state)
+        return latent
+
+    @torch.no_grad()  # again, as it may be called in a thread of its own
     def _quantize(self, latent: Tensor) -> Tensor:
         """(1, D, n) -> (n,)."""
         if not latent.shape[-1]:

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from codec.errors import AudioError, ModelError
 from codec.model.codec import Codec
 from codec.model.weights import load
-from codec.streaming import MAX_FRAMES, StreamDecoder, StreamEncoder
+from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ CHUNKINGS = {
     "whole": [10**9],
     "one hop": [320],
     "odd": [1, 7, 1000, 0, 5000, 319],
-    "larger than handled at once": [(MAX_FRAMES + 3) * 320],
+    "larger than handled at once": [(MAX_ENCODED_FRAMES + 3) * 320],
 }
 
 

@@ -118,11 +118,12 @@ class SpectralDecoder(nn.Module):
             # Spectral losses say little about the pitch: a harmonic is drawn to the nearest one, right or wrong.
             pulses, noise = self.source(log_pitch.detach().exp(), state)
             # Clamped before the exponential: afterwards the gradient of an overflow would be inf * 0 = NaN.
-            pulse_filter = torch.polar(torch.exp(pulse_gain.clamp(max=MAX_LOG_GAIN)), pulse_phase)
-            noise_filter = torch.exp(noise_gain.clamp(max=MAX_LOG_GAIN))
-            # Written for real numbers: torch would first make the filter complex.
-            noise = torch.view_as_complex(torch.view_as_real(noise) * noise_filter[..., None])
-            wav = self.inverse_stft(pulses * pulse_filter + noise, state)
+            pulse_gain = torch.exp(pulse_gain.clamp(max=MAX_LOG_GAIN))
+            noise_gain = torch.exp(noise_gain.clamp(max=MAX_LOG_GAIN))
+            # Written for real numbers: torch.polar is slow, and torch would first make the noise's gain complex.
+            pulses = pulses * torch.complex(pulse_gain * torch.cos(pulse_phase), pulse_gain * torch.sin(pulse_phase))
+            both = torch.addcmul(torch.view_as_real(pulses), torch.view_as_real(noise), noise_gain[..., None])
+            wav = self.inverse_stft(torch.view_as_complex(both), state)
             return Synthesis(wav.unsqueeze(1), log_pitch)
 
     def _filter_values(self, x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         y = self.norm(self.depthwise(x, state))
         y = self.contract(F.gelu(self.expand(y)))
-        return x + self.scale * y
+        return torch.addcmul(x, self.scale, y)
 
 
 class WindowedAttention(nn.Module):
@@ -74,7 +74,7 @@ class WindowedAttention(nn.Module):
 
     Frame n looks at frames n - window + 1 .. n. A learned bias per head and distance replaces absolute positions, so
     the result does not depend on where in a recording a frame lies. Memory is linear in N: queries are handled in
-    blocks of `window`, each against at most two blocks of keys.
+    blocks of half a window, each against the window before its last frame and itself.
 
     Source: sliding-window attention of Longformer (arXiv:2004.05150), relative bias of T5 (arXiv:1910.10683).
     """
@@ -90,22 +90,27 @@ class WindowedAttention(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        num_frames, context = x.shape[1], self.window - 1
-        query, key, value = self.query_key_value(self.norm(x)).chunk(3, dim=-1)
-        # Keys and values of the past travel as one tensor, with a column that tells real frames from padding.
-        present = torch.ones_like(key[..., :1])
-        memory = extend_left(self, torch.cat([key, value, present], dim=-1), context, state)
-        key, value, present = memory.split([key.shape[-1], key.shape[-1], 1], dim=-1)
-        bias = self._bias(min(self.window, num_frames))
+        context, width = self.window - 1, x.shape[2]
+        query, present = self.query_key_value(self.norm(x)).split([width, 2 * width], dim=-1)
+        num_before, past = (state or {}).get(self) or (0, present.new_zeros(len(x), context, 2 * width))
+        memory = torch.cat([past, present], dim=1)
+        if state is not None:
+            state[self] = min(num_before + x.shape[1], context), memory[:, x.shape[1] :]
+        num_absent = context - num_before  # frames of the memory that are before the start of the signal
+        key, value = memory.chunk(2, dim=-1)
+        size = max(self.window // 2, 1)
+        bias = self._bias(min(size, x.shape[1]))
         blocks = []
-        for start in range(0, num_frames, self.window):
-            stop = min(start + self.window, num_frames)
-            seen = slice(start, stop + context)
-            its_bias = bias[None, :, : stop - start, : stop - start + context]
-            if start == 0:  # the other blocks do not look back to before this call
-                its_bias = its_bias.masked_fill((present[:, seen] == 0).transpose(1, 2)[:, None], -torch.inf)
-            blocks.append(self._attend(query[:, start:stop], key[:, seen], value[:, seen], its_bias))
-        return x + self.scale * self.output(torch.cat(blocks, dim=1))
+        for start in range(0, x.shape[1], size):
+            of_block = query[:, start : start + size]
+            num_seen = of_block.shape[1] + context
+            its_bias = bias[:, : of_block.shape[1], :num_seen]
+            if start < num_absent:
+                is_absent = torch.arange(start, start + num_seen, device=x.device) < num_absent
+                its_bias = its_bias.masked_fill(is_absent, -torch.inf)
+            seen = slice(start, start + num_seen)
+            blocks.append(self._attend(of_block, key[:, seen], value[:, seen], its_bias))
+        return torch.addcmul(x, self.scale, self.output(torch.cat(blocks, dim=1)))
 
     def _bias(self, num_queries: int) -> Tensor:
         """What is added to the scores of M queries and the M + window - 1 frames that end with them: (A, M, ...)."""

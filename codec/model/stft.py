@@ -32,32 +32,36 @@ class CausalInverseSTFT(nn.Module):
     """
 
     window: Tensor
+    envelopes: Tensor  # (n_fft / hop, hop), of the first hops of a signal; all others are like the last of them
 
     def __init__(self, n_fft: int, hop_length: int, envelope_floor: float = 0.1):
         super().__init__()
         self.n_fft = n_fft
         self.hop_length = hop_length
-        self.envelope_floor = envelope_floor
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.overlap = n_fft // hop_length
+        window = torch.hann_window(n_fft)
+        envelopes = (window**2).unflatten(0, (self.overlap, hop_length)).cumsum(0).clamp(min=envelope_floor)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("envelopes", envelopes, persistent=False)
 
     def forward(self, spectrum: Tensor, state: State | None = None) -> Tensor:
+        num_frames, last = spectrum.shape[1], self.overlap - 1
         frames = torch.fft.irfft(spectrum, n=self.n_fft) * self.window  # (B, N, n_fft)
-        # Signal and squared window are overlap-added side by side, so that their tails travel together.
-        frames = torch.cat([frames, (self.window**2).expand(1, *frames.shape[1:])])  # (B + 1, N, n_fft)
-        summed = self._overlap_add(frames)  # (B + 1, (N - 1) * hop + n_fft)
-        finished = spectrum.shape[1] * self.hop_length
+        summed = self._overlap_add(frames)  # (B, N + overlap - 1, hop)
+        first = 0
         if state is not None:
             if self in state:
-                tail = state[self]
-                summed = summed + F.pad(tail, (0, summed.shape[-1] - tail.shape[-1]))
-            state[self] = summed[:, finished:]
-        signal, envelope = summed[:-1, :finished], summed[-1, :finished]
-        return signal / envelope.clamp(min=self.envelope_floor)
+                first, tail = state[self]
+                summed[:, :last] += tail
+            state[self] = min(first + num_frames, last), summed[:, num_frames:]
+        hops = torch.arange(first, first + num_frames, device=spectrum.device).clamp(max=last)
+        return (summed[:, :num_frames] / self.envelopes[hops]).flatten(1)
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
-        """(B, N, n_fft) -> (B, (N - 1) * hop + n_fft), as n_fft / hop shifted sums of rows of one hop."""
-        overlap = self.n_fft // self.hop_length
-        rows = frames.unflatten(-1, (overlap, self.hop_length))  # (B, N, overlap, hop)
-        shifted = (F.pad(rows[:, :, k], (0, 0, k, overlap - 1 - k)) for k in range(overlap))
-        total: Tensor = sum(shifted, torch.zeros((), dtype=frames.dtype, device=frames.device))
-        return total.flatten(1)
+        """(B, N, n_fft) -> (B, N + overlap - 1, hop), as shifted sums of rows of one hop."""
+        num_frames = frames.shape[1]
+        rows = frames.unflatten(-1, (self.overlap, self.hop_length))  # (B, N, overlap, hop)
+        total = F.pad(rows[:, :, 0], (0, 0, 0, self.overlap - 1))
+        for shift in range(1, self.overlap):
+            total[:, shift : shift + num_frames] += rows[:, :, shift]
+        return total
