@@ -1,4 +1,4 @@
-"""Work in two stages, of which the second can use only one core: both at the same time, on items that follow each other."""
+"""Work in two stages, of which the second can use only one core: both at once, on items that follow each other."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -68,7 +68,7 @@ class StreamEncoder:
             codes = self._quantize(self._mirroring.flush())
         else:
             num_codes = self.codec.num_frames(self._num_samples)
-            end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead
+            end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead_samples
             codes = self._advance(torch.zeros(end - self._num_samples))
         codes = torch.cat([codes, self.codec.quantizer.finish(self._state)[0].cpu()])
         self._reset()
@@ -81,10 +81,10 @@ class StreamEncoder:
             parts = wav.split(MAX_ENCODED_FRAMES * hop_length)
             return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
         wav = torch.cat([self._waiting, wav])
-        ready = max(len(wav) - encoder.lookahead, 0) // hop_length * hop_length
+        ready = max(len(wav) - encoder.lookahead_samples, 0) // hop_length * hop_length
         self._waiting = wav[ready:]
         size = MAX_ENCODED_FRAMES * hop_length
-        pieces = [wav[start : min(start + size, ready) + encoder.lookahead] for start in range(0, ready, size)]
+        pieces = [wav[start : min(start + size, ready) + encoder.lookahead_samples] for start in range(0, ready, size)]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *in_two_stages(pieces, self._analyse, self._quantize)])
 
     def _analyse(self, wav: Tensor) -> Tensor:

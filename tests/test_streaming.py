@@ -62,7 +62,7 @@ def test_every_code_gives_its_samples_at_once(codec: Codec):
 
 def test_a_code_waits_for_lookahead_and_delay_and_no_longer(codec: Codec):
     encoder = StreamEncoder(codec)
-    needed = (1 + codec.quantizer.delay) * codec.hop_length + codec.encoder.lookahead
+    needed = (1 + codec.quantizer.delay) * codec.hop_length + codec.encoder.lookahead_samples
     assert len(encoder.push(torch.zeros(needed - 1))) == 0
     assert len(encoder.push(torch.zeros(1))) == 1
 

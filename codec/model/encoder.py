@@ -69,9 +69,9 @@ class SpectralEncoder(nn.Module):
         self.hop_length = config.hop_length
         self.latent_dim = config.latent_dim
         self.short_hop_length = config.short_n_fft // 4
-        self.window_lookahead = config.n_fft - config.hop_length
-        self.lookahead = self.window_lookahead + config.lookahead * config.hop_length
-        """Samples beyond the end of frame n that its code depends on."""
+        self.window_ahead = config.n_fft - config.hop_length
+        self.lookahead_samples = self.window_ahead + config.lookahead * config.hop_length
+        """Beyond the end of frame n that its code depends on."""
         short_per_frame = config.hop_length // self.short_hop_length
         num_features = (config.n_fft // 2 + 1) + short_per_frame * (config.short_n_fft // 2 + 1)
         self.input = Linear(num_features + config.num_lags, config.width)
@@ -88,7 +88,7 @@ class SpectralEncoder(nn.Module):
     def forward(self, wav: Tensor) -> Tensor:
         """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length)."""
         num_frames = -(-wav.shape[-1] // self.hop_length)
-        padding = num_frames * self.hop_length + self.lookahead - wav.shape[-1]
+        padding = num_frames * self.hop_length + self.lookahead_samples - wav.shape[-1]
         return self.encode_frames(F.pad(wav, (0, padding)))
 
     def encode_frames(self, wav: Tensor, state: State | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class SpectralEncoder(nn.Module):
             long = log_magnitude_frames(wav, config.n_fft, config.hop_length)  # (B, N, n_fft // 2 + 1)
             # The short windows are centred on the long one's middle, where its weight lies.
             num_frames = long.shape[1]
-            start = (self.window_lookahead - config.short_n_fft + self.short_hop_length) // 2
+            start = (self.window_ahead - config.short_n_fft + self.short_hop_length) // 2
             stop = start + num_frames * config.hop_length - self.short_hop_length + config.short_n_fft
             short = log_magnitude_frames(wav[:, start:stop], config.short_n_fft, self.short_hop_length)
             short = short.unflatten(1, (num_frames, -1)).flatten(2)

@@ -156,7 +156,7 @@ class SEANetEncoder(nn.Module):
 class SEANetStream:
     """Encodes a signal that arrives in pieces; together they give what `SEANetEncoder.forward` gives for the whole.
 
-    A frame is certain `lookahead` samples after its end. The first ones come later, since the mirror image in front of
+    A frame is certain `lookahead_samples` after its end. The first ones come later, since the mirror image in front of
     the signal has to be known. Memory is that of the largest piece.
     """
 
@@ -168,7 +168,7 @@ class SEANetStream:
             start, stop = layer.window(start, stop)
         self._past, self._future = -start, stop - hop_length  # samples around a frame that its convolutions see
         self._last_future = last.kernel_size[0] - 1 - last.left  # frames
-        self.lookahead = self._future + self._last_future * hop_length
+        self.lookahead_samples = self._future + self._last_future * hop_length
         self._reset()
 
     def _reset(self) -> None:

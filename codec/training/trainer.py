@@ -323,7 +323,7 @@ class Trainer:
         monitor.log_codebook(self.step, self.usage.counts, None if projection is None else projection.weight)
         with monitor.surviving(self.step, "validation"):
             self.save_model("last")
-            if self.held_out is None:
+            if self.held_out is None or self.step <= self.quantizer_start:  # its codes mean nothing before
                 return
             result = validate(self.averaged_codec(), self.held_out, self.spectral_loss, self.settings.validation_clips)
             monitor.log_validation(self.step, result)

@@ -106,7 +106,7 @@ def print_latency(model: str) -> None:
         encoding.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     hop = 1000 * loaded.hop_length / loaded.sample_rate
-    lookahead, delay = 1000 * loaded.encoder.lookahead / loaded.sample_rate, loaded.quantizer.delay * hop
+    lookahead, delay = 1000 * loaded.encoder.lookahead_samples / loaded.sample_rate, loaded.quantizer.delay * hop
     print(
         f"one thread, medians: first sound after one code {1000 * median(first):.1f} ms, "
         f"a further code {1000 * median(decoding):.1f} ms, a hop to its code {1000 * median(encoding):.1f} ms "

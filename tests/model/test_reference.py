@@ -362,7 +362,7 @@ def test_streamed_encoding_equals_one_pass(is_causal, piece, monkeypatch):
 def test_lookahead_of_a_stream_is_what_a_frame_depends_on(is_causal):
     encoder = tiny_encoder(strides=[2, 4, 5], is_causal=is_causal)
     stream, wav = encoder.stream(), torch.randn(1, 1, 40 * 30, dtype=torch.float64)
-    end = 40 * 11 + stream.lookahead  # of what frame 10 depends on
+    end = 40 * 11 + stream.lookahead_samples  # of what frame 10 depends on
     assert stream.push(wav[..., : end - 1]).shape[-1] == 10
     assert stream.push(wav[..., end - 1 : end]).shape[-1] == 1
     depends = []

@@ -107,6 +107,14 @@ def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], tr
     torch.testing.assert_close(model.encoder.output.weight.detach(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_held_out_speech_is_first_judged_when_codes_mean_something(
+    tiny_run: list[str], training_folder: Path, tmp_path: Path
+):
+    validation = [f"data.validation={training_folder}", "training.validate_every=1", "training.validation_clips=1"]
+    fit(tiny_run, *validation, "training.quantizer_start=2", "training.steps=4")
+    assert [r["step"] for r in records(tmp_path / "run") if "validation/mel" in r] == [3, 4]
+
+
 def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
     """The first step of Adam is as long as the learning rate, in every parameter that has a gradient."""
     rates = ["training.learning_rate=1e-3", "training.quantizer_rate=7", "training.weight_decay=0"]
