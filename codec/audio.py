@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import soundfile
@@ -50,20 +50,27 @@ class SoundInfo:
     format: str  # "WAV PCM_16"
 
 
+def refuse_folder(error: OSError) -> NoReturn:
+    """For `os.walk`, which leaves out what it cannot read, without a word."""
+    raise AudioError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+
 def find_sounds(folder: Path) -> list[Path]:
     """The sound files below a folder in order; hidden ones, and those in hidden folders, are left out.
 
     Raises:
-        AudioError: there is no such folder, or none in it.
+        AudioError: there is no such folder, none in it, or one that cannot be read.
     """
     if not folder.is_dir():
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in INPUT_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    paths = []
+    for place, subfolders, names in os.walk(folder, onerror=refuse_folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths += [
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in INPUT_SUFFIXES
+        ]
     if not paths:
         raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
     return sorted(paths)

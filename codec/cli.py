@@ -4,9 +4,11 @@ Every error a user can cause becomes one sentence on standard error and exit cod
 Nothing heavy is imported before a command needs it.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -39,6 +41,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 class Failed(Exception):
     """Some files of a folder could not be used; each was reported where it happened."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop, and has saved where it stands."""
 
 
 class PipeClosed(Exception):
@@ -82,8 +88,9 @@ def exit_code(main: Callable[[], object]) -> int:
         return _complain(f"{error.format_message().rstrip('.')}; see {command} --help")
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted; what was not complete is not there")
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__  # of what click makes of an interruption
+        _complain(str(cause) if isinstance(cause, Stopped) else "interrupted; what was not complete is not there")
         return INTERRUPTED
     except (PipeClosed, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
@@ -96,6 +103,20 @@ def exit_code(main: Callable[[], object]) -> int:
         if isinstance(error, MemoryError):
             return _complain("there is not enough memory")
         raise
+
+
+def positive(text: str) -> int:
+    """For `argparse` of the recipes: an integer from 1 on."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """For `argparse` of the recipes: a finite number from 0 on."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text}")
+    return float(text)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -870,25 +891,25 @@ def train(settings: tuple[str, ...], multirun: bool) -> None:
         raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
 
     if multirun:
-        sweep(list(settings), _train_to_the_end)
+        sweep(list(settings), _train_one_of_many)
     else:
         _train(compose(list(settings)))
 
 
-def _train(config: Any) -> Any:
-    """Train, and return the trainer."""
+def _train_one_of_many(config: Any) -> None:
+    click.echo(config.training.run, err=True)
+    _train(config)
+
+
+def _train(config: Any) -> None:
+    """Train. If it is asked to stop, no other run must start."""
     from codec.training.trainer import Trainer
 
     trainer = Trainer(config)
-    click.echo(str(trainer.fit()))
-    return trainer
-
-
-def _train_to_the_end(config: Any) -> None:
-    """Train one of several runs. One that was asked to stop must not let the next one start."""
-    click.echo(config.training.run, err=True)
-    if _train(config).step < config.training.steps:
-        raise KeyboardInterrupt
+    directory = trainer.fit()
+    if trainer.step < config.training.steps:
+        raise Stopped(f"{config.training.run}: stopped at step {trainer.step} of {config.training.steps} and saved")
+    click.echo(str(directory))
 
 
 @commands.command()

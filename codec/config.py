@@ -6,9 +6,10 @@ The only user of hydra. Below it there are dataclasses that have checked themsel
 import functools
 import itertools
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from codec.errors import ConfigError
+from codec.errors import ConfigError, ModelError
 from codec.model import catalogue, weights
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
@@ -66,7 +67,10 @@ def compose(overrides: list[str]) -> Config:
             do not fit together; all of them in one message.
         ModelError: `training.init` cannot be used.
     """
-    return _checked(*_compose(overrides), overrides)
+    mistakes = [f"{override!r}: a setting is given as key=value" for override in overrides if not _is_setting(override)]
+    overrides = list(filter(_is_setting, overrides))
+    composed, more = _compose(overrides)
+    return _checked(composed, mistakes + more, overrides)
 
 
 def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
@@ -159,6 +163,8 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
             parts[name] = _read_model(composed.model) if name == "model" else OmegaConf.to_object(composed[name])
         except (ConfigError, OmegaConfBaseException) as error:
             mistakes.append(_one_sentence(error))
+    if endless := list(_not_finite(composed)):
+        raise ConfigError("; ".join([*_of_others("; ".join(mistakes).split("; "), endless), *endless]))
     if mistakes:
         raise ConfigError("; ".join([*mistakes, *_further_mistakes(composed, parts, mistakes)]))
     if parts["training"].init:
@@ -174,10 +180,25 @@ def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: lis
     try:
         check(config)
     except ConfigError as error:
-        setting = re.compile(rf"\b(?:{'|'.join(vars(config))})\.\w+")
-        named = set(setting.findall(" ".join(mistakes)))
-        return [sentence for sentence in str(error).split("; ") if not named & set(setting.findall(sentence))]
+        return _of_others(str(error).split("; "), mistakes)
     return []
+
+
+def _of_others(sentences: list[str], named: list[str]) -> list[str]:
+    """The sentences about settings that none of the others name."""
+    setting = re.compile(rf"\b(?:{'|'.join(part.name for part in fields(Config))})\.\w+")
+    known = set(setting.findall(" ".join(named)))
+    return [sentence for sentence in sentences if not known & set(setting.findall(sentence))]
+
+
+def _not_finite(values: Any, name: str = "") -> Iterator[str]:
+    """A sentence about each number that is none, or infinite: no setting may be."""
+    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
+    if isinstance(plain, dict | list):
+        for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+            yield from _not_finite(value, f"{name}.{key!s}".strip("."))
+    elif isinstance(plain, float) and not math.isfinite(plain):
+        yield f"{name} must be a finite number, got {plain}"
 
 
 def _take_over(parts: dict[str, Any], chosen: list[str]) -> None:
@@ -192,10 +213,15 @@ def _take_over(parts: dict[str, Any], chosen: list[str]) -> None:
         parts["model"] = weights.load(initial).config
     path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))
-        parts["adversary"].discriminators = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
-        )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            parts["adversary"].discriminators = OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
+            )
+        except (ValueError, OmegaConfBaseException) as error:
+            raise ModelError(
+                f"{path}: does not describe discriminators ({_one_sentence(error)}); remove it to begin with new ones"
+            ) from error
 
 
 def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
@@ -225,6 +251,11 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
 def _hydra(overrides: list[str]) -> DictConfig:
     with initialize_config_module("codec.configs", version_base="1.3"):
         return hydra_compose("config", overrides=overrides)
+
+
+def _is_setting(override: str) -> bool:
+    """Whether it can be one: `key=value`, or `~key`, which takes one away."""
+    return bool(_key(override)) and ("=" in override or override.startswith("~"))
 
 
 def _key(override: str) -> str:

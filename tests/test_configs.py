@@ -129,7 +129,7 @@ def test_our_recipe_differs_from_the_papers_where_it_says_so():
         (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
         (["model.quantizer.codebook_sise=5"], "codebook_sise"),
         (["model.quantizer.codebook_size=1"], "codebook_size must be at least 2"),
-        (["mel.scale=bark"], "mel scale must be one of htk, slaney, got 'bark'"),
+        (["mel.scale=bark"], "mel.scale must be one of htk, slaney, got 'bark'"),
         (["modle=stream"], "modle"),
     ],
 )

@@ -105,9 +105,13 @@ def journal_of(folder: Path, name: str, config: PreparationConfig) -> Path:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file; a folder that was seen already, by a link that leads back, is left out."""
+    """Every file; a folder that was seen already, by a link that leads back, is left out.
+
+    Raises:
+        AudioError: a folder cannot be read.
+    """
     seen = set()
-    for place, subfolders, names in os.walk(folder, followlinks=True):
+    for place, subfolders, names in os.walk(folder, onerror=audio.refuse_folder, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()

@@ -33,12 +33,15 @@ class PreparationConfig:
     num_workers: int | None = None  # processes; None takes one per core
 
     def __post_init__(self) -> None:
+        mistakes = []
         if self.subset < 0:
-            raise ConfigError(f"subset must be a number of utterances, got {self.subset}")
+            mistakes.append(f"subset must be a number of utterances, got {self.subset}")
         if not 0 <= self.max_damaged <= 1:
-            raise ConfigError(f"max_damaged must be between 0 and 1, got {self.max_damaged:g}")
+            mistakes.append(f"max_damaged must be between 0 and 1, got {self.max_damaged:g}")
         if self.num_workers is not None and self.num_workers < 1:
-            raise ConfigError(f"num_workers must be at least 1, got {self.num_workers}")
+            mistakes.append(f"jobs must be at least 1, got {self.num_workers}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 @dataclass

@@ -6,6 +6,7 @@ need no second look at the audio.
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -58,6 +59,8 @@ def measure(path: Path, headers_only: bool = False) -> Measurement:
         status = path.stat()
     except OSError as error:
         return Measurement(0, 0, f"cannot be opened ({error.strerror})")
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        return Measurement(0, 0, "is no regular file")
     try:
         with audio.SoundReader(path) as sound:
             read = _header if headers_only and sound.info.num_samples is not None else _samples

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
@@ -57,14 +58,17 @@ class AdversaryConfig:
 
     def __post_init__(self) -> None:
         self.betas = list(self.betas)
+        mistakes = []
         if not self.learning_rate > 0:
-            raise ConfigError(f"adversary.learning_rate must be positive, got {self.learning_rate:g}")
+            mistakes.append(f"adversary.learning_rate must be positive, got {self.learning_rate:g}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"adversary.betas must be two numbers in [0, 1), got {self.betas}")
+            mistakes.append(f"adversary.betas must be two numbers in [0, 1), got {self.betas}")
         if self.weight_decay < 0:
-            raise ConfigError(f"adversary.weight_decay must not be negative, got {self.weight_decay:g}")
+            mistakes.append(f"adversary.weight_decay must not be negative, got {self.weight_decay:g}")
         if not self.max_gradient_norm > 0:
-            raise ConfigError(f"adversary.max_gradient_norm must be positive, got {self.max_gradient_norm:g}")
+            mistakes.append(f"adversary.max_gradient_norm must be positive, got {self.max_gradient_norm:g}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 class Adversary:
@@ -202,9 +206,15 @@ class Adversary:
         """Read the discriminators' weights from `save_weights`' file.
 
         Raises:
-            ModelError: the file belongs to other discriminators.
+            ModelError: the file is damaged, or belongs to other discriminators.
         """
-        state, ours = load_file(path), self.discriminators.state_dict()
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ModelError(
+                f"{path}: is not a whole file of weights ({error}); copy it again, or remove it to begin with new ones"
+            ) from error
+        ours = self.discriminators.state_dict()
         odd = sorted(set(state) ^ set(ours)) or [key for key in ours if state[key].shape != ours[key].shape]
         if odd:
             raise ModelError(

@@ -27,6 +27,7 @@ from codec.processes import follow_parent
 from codec.training.degradation import degrade
 
 INDEX_NAME = "clips.json"
+VERSION = 2  # of the cache; one of another version is made again
 FILES_IN_FLIGHT = 512
 """Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
 
@@ -74,20 +75,21 @@ class DataConfig:
         return [Path(place) for place in self._places() if place and isinstance(place, str)]
 
     def __post_init__(self) -> None:
+        mistakes = []
         if not all(isinstance(place, str) for place in self._places()):
-            raise ConfigError(f"data.train must be a path or a list of paths, got {self.train!r}")
+            mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
         if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size must be at least 1, got {self.batch_size}")
+            mistakes.append(f"data.batch_size must be at least 1, got {self.batch_size}")
         if self.window_seconds <= 0:
-            raise ConfigError(f"data.window_seconds must be positive, got {self.window_seconds}")
-        if self.workers < 0:
-            raise ConfigError(f"data.workers must not be negative, got {self.workers}")
-        if not 0 <= self.speaker_balance <= 1:
-            raise ConfigError(f"data.speaker_balance must be between 0 and 1, got {self.speaker_balance}")
-        if not 0 <= self.degraded <= 1:
-            raise ConfigError(f"data.degraded must be between 0 and 1, got {self.degraded}")
-        if not 0 <= self.speed <= LARGEST_SPEED_CHANGE:
-            raise ConfigError(f"data.speed must be between 0 and {LARGEST_SPEED_CHANGE}, got {self.speed}")
+            mistakes.append(f"data.window_seconds must be positive, got {self.window_seconds}")
+        for name in ("gain_db", "workers"):
+            if getattr(self, name) < 0:
+                mistakes.append(f"data.{name} must not be negative, got {getattr(self, name)}")
+        for name, most in (("speaker_balance", 1), ("degraded", 1), ("speed", LARGEST_SPEED_CHANGE)):
+            if not 0 <= getattr(self, name) <= most:
+                mistakes.append(f"data.{name} must be between 0 and {most}, got {getattr(self, name)}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     def _places(self) -> list[Any]:
         return self.train if isinstance(self.train, list) else [self.train]
@@ -108,6 +110,7 @@ class AudioCache:
         self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
         self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
         self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
+        self.file_sizes: list[int] = [clip["bytes"] for clip in index["clips"]]
         self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
         """Hz, at most half the cache's sample rate."""
         self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
@@ -138,11 +141,10 @@ def open_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) ->
         CorpusError: the manifest is not one.
         ConfigError: the cache was made at another sample rate, or of other files.
     """
-    if not (cache_folder / INDEX_NAME).exists():
+    if not _is_complete(cache_folder):
         _build_cache(sources, cache_folder, sample_rate)
     cache = AudioCache(cache_folder)
-    names = all(source.exists() for source in sources) and [name for _, name, _ in _all_sounds(sources)]
-    if names and cache.paths != names:
+    if all(source.exists() for source in sources) and not _holds(cache, _all_sounds(sources)):
         raise ConfigError(
             f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose another "
             "data.cache"
@@ -157,6 +159,20 @@ def open_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) ->
     return cache
 
 
+def _is_complete(cache_folder: Path) -> bool:
+    """Whether there is an index, and one of this version."""
+    index = cache_folder / INDEX_NAME
+    return index.exists() and json.loads(index.read_text()).get("version") == VERSION
+
+
+def _holds(cache: AudioCache, sounds: list[tuple[Path, str, str]]) -> bool:
+    """Whether a cache was made of these files: of their names and, as two corpora may share those, their sizes."""
+    return cache.paths == [name for _, name, _ in sounds] and all(
+        not path.exists() or path.stat().st_size == size
+        for (path, _, _), size in zip(sounds, cache.file_sizes, strict=True)
+    )
+
+
 def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) -> None:
     sounds = _all_sounds(sources)
     cache_folder.mkdir(parents=True, exist_ok=True)
@@ -167,9 +183,9 @@ def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) 
                 some = sounds[start : start + FILES_IN_FLIGHT]
                 decoded = pool.map(_decode, [path for path, _, _ in some], [sample_rate] * len(some), chunksize=8)
                 try:
-                    for (_, name, speaker), (samples, bandwidth) in zip(some, decoded, strict=True):
-                        clip = {"path": name, "speaker": speaker, "offset": offset, "samples": len(samples)}
-                        clips.append(clip | {"bandwidth": bandwidth})
+                    for (path, name, speaker), (samples, bandwidth) in zip(some, decoded, strict=True):
+                        clip = {"path": name, "bytes": path.stat().st_size, "speaker": speaker, "offset": offset}
+                        clips.append(clip | {"samples": len(samples), "bandwidth": bandwidth})
                         stream.write(samples.tobytes())
                         offset += len(samples)
                 except BrokenProcessPool as error:
@@ -179,7 +195,7 @@ def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) 
     if not offset:
         raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
     with open_output(cache_folder / INDEX_NAME, overwrite=True) as stream:
-        stream.write(json.dumps({"sample_rate": sample_rate, "clips": clips}).encode())
+        stream.write(json.dumps({"version": VERSION, "sample_rate": sample_rate, "clips": clips}).encode())
 
 
 def _joined(sources: Sequence[Path]) -> str:

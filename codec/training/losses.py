@@ -202,14 +202,17 @@ class MelLossConfig:
 
     def __post_init__(self) -> None:
         self.resolutions = [list(resolution) for resolution in self.resolutions]
+        mistakes = []
         if not self.resolutions or any(len(r) != 3 or min(r) < 1 for r in self.resolutions):
-            raise ConfigError(
-                f"mel resolutions must be triples of positive [n_fft, hop_length, num_mels], got {self.resolutions}"
+            mistakes.append(
+                f"mel.resolutions must be triples of positive [n_fft, hop_length, num_mels], got {self.resolutions}"
             )
         if self.scale not in MEL_SCALES:
-            raise ConfigError(f"mel scale must be one of {', '.join(MEL_SCALES)}, got {self.scale!r}")
+            mistakes.append(f"mel.scale must be one of {', '.join(MEL_SCALES)}, got {self.scale!r}")
         if not self.floor > 0:
-            raise ConfigError(f"mel floor must be positive, got {self.floor:g}")
+            mistakes.append(f"mel.floor must be positive, got {self.floor:g}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     @classmethod
     def reference(cls) -> "MelLossConfig":

@@ -97,7 +97,7 @@ class TrainingConfig:
 _LEAST = {
     -1: ("quantizer_start",),
     0: (
-        *("warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
+        *("seed", "warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
         *("mel_weight", "loudness_weight", "convergence_weight", "disturbance_weight"),
         *("commitment_weight", "usage_weight", "pitch_weight"),
         *("adversarial_weight", "feature_matching_weight"),

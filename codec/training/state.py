@@ -157,7 +157,7 @@ def load_latest(run: Path) -> Latest | None:
             else:
                 return Latest(parts, counters, name, str(damages[0]) if damages else "")
     if damages:
-        raise damages[0]
+        raise ModelError(f"{'; '.join(map(str, damages))}; delete them to begin from the first step")
     return None
 
 
@@ -167,7 +167,8 @@ def check_room(run: Path) -> None:
     Raises:
         ModelError: there is too little room beside the run's first state.
     """
-    needed, free = 2 * (run / STATE_NAME).stat().st_size, shutil.disk_usage(run).free
+    num_states = 1 if (run / PREVIOUS_NAME).exists() else 2
+    needed, free = num_states * (run / STATE_NAME).stat().st_size, shutil.disk_usage(run).free
     if free < needed:
         raise ModelError(
             f"{run}: {free / 2**20:.0f} MiB are free, the states to come need {needed / 2**20:.0f} MiB; "

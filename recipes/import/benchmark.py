@@ -23,7 +23,7 @@ import torch
 import codec
 from codec import audio
 from codec.bitstream import Header
-from codec.cli import exit_code
+from codec.cli import exit_code, not_negative, positive
 from codec.files import PRECISIONS
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
@@ -38,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--hours", type=float, default=0.5, help="of audio for the long file; 0 leaves it out")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count())
+    parser.add_argument("--hours", type=not_negative, default=0.5, help="of audio for the long file; 0 leaves it out")
     parser.add_argument("--row", nargs=3, metavar=("VERB", "SECONDS", "PRECISION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from codec import audio
-from codec.cli import exit_code
+from codec.cli import exit_code, not_negative, positive
 
 SAMPLE_RATE = 24000
 COMMAND = [sys.executable, "-m", "codec", "evaluate", "--metrics", "pesq_wb,stoi,mel", "--quiet", "--device", "cpu"]
@@ -28,9 +28,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each utterance")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--pairs", type=positive, default=1000)
+    parser.add_argument("--seconds", type=not_negative, default=3.0, help="of each utterance")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

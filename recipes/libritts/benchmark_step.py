@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.cli import exit_code
+from codec.cli import exit_code, not_negative, positive
 from codec.model.quantizer import SimVQ
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
@@ -175,13 +175,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     """Measure both schedules, each in a fresh process, and print them with their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a clip (default 1)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps after one warm-up (default 3)")
+    parser.add_argument("--batch", type=positive, default=2, help="clips per step (default 2)")
+    parser.add_argument("--seconds", type=not_negative, default=1.0, help="length of a clip (default 1)")
+    parser.add_argument("--steps", type=positive, default=3, help="timed steps after one warm-up (default 3)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
-    parser.add_argument("--peak-tflops", type=float, help="the device's peak, to print the share of it that is reached")
+    parser.add_argument(
+        "--peak-tflops", type=not_negative, help="the device's peak, to print the share that is reached"
+    )
     parser.add_argument("--schedule", choices=SCHEDULES, help="measure only this one, in this process, and print JSON")
     options = parser.parse_args()
     if options.schedule:

@@ -14,7 +14,7 @@ from report import arguments, machine, new_figure, prepare, save_figure, style, 
 from speech import add_data_options, load_frames, make_latents
 
 from codec import SimVQ
-from codec.cli import exit_code
+from codec.cli import exit_code, positive
 
 CODEBOOKS: dict[str, dict[str, Any]] = {
     "Gaussian, frozen": {},
@@ -27,10 +27,10 @@ def main() -> None:
     """Learn, measure, draw."""
     parser = arguments(__doc__)
     add_data_options(parser)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 16384])
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[1024, 16384])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--dim", type=positive, default=16)
     options = parser.parse_args()
     prepare(options)
     frames = load_frames(options.data, options.frame_rate)

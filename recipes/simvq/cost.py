@@ -26,7 +26,7 @@ from report import arguments, machine, new_figure, prepare, save_figure, style, 
 from torch import Tensor, nn
 
 from codec import SimVQ
-from codec.cli import exit_code
+from codec.cli import exit_code, positive
 from codec.model.search import half_squared_norms, nearest_code
 
 IMPLEMENTATIONS = {"ours": "this project", "naive": "naive", "library": "vector-quantize-pytorch"}
@@ -36,10 +36,10 @@ MARKS = {"ours": "o-", "naive": "s-", "library": "^-"}
 def main() -> None:
     """Measure every implementation at every size, each in a new process."""
     parser = arguments(__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16, 18)])
-    parser.add_argument("--vectors", type=int, default=1500, help="N, 20 s of speech")
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--runs", type=int, default=5, help="timed runs after one that warms up")
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16, 18)])
+    parser.add_argument("--vectors", type=positive, default=1500, help="N, 20 s of speech")
+    parser.add_argument("--dim", type=positive, default=512)
+    parser.add_argument("--runs", type=positive, default=5, help="timed runs after one that warms up")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     prepare(options)

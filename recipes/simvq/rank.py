@@ -16,17 +16,17 @@ from speech import add_data_options, load_frames, make_latents
 from torch import Tensor
 
 from codec import SimVQ
-from codec.cli import exit_code
+from codec.cli import exit_code, positive
 
 
 def main() -> None:
     """Learn at every size, with the rank taken on the way; draw."""
     parser = arguments(__doc__)
     add_data_options(parser)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=1 << 17, help="measured at most")
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
+    parser.add_argument("--steps", type=positive, default=400)
+    parser.add_argument("--dim", type=positive, default=64)
+    parser.add_argument("--frames", type=positive, default=1 << 17, help="measured at most")
     options = parser.parse_args()
     prepare(options)
     frames = load_frames(options.data, options.frame_rate)

@@ -12,6 +12,8 @@ from typing import Any
 import matplotlib
 import torch
 
+from codec.cli import positive
+
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
@@ -38,7 +40,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
     parser.add_argument("--output", type=Path, default=HERE, help="folder for figure and table")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=positive, default=os.cpu_count())
     return parser
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec import audio
+from codec.cli import positive
 from codec.training.losses import mel_filterbank
 
 SAMPLE_RATE, HOP, N_FFT, BANDS = 24000, 320, 1280, 80
@@ -50,7 +51,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-rate", type=int, default=75, help="frames a second, a multiple of 75 that divides 24000"
     )
-    parser.add_argument("--latent-steps", type=int, default=500, help="of the autoencoder")
+    parser.add_argument("--latent-steps", type=positive, default=500, help="of the autoencoder")
 
 
 def load_frames(folder: Path, frame_rate: int = SAMPLE_RATE // HOP) -> Tensor:

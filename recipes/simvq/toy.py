@@ -19,7 +19,7 @@ from report import arguments, new_figure, prepare, save_figure, write_table
 from torch import Tensor
 
 from codec import SimVQ
-from codec.cli import exit_code
+from codec.cli import exit_code, positive
 from codec.model.quantizer import VQ
 
 NUM_CODES = 100
@@ -32,7 +32,7 @@ FRAMES = 48
 def main() -> None:
     """Run the four modes and draw them."""
     parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=positive, default=3000)
     options = parser.parse_args()
     prepare(options)
     targets = torch.randn(NUM_TARGETS, 2) @ torch.tensor([[1.2, 0.4], [0.0, 0.5]]) + torch.tensor([2.5, 1.5])

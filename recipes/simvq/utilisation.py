@@ -18,7 +18,7 @@ from learning import FRAMES_PER_CODE, learn, measure
 from report import COLOURS, LABELS, arguments, machine, new_figure, prepare, read_table, save_figure, style, write_table
 from speech import SpeechLatents, add_data_options, load_frames, make_latents
 
-from codec.cli import exit_code
+from codec.cli import exit_code, positive
 from codec.model.codec import QUANTIZERS
 from codec.model.quantizer import Quantizer
 
@@ -27,14 +27,14 @@ def main() -> None:
     """Learn, measure, draw; the table is written after every quantizer."""
     parser = arguments(__doc__)
     add_data_options(parser)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
     parser.add_argument("--quantizers", nargs="+", choices=list(LABELS), default=list(LABELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--frames", type=int, default=1 << 19, help="measured at most, for a quantizer")
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--dim", type=positive, default=16)
+    parser.add_argument("--frames", type=positive, default=1 << 19, help="measured at most, for a quantizer")
     parser.add_argument("--all-frames", nargs="*", default=["simvq"], help="quantizers measured on all frames instead")
-    parser.add_argument("--lfq-codes", type=int, default=1 << 12, help="at most for LFQ, whose time grows fastest")
+    parser.add_argument("--lfq-codes", type=positive, default=1 << 12, help="at most for LFQ, whose time grows fastest")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the table already has")
     options = parser.parse_args()
     prepare(options)

@@ -22,7 +22,7 @@ import soundfile
 import torch
 
 import codec
-from codec.cli import exit_code
+from codec.cli import exit_code, not_negative, positive
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -40,10 +40,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stream")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=60.0, help="of audio for the speed comparison")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--hours", type=float, default=1.0, help="of audio for the memory measurement; 0 leaves it out")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count())
+    parser.add_argument("--seconds", type=not_negative, default=60.0, help="of audio for the speed comparison")
+    parser.add_argument("--runs", type=positive, default=5)
+    parser.add_argument(
+        "--hours", type=not_negative, default=1.0, help="of audio for measuring memory; 0 leaves it out"
+    )
     parser.add_argument("--measure-memory", nargs=2, metavar=("VERB", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import codec
 from codec import SimVQ, audio
-from codec.cli import exit_code
+from codec.cli import exit_code, positive
 from codec.model.predictive import PredictiveSimVQ
 
 WINDOW = 150  # frames that quantizers learn on at once
@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--model", default="stream", help="boxed name or directory of a stream model")
     parser.add_argument("--train", type=Path, required=True, help="folder of speech")
     parser.add_argument("--test", type=Path, required=True, help="folder of other speech")
-    parser.add_argument("--files", type=int, default=400, help="drawn from --train")
+    parser.add_argument("--files", type=positive, default=400, help="drawn from --train")
     parser.add_argument("--memories", type=int, nargs="+", default=[0, 1, 2, 4, 8])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=positive, default=600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = codec.load(options.model)

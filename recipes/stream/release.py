@@ -13,6 +13,9 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -21,7 +24,7 @@ import torch
 
 import codec
 from codec import audio
-from codec.cli import exit_code
+from codec.cli import exit_code, not_negative
 from codec.evaluation.evaluate import Options, evaluate_model
 from codec.evaluation.metric import Settings
 from codec.model import catalogue
@@ -50,9 +53,32 @@ def main() -> None:
     parser.add_argument("--dnsmos-weights", type=Path, help="folder of DNSMOS, to score how natural it sounds")
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
     parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the releases before")
-    parser.add_argument("--earlier-hours", type=float, default=0, help="of audio that they saw")
+    parser.add_argument("--earlier-hours", type=not_negative, default=0, help="of audio that they saw")
     arguments = parser.parse_args()
 
+    audio.find_sounds(arguments.test)  # refuses what is none, before anything is replaced
+    with replaced_as_a_whole(BOX, HERE / "evaluation"):
+        release(arguments)
+
+
+@contextmanager
+def replaced_as_a_whole(*folders: Path) -> Iterator[None]:
+    """Put folders back as they were if anything goes wrong before all is new."""
+    with tempfile.TemporaryDirectory() as kept:
+        copies = {folder: Path(kept, str(number)) for number, folder in enumerate(folders) if folder.is_dir()}
+        for folder, copy in copies.items():
+            shutil.copytree(folder, copy)
+        try:
+            yield
+        except BaseException:
+            for folder, copy in copies.items():
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(copy, folder)
+            raise
+
+
+def release(arguments: argparse.Namespace) -> None:
+    """Replace the model, its scores, pictures and card."""
     curves, configs = read_curves(arguments.runs), [read_config(run) for run in arguments.runs]
     BOX.mkdir(parents=True, exist_ok=True)
     for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME):
@@ -60,8 +86,6 @@ def main() -> None:
     if arguments.discriminators:
         for name in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME):
             shutil.copyfile(arguments.discriminators / "last" / name, BOX / name)
-    save_settings(configs, HERE / "run.json")
-    draw_curves(curves, HERE / "curves.png", overwrite=True)
     shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
     metrics = ("core", "dnsmos") if arguments.dnsmos_weights else ("core",)
     options = Options(metrics, Settings(dnsmos_weights=arguments.dnsmos_weights))
@@ -71,6 +95,8 @@ def main() -> None:
     (HERE / "evaluation" / "journal.jsonl").unlink()
     utilisation = use_of_codes(Path(configs[-1]["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
+    draw_curves(curves, HERE / "curves.png", overwrite=True)
+    save_settings(configs, HERE / "run.json")
     (BOX / catalogue.CARD_NAME).write_text(card(configs, curves, summary, utilisation, arguments))
 
 

@@ -15,7 +15,7 @@ from statistics import median
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.cli import exit_code
+from codec.cli import exit_code, not_negative
 from codec.config import restore
 from codec.errors import ConfigError
 from codec.training.doctor import read_run
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--data", type=Path, required=True, help="any folder of speech")
-    parser.add_argument("--peak", type=float, help="operations a second that the processor is stated to do, in 16 bit")
+    parser.add_argument("--peak", type=not_negative, help="operations a second that the processor is stated to do")
     arguments = parser.parse_args()
     record = read_run(arguments.run)
     if not record.config:

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from small_corpus import RATE, noise, rows
 
+from codec import audio
 from codec.cli import run
-from codec.errors import ConfigError, CorpusError
+from codec.errors import AudioError, ConfigError, CorpusError
 from codec.manifest import read_manifest
 from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
@@ -34,6 +35,18 @@ def folder(tmp_path) -> Path:
     (tmp_path / "audio" / ".hidden").mkdir()
     soundfile.write(tmp_path / "audio" / ".hidden" / "9.wav", noise(), RATE)
     return tmp_path / "audio"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_read_is_named(folder, tmp_path):
+    (folder / "train" / "ben").chmod(0)
+    try:
+        with pytest.raises(AudioError, match=r"ben: the folder cannot be read \(Permission denied\)"):
+            prepare_folder(folder, tmp_path / "lists", config=ALONE)
+        with pytest.raises(AudioError, match=r"ben: the folder cannot be read \(Permission denied\)"):
+            audio.find_sounds(folder)
+    finally:
+        (folder / "train" / "ben").chmod(0o700)
 
 
 def speakers(path: Path) -> list[str]:

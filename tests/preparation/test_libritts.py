@@ -393,7 +393,7 @@ def test_check_compares_a_manifest_with_its_files(root, capsys):
     [
         (["--min-seconds", "5", "--max-seconds", "2"], "min_seconds must be at least 0 and below max_seconds"),
         (["--subset", "-1"], "subset must be a number of utterances"),
-        (["--jobs", "0"], "num_workers must be at least 1"),
+        (["--jobs", "0"], "jobs must be at least 1"),
         (["--max-damaged", "2"], "max_damaged must be between 0 and 1"),
         (["--variant", "libritts-x"], "libritts-x"),
         (["--archives", "nowhere"], "nowhere no test-clean.tar.gz"),

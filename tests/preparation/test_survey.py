@@ -1,6 +1,7 @@
 """Each file is measured once, rightly, and no kill loses what was measured."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -38,6 +39,12 @@ def test_measures_are_those_of_the_samples(tmp_path):
     assert found.peak == pytest.approx(1.0, abs=1e-4)
     assert found.silent_share == 0.5  # 0.001 is -60 dB
     assert found.clipped_share == 480 / (2 * RATE)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    assert measure(tmp_path / "a.wav").problem == "is no regular file"
 
 
 def test_measures_do_not_depend_on_the_blocks_a_file_is_read_in(tmp_path):

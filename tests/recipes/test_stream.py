@@ -1,10 +1,12 @@
 """The scripts beside the recipe of the boxed model."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from codec.model import weights
@@ -49,6 +51,41 @@ def test_models_that_have_no_average_are_named(model_directory: Path, tmp_path: 
         assert words in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "mean").exists()
+
+
+def test_what_goes_wrong_in_a_release_leaves_the_old_one(tmp_path: Path):
+    specification = importlib.util.spec_from_file_location("release", RECIPE / "release.py")
+    release = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(release)
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "deep").mkdir(parents=True)
+    (old / "deep" / "weights").write_text("old")
+    with pytest.raises(KeyboardInterrupt), release.replaced_as_a_whole(old, new):
+        (old / "deep" / "weights").write_text("new")
+        (old / "more").write_text("new")
+        raise KeyboardInterrupt
+    assert [path.name for path in old.rglob("*")] == ["deep", "weights"]
+    assert (old / "deep" / "weights").read_text() == "old"
+    with release.replaced_as_a_whole(old, new):
+        (old / "deep" / "weights").write_text("new")
+    assert (old / "deep" / "weights").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("probe.py", ["--data", ".", "--paths", 0], "--paths: must be at least 1, got 0"),
+        ("benchmark.py", ["--hours", -1], "--hours: must be a number from 0 on, got -1"),
+        ("benchmark.py", ["--hours", "nan"], "--hours: must be a number from 0 on, got nan"),
+        ("../simvq/toy.py", ["--steps", 0], "--steps: must be at least 1, got 0"),
+        ("../simvq/cost.py", ["--runs", 0], "--runs: must be at least 1, got 0"),
+        ("release.py", ["run", "--test", "nowhere", "--hardware", "x"], "nowhere: no such folder"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(script: str, arguments: list[object], words: str):
+    result = run(script, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert words in result.stderr.splitlines()[-1]
 
 
 def test_a_rate_is_what_the_run_has_logged(speech: Path, tmp_path: Path):

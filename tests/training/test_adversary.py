@@ -233,6 +233,15 @@ def test_weights_of_another_set_are_refused(adversary, tmp_path):
         Adversary(settings).load_weights(tmp_path / "discriminators.safetensors")
 
 
+def test_weights_that_are_cut_off_are_refused(adversary, tmp_path):
+    path = tmp_path / "discriminators.safetensors"
+    adversary.save_weights(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ModelError, match=r"discriminators.safetensors: is not a whole file .*; copy it again"):
+        adversary.load_weights(path)
+    assert not adversary.has_learned
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,5 +1,6 @@
 """The cache holds what the files hold, and a step's batch is a function of seed and step alone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,27 @@ def test_a_cache_of_other_files_is_refused(training_folder: Path, tmp_path: Path
     next((tmp_path / "audio" / "first").iterdir()).unlink()
     with pytest.raises(ConfigError, match="other sound files"):
         open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
+
+
+def test_a_cache_of_another_corpus_with_the_same_names_is_refused(training_folder: Path, tmp_path: Path):
+    shutil.copytree(training_folder, tmp_path / "audio")
+    open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
+    path = next((tmp_path / "audio" / "first").iterdir())
+    wav, rate = soundfile.read(path)
+    soundfile.write(path, wav[: len(wav) // 2], rate)
+    with pytest.raises(ConfigError, match="other sound files"):
+        open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
+    path.unlink()
+    shutil.rmtree(tmp_path / "audio")  # what is decoded is enough
+    assert len(open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)) > 1
+
+
+def test_a_cache_of_another_version_is_made_again(training_folder: Path, tmp_path: Path):
+    open_cache([training_folder], tmp_path, 24000)
+    index = json.loads((tmp_path / "clips.json").read_text())
+    (tmp_path / "clips.json").write_text(json.dumps({"sample_rate": 24000, "clips": [{"path": "old"}]}))
+    open_cache([training_folder], tmp_path, 24000)
+    assert json.loads((tmp_path / "clips.json").read_text()) == index
 
 
 def test_a_batch_depends_on_seed_and_step_only(cache: AudioCache):

@@ -78,10 +78,39 @@ def test_mistakes_of_every_kind_are_named_together():
     ]
 
 
+def test_every_part_names_all_its_values_out_of_range():
+    settings = ["data.batch_size=0", "data.window_seconds=-1", "data.workers=-1", "data.speaker_balance=2"]
+    settings += ["data.degraded=7", "data.speed=-1", "data.gain_db=-3", "adversary.learning_rate=0"]
+    settings += ["adversary.betas=[3]", "adversary.max_gradient_norm=-1", "mel.scale=foo", "mel.floor=-1"]
+    settings += ["training.seed=-1"]
+    with pytest.raises(ConfigError) as caught:
+        compose(settings)
+    named = [sentence.split()[0] for sentence in str(caught.value).split("; ")]
+    assert sorted(named) == sorted([*(setting.split("=")[0] for setting in settings), "data.train"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_that_are_none_or_endless_are_refused_by_name(value: str):
+    names = ["data.window_seconds", "training.adversarial_seconds", "training.learning_rate", "training.betas.1"]
+    settings = [f"{name}={value}" for name in names[:3]] + [f"training.betas=[0.5,{value}]"]
+    with pytest.raises(ConfigError) as caught:
+        compose([*settings, "data.batch_size=0"])
+    for name in names:
+        assert f"{name} must be a finite number, got {value}" in str(caught.value)
+    assert str(caught.value).count("data.window_seconds") == 1
+    assert "data.batch_size must be at least 1, got 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["=3", "training.steps", "", "=", "+=1"])
+def test_what_is_no_setting_is_refused(override: str):
+    with pytest.raises(ConfigError, match="a setting is given as key=value"):
+        compose([override, "training.steps=5"])
+
+
 def test_values_out_of_range_are_named_together():
     with pytest.raises(ConfigError) as caught:
         compose(["training.steps=0", "training.clip_norm=0", "data.batch_size=0", "mel.scale=bark"])
-    for name in ("training.steps", "training.clip_norm", "data.batch_size", "mel scale"):
+    for name in ("training.steps", "training.clip_norm", "data.batch_size", "mel.scale"):
         assert name in str(caught.value)
 
 

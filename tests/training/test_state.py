@@ -95,6 +95,22 @@ def test_a_disk_without_room_for_the_next_states_is_refused(tmp_path: Path, monk
         check_room(tmp_path)
 
 
+def test_with_a_previous_state_there_only_needs_to_be_room_for_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save(tmp_path, 1)
+    size = (tmp_path / STATE_NAME).stat().st_size
+    usage = type("Usage", (), {"free": size})
+    monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="are free"):
+        check_room(tmp_path)
+    save(tmp_path, 2)
+    check_room(tmp_path)
+    usage.free = size // 2
+    with pytest.raises(ModelError, match="are free"):
+        check_room(tmp_path)
+
+
 def test_a_run_belongs_to_one_process_until_it_ends(tmp_path: Path):
     pytest.importorskip("fcntl", reason="this system cannot lock files")
     code = f"""

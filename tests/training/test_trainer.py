@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -113,6 +115,34 @@ def test_held_out_speech_is_first_judged_when_codes_mean_something(
     validation = [f"data.validation={training_folder}", "training.validate_every=1", "training.validation_clips=1"]
     fit(tiny_run, *validation, "training.quantizer_start=2", "training.steps=4")
     assert [r["step"] for r in records(tmp_path / "run") if "validation/mel" in r] == [3, 4]
+
+
+def test_a_run_that_was_asked_to_stop_says_so(tiny_run: list[str], tmp_path: Path):
+    """In a process of its own, which gets SIGTERM in its second step: what follows it in a script must not start."""
+    code = f"""
+import os, signal, sys
+from codec.cli import run
+from codec.training.trainer import Trainer
+step = Trainer.train_step
+def interrupted(trainer, batch):
+    if trainer.step == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(trainer, batch)
+Trainer.train_step = interrupted
+sys.exit(run(["train", *{tiny_run!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == f"codec: {tmp_path / 'run'}: stopped at step 2 of 12 and saved"
+    assert load_state(tmp_path / "run" / STATE_NAME)[1]["step"] == 2
+
+
+def test_discriminators_of_the_start_that_are_damaged_are_named(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=8")
+    path = tmp_path / "run" / "last" / "discriminators.json"
+    path.write_text("{")
+    with pytest.raises(ModelError, match=r"discriminators.json: does not describe discriminators .*; remove it"):
+        compose([*(setting for setting in tiny_run if "adversary" not in setting), f"training.init={path.parent}"])
 
 
 def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
