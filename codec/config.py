@@ -164,7 +164,8 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
         except (ConfigError, OmegaConfBaseException) as error:
             mistakes.append(_one_sentence(error))
     if endless := list(_not_finite(composed)):
-        raise ConfigError("; ".join([*_of_others("; ".join(mistakes).split("; "), endless), *endless]))
+        others = [sentence for mistake in mistakes for sentence in mistake.split("; ")]
+        raise ConfigError("; ".join([*_of_others(others, endless), *endless]))
     if mistakes:
         raise ConfigError("; ".join([*mistakes, *_further_mistakes(composed, parts, mistakes)]))
     if parts["training"].init:
@@ -278,4 +279,6 @@ def _one_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     sentence = re.sub(r"\s+", " ", lines[0]).rstrip(".") if lines else type(cause).__name__
+    if sentence.startswith("Ambiguous value"):
+        return f"{sentence}: a list is written [1,2]; for a run of each, add --multirun"
     return f"{key}: {sentence}" if key and key not in sentence else sentence

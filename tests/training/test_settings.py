@@ -101,6 +101,11 @@ def test_numbers_that_are_none_or_endless_are_refused_by_name(value: str):
     assert "data.batch_size must be at least 1, got 0" in str(caught.value)
 
 
+def test_several_values_are_told_from_a_list():
+    with pytest.raises(ConfigError, match=r"training.steps=1,2': a list is written \[1,2\]; .*, add --multirun"):
+        compose(["training.steps=1,2", "data.train=x"])
+
+
 @pytest.mark.parametrize("override", ["=3", "training.steps", "", "=", "+=1"])
 def test_what_is_no_setting_is_refused(override: str):
     with pytest.raises(ConfigError, match="a setting is given as key=value"):
