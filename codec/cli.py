@@ -272,7 +272,10 @@ def decode(
 
     def one_of_tokens(name: str, output: str, progress: Any) -> dict[str, Any]:
         with tokens.as_file(os.path.relpath(name, source)) as file:
-            values = one(str(file), output, progress)
+            try:
+                values = one(str(file), output, progress)
+            except CodecError as error:
+                raise type(error)(str(error).replace(str(file), name)) from error
         return values | {"source": name, "text": values["text"].replace(str(file), name)}
 
     for id in tokens:
@@ -568,6 +571,7 @@ def evaluate(
     """
     from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
     from codec.evaluation.metric import Settings
+    from codec.evaluation.registry import METRICS
     from codec.evaluation.report import table
 
     if compare:
@@ -601,8 +605,10 @@ def evaluate(
         click.echo(json.dumps(result.summary, allow_nan=False))
     elif not quiet:
         click.echo(table(result.summary))
-    if strict and result.problems:
-        raise Failed(f"{_count(len(result.problems), 'problem')}, listed in the report")
+    missing = [entry["metric"] for entry in result.summary["not_computed"] if entry["metric"] in METRICS]
+    if strict and (result.problems or missing):
+        names = f"; not computed: {', '.join(missing)}" if missing else ""
+        raise Failed(f"{_count(len(result.problems), 'problem')}, listed in the report{names}")
 
 
 def _compare(folders: tuple[str, str], output: str | None, as_json: bool, quiet: bool) -> None:

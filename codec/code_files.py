@@ -170,6 +170,8 @@ class _PlainReader:
     def _from_npy(self, data: bytes) -> np.ndarray:
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
+            if not isinstance(array, np.ndarray):  # but an archive of several
+                raise ValueError
         except (ValueError, EOFError, OSError) as error:
             raise FormatError(f"{self._name}: is no whole .npy file of integers; make it again") from error
         return self._checked(array)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from codec.errors import AudioError, ModelError
-from codec.model.codec import Codec
+from codec.model.codec import Codec, check_samples
 from codec.model.decoder import SpectralDecoder
 from codec.model.layers import State
 from codec.model.seanet import SEANetEncoder
@@ -52,12 +52,11 @@ class StreamEncoder:
             (n,) int64, n >= 0.
 
         Raises:
-            AudioError: another shape, NaN or infinite samples.
+            AudioError: no tensor of floating-point samples, another shape, NaN or infinite samples.
         """
+        check_samples(wav)
         if wav.shape[:-1] not in ((), (1, 1)) or wav.ndim == 0:
             raise AudioError(f"a stream takes audio of shape (T,) or (1, 1, T), got {tuple(wav.shape)}")
-        if not torch.isfinite(wav).all():
-            raise AudioError("the audio has NaN or infinite samples")
         self._num_samples += wav.shape[-1]
         return self._advance(wav.reshape(-1))
 

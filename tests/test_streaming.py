@@ -95,5 +95,12 @@ def test_unusable_input_is_refused(codec: Codec):
         StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
     with pytest.raises(AudioError, match="shape"):
         StreamEncoder(codec).push(torch.zeros(2, 100))
+    for wav in (torch.zeros(100, dtype=torch.int16), torch.zeros(100, dtype=torch.bool), np.zeros(100)):
+        with pytest.raises(AudioError, match="audio must be"):
+            StreamEncoder(codec).push(wav)
+        with pytest.raises(AudioError, match="audio must be"):
+            codec.encode(wav[None, None])
+    with pytest.raises(AudioError, match=r"lengths must be integers of shape \(B,\)"):
+        codec.encode(torch.zeros(2, 1, 100), torch.tensor([[100], [50]]))
     with pytest.raises(ModelError, match="got 9999"):
         StreamDecoder(codec).push(torch.tensor([9999]))

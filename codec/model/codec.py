@@ -208,12 +208,12 @@ class Codec(nn.Module):
             not depend on the others.
 
         Raises:
-            AudioError: wrong rank, no samples, NaN or infinity, or lengths that do not fit.
+            AudioError: no tensor of floating-point samples, wrong rank, no samples, NaN or infinity, or lengths that do
+                not fit.
         """
+        check_samples(wav)
         if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[0] == 0 or wav.shape[-1] == 0:
             raise AudioError(f"encode takes audio of shape (B, 1, T) with at least one sample, got {tuple(wav.shape)}")
-        if not torch.isfinite(wav).all():
-            raise AudioError("the audio has NaN or infinite samples")
         if lengths is None:
             return self.quantizer.encode(self.encoder(wav))
         ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)
@@ -245,6 +245,8 @@ class Codec(nn.Module):
         Raises:
             ModelError: wrong rank or type, no codes, a code outside [0, K), or lengths that do not fit.
         """
+        if not isinstance(codes, Tensor):
+            raise ModelError(f"decode takes a torch.Tensor, got {type(codes).__name__}")
         if codes.ndim != 2 or codes.numel() == 0 or codes.dtype != torch.int64:
             raise ModelError(
                 f"decode takes int64 codes of shape (B, N) with at least one code, got {codes.dtype} "
@@ -262,12 +264,30 @@ class Codec(nn.Module):
         return wav
 
     def _ends(self, lengths: Tensor, num_items: int, longest: int, smallest: int) -> list[int]:
+        if lengths.ndim != 1 or lengths.is_floating_point():
+            raise AudioError(f"lengths must be integers of shape (B,), got {lengths.dtype} {tuple(lengths.shape)}")
         ends = [int(length) for length in lengths]
         if len(ends) != num_items or min(ends) < smallest or max(ends) > longest:
             raise AudioError(
                 f"lengths must be {num_items} numbers of samples between {smallest} and {longest}, got {ends}"
             )
         return ends
+
+
+def check_samples(wav: Tensor) -> None:
+    """Refuse what cannot be audio: other things than tensors, integers (their scale is unknown), NaN and infinity.
+
+    Raises:
+        AudioError: says which.
+    """
+    if not isinstance(wav, Tensor):
+        raise AudioError(f"audio must be a torch.Tensor, got {type(wav).__name__}; of an array: torch.from_numpy(...)")
+    if not wav.is_floating_point():
+        raise AudioError(
+            f"audio must be floating-point samples in [-1, 1], got {wav.dtype}; divide 16-bit ones by 32768"
+        )
+    if not torch.isfinite(wav).all():
+        raise AudioError("the audio has NaN or infinite samples")
 
 
 def _build_quantizer(config: Any) -> nn.Module:

@@ -37,6 +37,8 @@ class SpectralEncoderConfig:
     def __post_init__(self) -> None:
         if min(self.hop_length, self.short_n_fft, self.width, self.expansion, self.kernel_size, self.latent_dim) < 1:
             raise ConfigError("encoder: every size must be at least 1")
+        if self.num_blocks < 0:
+            raise ConfigError(f"encoder.num_blocks must not be negative, got {self.num_blocks}")
         if self.lookahead < 0:
             raise ConfigError(f"encoder.lookahead must not be negative, got {self.lookahead}")
         if self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):

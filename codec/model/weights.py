@@ -20,7 +20,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.output import open_output
 
 
-def load(model: str | Path = "stream", device: str = "cpu") -> Codec:
+def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Codec:
     """A trained model in eval mode.
 
     Args:
@@ -95,12 +95,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: is not a whole safetensors file ({error}); copy or download it again") from error
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """The named device, or for "auto" a CUDA GPU, an Apple GPU or the CPU, the first there is.
 
     Raises:
         ConfigError: unknown, or not available on this machine.
     """
+    device = str(device)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))

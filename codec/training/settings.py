@@ -84,6 +84,10 @@ class TrainingConfig:
             mistakes.append(f"training.precision must be bf16 or float32, got {self.precision!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             mistakes.append(f"training.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.seed >= 1 << 32:
+            mistakes.append(f"training.seed must be below 2 ** 32, got {self.seed}")
+        if not self.run:
+            mistakes.append("training.run must name a folder, it is empty")
         if not 0 <= self.ema_decay < 1:
             mistakes.append(f"training.ema_decay must be in [0, 1), got {self.ema_decay}")
         if not set(self.freeze) < set(PARTS):
