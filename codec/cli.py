@@ -607,8 +607,8 @@ def evaluate(
         click.echo(table(result.summary))
     missing = [entry["metric"] for entry in result.summary["not_computed"] if entry["metric"] in METRICS]
     if strict and (result.problems or missing):
-        names = f"; not computed: {', '.join(missing)}" if missing else ""
-        raise Failed(f"{_count(len(result.problems), 'problem')}, listed in the report{names}")
+        without = f"; not computed: {', '.join(missing)}" if missing else ""
+        raise Failed(f"{_count(len(result.problems), 'problem')}, listed in the report{without}")
 
 
 def _compare(folders: tuple[str, str], output: str | None, as_json: bool, quiet: bool) -> None:

@@ -169,11 +169,8 @@ class CodesReader:
             yield self._block(number, num_frames, codes)
         extra = window.peek(len(MAGIC))
         if extra and not self._recover:
-            what = (
-                "another .codes file follows; separate them"
-                if extra == MAGIC
-                else "bytes follow that are no codes; cut them off"
-            )
+            other = "another .codes file follows; separate them"
+            what = other if extra == MAGIC else "bytes follow that are not codes; cut them off"
             raise FormatError(f"{self._name}: after the last of {end.num_frames} frames {what}, or {_WAY_OUT}")
         self.damage.has_extra_bytes |= bool(extra)
 

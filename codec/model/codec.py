@@ -284,7 +284,7 @@ def check_samples(wav: Tensor) -> None:
         raise AudioError(f"audio must be a torch.Tensor, got {type(wav).__name__}; of an array: torch.from_numpy(...)")
     if not wav.is_floating_point():
         raise AudioError(
-            f"audio must be floating-point samples in [-1, 1], got {wav.dtype}; divide 16-bit ones by 32768"
+            f"audio must be floating-point samples in [-1, 1], got {wav.dtype}; divide by its largest value"
         )
     if not torch.isfinite(wav).all():
         raise AudioError("the audio has NaN or infinite samples")
