@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=positive, default=1000)
     parser.add_argument("--seconds", type=not_negative, default=3.0, help="of each utterance")
-    parser.add_argument("--jobs", type=positive, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

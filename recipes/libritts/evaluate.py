@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from codec.cli import positive
 from codec.errors import CodecError, CorpusError
 from codec.evaluation import Evaluation, evaluate_folders, evaluate_model
 from codec.evaluation.baselines import PUBLISHED
@@ -64,7 +63,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--utmos-weights", type=Path, help="checkpoint of UTMOS22 strong")
     parser.add_argument("--download", action="store_true", help="fetch weights of metrics that are not here")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=positive, help="processes; one per core if not told")
+    parser.add_argument("--jobs", type=int, help="processes; one per core if not told")
     parser.add_argument("--allow-subset", action="store_true", help="score lists that are not the whole test sets")
     return parser.parse_args(arguments)
 
