@@ -5,7 +5,6 @@ sound for every code at once. Analysis therefore looks n_fft - hop samples ahead
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.model.layers import State
@@ -47,7 +46,8 @@ class CausalInverseSTFT(nn.Module):
     def forward(self, spectrum: Tensor, state: State | None = None) -> Tensor:
         num_frames, last = spectrum.shape[1], self.overlap - 1
         frames = torch.fft.irfft(spectrum, n=self.n_fft) * self.window  # (B, N, n_fft)
-        summed = self._overlap_add(frames)  # (B, N + overlap - 1, hop)
+        summed = frames.new_zeros(len(frames), num_frames + last, self.hop_length)
+        overlap_add(summed, frames)
         first = 0
         if state is not None:
             if self in state:
@@ -57,11 +57,9 @@ class CausalInverseSTFT(nn.Module):
         hops = torch.arange(first, first + num_frames, device=spectrum.device).clamp(max=last)
         return (summed[:, :num_frames] / self.envelopes[hops]).flatten(1)
 
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        """(B, N, n_fft) -> (B, N + overlap - 1, hop), as shifted sums of rows of one hop."""
-        num_frames = frames.shape[1]
-        rows = frames.unflatten(-1, (self.overlap, self.hop_length))  # (B, N, overlap, hop)
-        total = F.pad(rows[:, :, 0], (0, 0, 0, self.overlap - 1))
-        for shift in range(1, self.overlap):
-            total[:, shift : shift + num_frames] += rows[:, :, shift]
-        return total
+
+def overlap_add(total: Tensor, frames: Tensor) -> None:
+    """Add frames (B, N, n_fft) into rows of one hop (B, N + n_fft / hop - 1, hop), in place."""
+    num_frames, hop_length = frames.shape[1], total.shape[2]
+    for k, rows in enumerate(frames.split(hop_length, dim=-1)):
+        total[:, k : k + num_frames] += rows

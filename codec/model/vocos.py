@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.model.stft import overlap_add
 from codec.model.timeconv import FrameLinear, TimeConv1d, conv1d
 
 MAX_LOG_MAGNITUDE = math.log(100)
@@ -283,9 +284,9 @@ class InverseSTFTHead(nn.Module):
         summed = x.new_zeros(x.shape[0], num_frames + overlap - 1, self.hop_length, dtype=torch.float32)
         for start in range(0, num_frames, block_frames):
             frames = self._frames(x[:, start : start + block_frames])  # (B, n, n_fft)
-            _overlap_add(summed[:, start : start + frames.shape[1] + overlap - 1], frames)
+            overlap_add(summed[:, start : start + frames.shape[1] + overlap - 1], frames)
         envelope = torch.zeros_like(summed[:1])
-        _overlap_add(envelope, (self.window**2).expand(1, num_frames, -1))
+        overlap_add(envelope, (self.window**2).expand(1, num_frames, -1))
         cut = (self.n_fft - self.hop_length) // 2
         kept = slice(cut, cut + num_frames * self.hop_length)
         return summed.flatten(1)[:, kept] / envelope.flatten(1)[:, kept]
@@ -298,10 +299,3 @@ class InverseSTFTHead(nn.Module):
         magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
         spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
         return torch.fft.irfft(spectrum, n=self.n_fft) * self.window
-
-
-def _overlap_add(total: Tensor, frames: Tensor) -> None:
-    """Add frames (B, N, n_fft) into rows of one hop (B, N + n_fft / hop - 1, hop), in place."""
-    num_frames, hop_length = frames.shape[1], total.shape[2]
-    for k, rows in enumerate(frames.split(hop_length, dim=-1)):
-        total[:, k : k + num_frames] += rows

@@ -95,16 +95,26 @@ class DataConfig:
         return self.train if isinstance(self.train, list) else [self.train]
 
 
+class NoCache(AudioError):
+    """A folder holds no complete cache, or one of another version."""
+
+
 class AudioCache:
     """Clips of one sample rate, as 16-bit integers end to end in one memory-mapped file.
 
     A folder holds `audio.int16` (little endian) and `clips.json`, which is written last: without it the cache is
     incomplete and is made again.
+
+    Raises:
+        NoCache: there is none, or one of another version.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        index = json.loads((folder / INDEX_NAME).read_text())
+        path = folder / INDEX_NAME
+        index = json.loads(path.read_text()) if path.exists() else {}
+        if index.get("version") != VERSION:
+            raise NoCache(f"{folder}: holds no audio cache of this version; train with it as data.cache to make one")
         self.sample_rate: int = index["sample_rate"]
         self.paths: list[str] = [clip["path"] for clip in index["clips"]]
         self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
@@ -141,9 +151,11 @@ def open_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) ->
         CorpusError: the manifest is not one.
         ConfigError: the cache was made at another sample rate, or of other files.
     """
-    if not _is_complete(cache_folder):
+    try:
+        cache = AudioCache(cache_folder)
+    except NoCache:
         _build_cache(sources, cache_folder, sample_rate)
-    cache = AudioCache(cache_folder)
+        cache = AudioCache(cache_folder)
     if all(source.exists() for source in sources) and not _holds(cache, _all_sounds(sources)):
         raise ConfigError(
             f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose another "
@@ -157,12 +169,6 @@ def open_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) ->
             "choose another cache folder"
         )
     return cache
-
-
-def _is_complete(cache_folder: Path) -> bool:
-    """Whether there is an index, and one of this version."""
-    index = cache_folder / INDEX_NAME
-    return index.exists() and json.loads(index.read_text()).get("version") == VERSION
 
 
 def _holds(cache: AudioCache, sounds: list[tuple[Path, str, str]]) -> bool:
