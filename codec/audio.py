@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from codec import ogg
 from codec.errors import AudioError
 from codec.output import STANDARD_STREAM, open_output
 
@@ -149,13 +150,13 @@ class SoundReader:
 
     def channel_blocks(self) -> Iterator[np.ndarray]:
         """Blocks (C, T) of the file as it is: all channels, its own sample rate, checked."""
+        if self._sound.format == "OGG":
+            self._refuse_damaged_pages()
         position = 0
         while len(block := self._read(position)):
             _check_samples(block, self.name, position, self.info.sample_rate)
             position += len(block)
             yield block.T
-        if self._sound.format == "OGG" and _ends_within_a_page(self.name):
-            raise AudioError(f"{self.name}: the file is cut off after {position} samples; copy it again")
         if position == 0:
             raise AudioError(f"{self.name}: has no samples; record at least one")
         promised = self.info.num_samples
@@ -164,6 +165,15 @@ class SoundReader:
                 f"{self.name}: the file is cut off, its header promises {promised} samples and {position} are there; "
                 f"copy it again"
             )
+
+    def _refuse_damaged_pages(self) -> None:
+        place = self._bytes.tell()  # libsndfile may read from the same stream
+        self._bytes.seek(0)
+        damage = ogg.first_damage(self._bytes)
+        size = self._bytes.seek(0, os.SEEK_END)
+        self._bytes.seek(place)
+        if damage is not None:
+            raise AudioError(f"{self.name}: damaged or cut off at byte {damage} of {size}; copy it again")
 
     def _read(self, position: int) -> np.ndarray:  # (T, C)
         try:
@@ -188,6 +198,8 @@ class SoundReader:
         self.is_live = False
         try:
             return self._resources.enter_context(soundfile.SoundFile(self._seekable(source)))
+        except OSError as error:
+            raise AudioError(f"{self.name}: cannot be read ({error.strerror})") from error
         except soundfile.LibsndfileError as error:
             empty = not self.is_live and source.seekable() and not source.seek(0, os.SEEK_END)
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
@@ -196,6 +208,7 @@ class SoundReader:
 
     def _seekable(self, source: BinaryIO) -> str | bytes | int | BinaryIO:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
+        self._bytes = source
         if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():
             # As bytes, because a name need not be UTF-8.
             name = os.fsencode(self.name) if os.name == "posix" else self.name
@@ -210,7 +223,7 @@ class SoundReader:
             reading, writing = os.pipe()
             threading.Thread(target=_pump, args=(start, os.dup(descriptor), writing), daemon=True).start()
             return reading
-        copy = self._resources.enter_context(tempfile.TemporaryFile())
+        self._bytes = copy = self._resources.enter_context(tempfile.TemporaryFile())
         copy.write(start)
         while chunk := os.read(descriptor, 1 << 16):
             copy.write(chunk)
@@ -268,18 +281,6 @@ def _pump(start: bytes, source: int, target: int) -> None:
         sink.write(start)
         while chunk := pipe.read(1 << 16):
             sink.write(chunk)
-
-
-def _ends_within_a_page(path: str) -> bool:
-    """Whether an ogg file (opus too) stops before its last page does. Such files do not promise a length."""
-    if not os.path.isfile(path):
-        return False
-    with open(path, "rb") as file:
-        file.seek(-min(1 << 16, file.seek(0, os.SEEK_END)), os.SEEK_END)  # a page is shorter than this
-        tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    num_segments = page[26] if len(page) > 26 else 1
-    return len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments])
 
 
 def _check_samples(block: np.ndarray, name: str, position: int, sample_rate: int) -> None:

@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -22,11 +21,12 @@ import click
 
 from codec import __version__
 from codec.errors import CodecError
+from codec.output import STANDARD_STREAM
+from codec.progress import CountLine, SpeedLine
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
 PIPE_CLOSED = 141  # exit code
-STANDARD_STREAM = "-"
 UNITS = {
     "seconds": " s",
     "sample_rate": " Hz",
@@ -65,6 +65,7 @@ class Commands(click.Group):
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line, and end the process with its exit code."""
+    _open_standard_streams()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _stop)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
@@ -93,9 +94,10 @@ def exit_code(main: Callable[[], object]) -> int:
         _complain(str(cause) if isinstance(cause, Stopped) else "interrupted; what was not complete is not there")
         return INTERRUPTED
     except (PipeClosed, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        _give_up_output()
         return PIPE_CLOSED
     except (CodecError, OSError) as error:
+        _give_up_output()
         return _complain(_sentence(error))
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
@@ -103,6 +105,25 @@ def exit_code(main: Callable[[], object]) -> int:
         if isinstance(error, MemoryError):
             return _complain("there is not enough memory")
         raise
+
+
+def _open_standard_streams() -> None:
+    """Put something in the place of those that are closed, whose number the next file would get.
+
+    Input and output cannot be used then, and say so; messages are lost.
+    """
+    for number, name, way in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, way)  # gets the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+
+
+def _give_up_output() -> None:
+    """Throw away what cannot be written, or Python complains again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def positive(text: str) -> int:
@@ -130,9 +151,25 @@ def commands() -> None:
     """
 
 
+class Name(click.ParamType):
+    """A path, or the name of a model. It cannot be empty, as a variable of a script is that was not set."""
+
+    name = "path"
+
+    def __init__(self, kind: type = str):
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("it is empty", param, ctx)
+        return self._kind(value)
+
+
 def option_model(default: str | None, text: str) -> Callable[[Function], Function]:
     """--model"""
-    return click.option("--model", metavar="NAME|DIR", default=default, show_default=bool(default), help=text)
+    return click.option(
+        "--model", metavar="NAME|DIR", type=Name(), default=default, show_default=bool(default), help=text
+    )
 
 
 option_device = click.option(
@@ -154,8 +191,8 @@ option_json = click.option(
     "--json", "as_json", is_flag=True, help="Report as JSON on standard output, a line per file."
 )
 option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")
-argument_input = click.argument("source", metavar="INPUT")
-argument_output = click.argument("target", metavar="OUTPUT")
+argument_input = click.argument("source", metavar="INPUT", type=Name())
+argument_output = click.argument("target", metavar="OUTPUT", type=Name())
 
 
 @commands.command()
@@ -338,8 +375,8 @@ def roundtrip(
 
 
 @commands.command()
-@click.argument("source", metavar="MANIFEST|DIR")
-@click.argument("target", metavar="OUT_DIR")
+@click.argument("source", metavar="MANIFEST|DIR", type=Name())
+@click.argument("target", metavar="OUT_DIR", type=Name())
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
@@ -377,7 +414,7 @@ def tokenize(
     first, _, of = share.partition("/")
     if not (first.isdecimal() and of.isdecimal()):
         raise click.UsageError(f"--share takes I/N, for example 2/8, got {share}")
-    with _CountLine(is_shown=not quiet and sys.stderr.isatty()) as progress:
+    with CountLine(not quiet) as progress:
         report = tokenize_corpus(
             source,
             target,
@@ -405,7 +442,7 @@ def tokenize(
 
 
 @commands.command()
-@click.argument("paths", metavar="FILE...", nargs=-1, required=True)
+@click.argument("paths", metavar="FILE...", type=Name(), nargs=-1, required=True)
 @option_json
 def info(paths: tuple[str, ...], as_json: bool) -> None:
     """Tell what a file of codes, a sound file or a model is.
@@ -452,10 +489,12 @@ def models(as_json: bool) -> None:
 
 
 @commands.command("import")
-@click.argument("path", metavar="CHECKPOINT")
-@click.argument("directory", metavar="OUT_DIR")
+@click.argument("path", metavar="CHECKPOINT", type=Name())
+@click.argument("directory", metavar="OUT_DIR", type=Name())
 @click.option("--from", "kind", type=click.Choice(["wavtokenizer", "simvq"]), required=True, help="Whose it is.")
-@click.option("--config", metavar="YAML", help="What it was trained with; else the shapes of the weights tell.")
+@click.option(
+    "--config", metavar="YAML", type=Name(), help="What it was trained with; else the shapes of the weights tell."
+)
 @click.option(
     "--weights",
     type=click.Choice(["ema", "raw"]),
@@ -496,8 +535,8 @@ def import_(
 
 
 @commands.command("export")
-@click.argument("model", metavar="MODEL")
-@click.argument("path", metavar="OUTPUT")
+@click.argument("model", metavar="MODEL", type=Name())
+@click.argument("path", metavar="OUTPUT", type=Name())
 @option_overwrite
 def export(model: str, path: str, overwrite: bool) -> None:
     """Write a model's weights under the published key names, for other tools.
@@ -511,18 +550,22 @@ def export(model: str, path: str, overwrite: bool) -> None:
 
 
 @commands.command()
-@click.argument("folders", metavar="[REFERENCE ESTIMATE]", nargs=-1)
+@click.argument("folders", metavar="[REFERENCE ESTIMATE]", type=Name(), nargs=-1)
 @option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
-@click.option("--data", metavar="DIR|MANIFEST", help="What to encode with --model.")
+@click.option("--data", metavar="DIR|MANIFEST", type=Name(), help="What to encode with --model.")
 @click.option(
     "--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or core, paper (as SimVQ), full."
 )
-@click.option("--utmos-weights", metavar="FILE", help="Checkpoint of UTMOS22 strong, in any of its layouts.")
-@click.option("--dnsmos-weights", metavar="DIR", help="Folder with sig_bak_ovr.onnx and model_v8.onnx.")
-@click.option("--asr-model", metavar="DIR|ID", help="Speech recogniser of transformers, for wer and dwer.")
-@click.option("--speaker-model", metavar="DIR|ID", help="x-vector model of transformers, for speaker.")
+@click.option(
+    "--utmos-weights", metavar="FILE", type=Name(), help="Checkpoint of UTMOS22 strong, in any of its layouts."
+)
+@click.option("--dnsmos-weights", metavar="DIR", type=Name(), help="Folder with sig_bak_ovr.onnx and model_v8.onnx.")
+@click.option("--asr-model", metavar="DIR|ID", type=Name(), help="Speech recogniser of transformers, for wer and dwer.")
+@click.option("--speaker-model", metavar="DIR|ID", type=Name(), help="x-vector model of transformers, for speaker.")
 @click.option("--download", is_flag=True, help="Fetch weights of metrics that are not here.")
-@click.option("--output", "-o", metavar="DIR", help="Table, summary and report go here; a run begun there goes on.")
+@click.option(
+    "--output", "-o", metavar="DIR", type=Name(), help="Table, summary and report go here; a run begun there goes on."
+)
 @click.option("--jobs", type=int, help="Processes.  [default: one per core]")
 @click.option("--limit", type=int, metavar="N", help="Only N utterances, spread over the data.")
 @click.option(
@@ -589,11 +632,11 @@ def evaluate(
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     options = Options(names, settings, jobs, hop_length, limit, delay, with_audio=not no_audio)
-    lines: dict[str, _ProgressLine] = {}
+    lines: dict[str, SpeedLine] = {}
 
     def progress(what: str, done: float, total: float) -> None:
         if what not in lines:
-            lines[what] = _ProgressLine(what, is_shown=not quiet and sys.stderr.isatty())
+            lines[what] = SpeedLine(what, not quiet)
         with lines[what] if done >= total else contextlib.nullcontext():
             lines[what](done, total)
 
@@ -685,41 +728,8 @@ def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -
 def _watched(
     one: Callable[[str, str, Any], dict[str, Any]], source: str, target: str, label: str, quiet: bool
 ) -> dict[str, Any]:
-    with _ProgressLine(label, is_shown=not quiet and sys.stderr.isatty()) as progress:
+    with SpeedLine(label, not quiet) as progress:
         return one(source, target, progress)
-
-
-class _ProgressLine:
-    """One line on standard error: share done, speed, time left. It is gone when the work is."""
-
-    def __init__(self, label: str, is_shown: bool):
-        self._label, self._is_shown = label, is_shown
-        self._start = self._last = time.monotonic()
-
-    def __enter__(self) -> "_ProgressLine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._print("")
-
-    def __call__(self, done: float, total: float | None) -> None:
-        now = time.monotonic()
-        if now - self._last < 0.2:
-            return
-        self._last = now
-        speed = done / (now - self._start)
-        if total:
-            share = min(done / total, 1.0)
-            left = max(total - done, 0.0) / speed if speed else 0.0
-            bar = "#" * int(share * 20)
-            self._print(f"{self._label} [{bar:20}] {share:4.0%}  {speed:.1f} x real time, {left:.0f} s left")
-        else:
-            self._print(f"{self._label}  {done:.0f} s done, {speed:.1f} x real time")
-
-    def _print(self, text: str) -> None:
-        if self._is_shown:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
 
 
 @commands.group()
@@ -730,9 +740,7 @@ def prepare() -> None:
 def options_of_preparation(function: Function) -> Function:
     """What every preparation can be told."""
     options = [
-        click.option(
-            "--out", type=click.Path(path_type=Path), help="Where the manifests go.  [default: .../manifests]"
-        ),
+        click.option("--out", type=Name(Path), help="Where the manifests go.  [default: .../manifests]"),
         click.option("--min-seconds", default=0.5, show_default=True, help="Drop shorter files."),
         click.option("--max-seconds", default=40.0, show_default=True, help="Drop longer files."),
         click.option("--max-silent", default=0.9, show_default=True, help="Drop files with a larger silent share."),
@@ -754,20 +762,18 @@ def options_of_preparation(function: Function) -> Function:
 
 
 @prepare.command("libritts")
-@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("root", type=Name(Path))
 @click.option("--variant", type=click.Choice(["libritts", "libritts-r"]), default="libritts", show_default=True)
 @click.option(
     "--parts", default="", metavar="NAME,...", help="train, dev, test, test-clean ...  [default: those there, or all]"
 )
-@click.option("--archives", type=click.Path(path_type=Path), help="Folder of the .tar.gz files.  [default: ROOT]")
+@click.option("--archives", type=Name(Path), help="Folder of the .tar.gz files.  [default: ROOT]")
 @click.option("--download/--no-download", default=True, help="Fetch what is missing.  [default: download]")
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Instead of openslr.org; may be repeated.")
 @click.option("--keep-archives", is_flag=True, help="Keep fetched archives after unpacking.")
 @click.option("--no-sums", is_flag=True, help="Accept archives whose MD5 sum is not the published one.")
 @click.option("--filter-all", is_flag=True, help="Drop from dev and test too, not only from train.")
-@click.option(
-    "--exclude", type=click.Path(path_type=Path), multiple=True, metavar="LIST", help="File with paths to leave out."
-)
+@click.option("--exclude", type=Name(Path), multiple=True, metavar="LIST", help="File with paths to leave out.")
 @options_of_preparation
 def prepare_libritts_command(
     root: Path,
@@ -800,7 +806,7 @@ def prepare_libritts_command(
 
 
 @prepare.command("folder")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=Name(Path))
 @click.option(
     "--layout",
     default="speaker",
@@ -819,7 +825,7 @@ def prepare_folder_command(source: Path, layout: str, dev: float, test: float, *
 
 
 @prepare.command("check")
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=Name(Path))
 def prepare_check_command(manifest: Path) -> None:
     """Compare a manifest with the headers of its sound files."""
     from codec.manifest import check_manifest, read_manifest
@@ -842,7 +848,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
     filters = Filters(*(shared[name] for name in ("min_seconds", "max_seconds", "max_silent", "max_clipped")))
     settings = {name: shared[name] for name in ("headers_only", "subset", "seed", "max_damaged", "strict")}
     config = PreparationConfig(filters, **settings, num_workers=shared["jobs"])
-    with _CountLine(is_shown=not shared["quiet"] and sys.stderr.isatty()) as progress:
+    with CountLine(not shared["quiet"]) as progress:
         outcome = start(folder=shared["out"], config=config, progress=progress)
     if shared["as_json"]:
         click.echo(json.dumps(outcome.summary))
@@ -852,30 +858,6 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
         _complain(f"warning: {sentence}")
     if outcome.problems:
         raise Failed("; ".join(outcome.problems))
-
-
-class _CountLine:
-    """One line on standard error: what is being done, how much of it. It is gone when the work is."""
-
-    def __init__(self, is_shown: bool):
-        self._is_shown, self._last = is_shown, 0.0
-
-    def __enter__(self) -> "_CountLine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._print("")
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= 0.2:
-            self._last = now
-            self._print(f"{step}: {done} of {total} ({done / max(total, 1):.0%})")
-
-    def _print(self, text: str) -> None:
-        if self._is_shown:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
 
 
 @commands.command()
@@ -919,8 +901,8 @@ def _train(config: Any) -> None:
 
 
 @commands.command()
-@click.argument("folder", metavar="RUN")
-@click.option("--curves", metavar="PNG", help="Also draw the run's curves, as one picture.")
+@click.argument("folder", metavar="RUN", type=Name())
+@click.option("--curves", metavar="PNG", type=Name(), help="Also draw the run's curves, as one picture.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
 @option_overwrite
 def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> None:

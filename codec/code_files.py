@@ -17,7 +17,7 @@ import numpy as np
 
 from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
 from codec.errors import FormatError
-from codec.output import STANDARD_STREAM, open_output
+from codec.output import STANDARD_STREAM, naming, open_output
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
 """Name of each format -> its suffix."""
@@ -105,7 +105,9 @@ def open_code_reader(path: str | os.PathLike[str], recover: bool = False) -> Ite
         OSError: cannot be opened.
     """
     if os.fspath(path) == STANDARD_STREAM:
-        yield _reader(sys.stdin.buffer, "standard input", "", recover)
+        with naming(path, "standard input"):
+            reader = _reader(sys.stdin.buffer, "standard input", "", recover)
+        yield reader
     else:
         with open(path, "rb") as stream:
             yield _reader(stream, os.fspath(path), Path(path).suffix.lower(), recover)
@@ -190,16 +192,29 @@ class _PlainReader:
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{self._name}: is not JSON ({error})") from error
         if not isinstance(values, dict):
-            return self._checked(_array(values))
+            return self._from_list(values)
         if "codes" not in values:
             raise FormatError(f"{self._name}: has no entry 'codes'")
-        codes = self._checked(_array(values["codes"]))
+        codes = self._from_list(values["codes"])
         if _HEADER_TYPES.keys() <= values.keys():
             self.header = self._header(values)
             self.num_samples = values.get("num_samples")
             if self.num_samples is not None:
                 self._check_length(self.num_samples, len(codes), self.header.hop_length)
         return codes
+
+    def _from_list(self, values: Any) -> np.ndarray:
+        if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
+            values = values[0]  # a batch of one
+        if not isinstance(values, list):
+            raise FormatError(f"{self._name}: codes must be one list of integers, got {_brief(values)}")
+        for place, value in enumerate(values):
+            if type(value) is not int:
+                raise FormatError(f"{self._name}: codes must be one list of integers, entry {place} is {_brief(value)}")
+        try:
+            return self._checked(np.array(values, np.int64))
+        except OverflowError as error:
+            raise FormatError(f"{self._name}: {_OUT_OF_RANGE}") from error
 
     def _header(self, values: dict[str, Any]) -> Header:
         for key, kind in _HEADER_TYPES.items():
@@ -223,18 +238,16 @@ class _PlainReader:
             found = f"shape {array.shape} of type {array.dtype}"
             raise FormatError(f"{self._name}: codes must be one sequence of integers, got {found}")
         if len(array) and (array.min() < 0 or array.max() > 0xFFFF_FFFF):
-            raise FormatError(f"{self._name}: codes must not be negative or beyond 32 bits")
+            raise FormatError(f"{self._name}: {_OUT_OF_RANGE}")
         return array.astype(np.int64)
 
 
 _HEADER_TYPES = {"model": str, "fingerprint": str, "sample_rate": int, "hop_length": int, "codebook_size": int}
 
+_OUT_OF_RANGE = "codes must not be negative or beyond 32 bits"
 
-def _array(values: Any) -> np.ndarray:
-    """A list as an array; whatever is no list of integers gets a type that is refused later."""
-    if not isinstance(values, list) or any(type(value) is not int for value in values):
-        return np.array(None, dtype=object)
-    try:
-        return np.array(values, np.int64)
-    except OverflowError:
-        return np.array([-1])
+
+def _brief(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

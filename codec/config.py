@@ -68,7 +68,7 @@ def compose(overrides: list[str]) -> Config:
         ModelError: `training.init` cannot be used.
     """
     mistakes = [f"{override!r}: a setting is given as key=value" for override in overrides if not _is_setting(override)]
-    overrides = list(filter(_is_setting, overrides))
+    overrides = [_without_plus(override) for override in overrides if _is_setting(override)]
     composed, more = _compose(overrides)
     return _checked(composed, mistakes + more, overrides)
 
@@ -101,6 +101,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         ConfigError: as for `compose`, for any of the combinations, before the first run.
         CodecError: what the first task that failed has raised.
     """
+    overrides = list(map(_without_plus, overrides))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -114,7 +115,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     base = [override for override in overrides if _key(override) == "training.run"]
     for combination in itertools.product(*choices):
         config = compose(list(combination))
-        check(config)
+        check(config, is_here=False)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
@@ -257,6 +258,11 @@ def _hydra(overrides: list[str]) -> DictConfig:
 def _is_setting(override: str) -> bool:
     """Whether it can be one: `key=value`, or `~key`, which takes one away."""
     return bool(_key(override)) and ("=" in override or override.startswith("~"))
+
+
+def _without_plus(override: str) -> str:
+    """`+training.foo=1` would be a setting that nobody looks at; without the plus hydra refuses it."""
+    return override.lstrip("+") if "." in _key(override) else override
 
 
 def _key(override: str) -> str:

@@ -60,7 +60,7 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         OSError: see `check_output`; or the system refuses (rights, full disk). `filename` is always `path`.
     """
     check_output(path, overwrite=overwrite)
-    with _naming(path):
+    with naming(path):
         if is_stream(path):
             with _open_stream(path) as stream:
                 yield stream
@@ -90,12 +90,17 @@ def _open_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give system errors that come without a file name, or with the temporary one, the name the user gave."""
+def naming(path: str | os.PathLike[str], stream: str = "standard output") -> Iterator[None]:
+    """Give system errors that come without a file name, or with the temporary one, the name the user knows.
+
+    Args:
+        path: of the file, or "-".
+        stream: what "-" is.
+    """
     try:
         yield
     except OSError as error:
         unnamed = error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)
         if error.errno is not None and unnamed and not isinstance(error, BrokenPipeError):
-            error.filename = "standard output" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+            error.filename = stream if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
         raise

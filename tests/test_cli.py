@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -368,6 +369,26 @@ def test_full_disk_is_refused(run, talk, speech):
         assert "No space left" in run.refuses(*arguments, left=left)
 
 
+@pytest.mark.parametrize("arguments", [["encode", "", "a.codes"], ["info", ""], ["tokenize", "", "tokens"]])
+def test_empty_name_is_refused(run, arguments):
+    assert "it is empty" in run.refuses(*arguments, left=set())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors by their numbers")
+@pytest.mark.parametrize(("number", "name"), [(0, "standard input"), (1, "standard output")])
+def test_closed_standard_streams_cannot_be_used_and_harm_no_file(run, talk, speech, number, name):
+    sound, codes = ("-", "a.codes") if number == 0 else (speech, "-")
+    arguments = [sys.executable, "-m", "codec.cli", "encode", sound, codes, "--model", run.model]
+    shell = " ".join(map(shlex.quote, map(str, arguments)))
+    used = subprocess.run(["sh", "-c", f"{shell} {number}>&-"], stderr=subprocess.PIPE, text=True)
+    assert used.returncode == 2
+    assert re.fullmatch(rf"codec: {name}: .*Bad file descriptor.*\n", used.stderr)
+    arguments[4:6] = [speech, "b.codes"]
+    shell = " ".join(map(shlex.quote, map(str, arguments)))
+    assert subprocess.run(["sh", "-c", f"{shell} <&- >&- 2>&-"]).returncode == 0
+    assert Path("b.codes").read_bytes() == talk.read_bytes()
+
+
 @pytest.mark.parametrize("name", ["a.mp3", "a.codes"])
 def test_sound_that_cannot_be_written_is_refused(run, talk, name):
     sentence = run.refuses("decode", talk, name, "--model", run.model, left={"talk.codes"})
@@ -467,10 +488,12 @@ def test_newer_version_is_refused(run, talk):
         ("a.txt", b"1 2 x", "'x' is no code"),
         ("a.txt", b"1 -2", "'-2' is no code"),
         ("a.txt", b" \n", "has no codes"),
-        ("a.json", b'{"codes": [1, 2.5]}', "one sequence of integers"),
+        ("a.json", b'{"codes": [1, 2.5]}', "one list of integers, entry 1 is 2.5"),
         ("a.json", b'{"code": [1]}', "no entry 'codes'"),
         ("a.json", b"[1, 2", "is not JSON"),
-        ("a.json", b"[true]", "one sequence of integers"),
+        ("a.json", b"[true]", "one list of integers, entry 0 is true"),
+        ("a.json", b'{"codes": 5}', "one list of integers, got 5"),
+        ("a.json", b"[99999999999999999999]", "beyond 32 bits"),
         ("a.json", b"[-1]", "must not be negative"),
         ("a.npy", b"\x93NUMPY", "no whole .npy file"),
         ("a.codes", b"RIFF1234WAVE" * 9, "WAV"),

@@ -81,11 +81,12 @@ class CodecConfig:
                 parts[part] = _part_from_dict(part, values.get(part), kinds)
             except ConfigError as error:
                 mistakes.append(str(error))
+        if type(values.get("sample_rate")) is not int:
+            mistakes.append(f"sample_rate must be a whole number of Hz, got {values.get('sample_rate')!r}")
+        known = ("sample_rate", "encoder", "quantizer", "decoder")
+        mistakes += [f"{name} is no part of a model; known: {', '.join(known)}" for name in set(values) - set(known)]
         if mistakes:
             raise ConfigError("; ".join(mistakes))
-        unknown = set(values) - {"sample_rate", *parts}
-        if unknown or not isinstance(values.get("sample_rate"), int):
-            raise ConfigError(f"a model's config has sample_rate, encoder, quantizer and decoder, not {sorted(values)}")
         return cls(values["sample_rate"], **parts)
 
 

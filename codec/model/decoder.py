@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.limits import too_small
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State, WindowedAttention
 from codec.model.source import PitchPredictor, Source
 from codec.model.stft import CausalInverseSTFT
@@ -44,9 +45,12 @@ class SpectralDecoderConfig:
     highest_pitch: float = 550.0  # Hz
 
     def __post_init__(self) -> None:
-        sizes = (self.hop_length, self.width, self.expansion, self.num_blocks, self.kernel_size, self.latent_dim)
-        if min(*sizes, self.input_kernel_size, self.attention_heads, self.attention_window, self.pitch_width) < 1:
-            raise ConfigError("decoder: every size must be at least 1")
+        sizes = (
+            *("hop_length", "width", "expansion", "num_blocks", "kernel_size", "input_kernel_size", "latent_dim"),
+            *("attention_heads", "attention_window", "pitch_width"),
+        )
+        if mistakes := too_small(self, "decoder", {1: sizes}):
+            raise ConfigError("; ".join(mistakes))
         if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
             raise ConfigError(
                 f"decoder.n_fft must be even and a multiple, at least twice, of hop_length {self.hop_length}, "

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.limits import too_small
 from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State
 from codec.model.stft import log_magnitude_frames
@@ -35,12 +36,9 @@ class SpectralEncoderConfig:
     latent_dim: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.hop_length, self.short_n_fft, self.width, self.expansion, self.kernel_size, self.latent_dim) < 1:
-            raise ConfigError("encoder: every size must be at least 1")
-        if self.num_blocks < 0:
-            raise ConfigError(f"encoder.num_blocks must not be negative, got {self.num_blocks}")
-        if self.lookahead < 0:
-            raise ConfigError(f"encoder.lookahead must not be negative, got {self.lookahead}")
+        sizes = ("hop_length", "short_n_fft", "width", "expansion", "kernel_size", "latent_dim")
+        if mistakes := too_small(self, "encoder", {0: ("num_blocks", "lookahead"), 1: sizes}):
+            raise ConfigError("; ".join(mistakes))
         if self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):
             raise ConfigError(
                 f"encoder.short_n_fft must be a multiple of 8 whose quarter divides hop_length "

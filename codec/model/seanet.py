@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.limits import too_small
 from codec.model.timeconv import TimeConv1d, add_weight_norm
 
 CHUNK_SAMPLES = 48000
@@ -42,11 +43,14 @@ class SEANetEncoderConfig:
 
     def __post_init__(self) -> None:
         self.strides = list(self.strides)
-        sizes = (self.latent_dim, self.num_filters, self.kernel_size, self.residual_kernel_size)
-        if min(sizes) < 1 or self.num_lstm_layers < 0 or self.num_filters % 2:
-            raise ConfigError("encoder: every size must be at least 1, num_lstm_layers at least 0, num_filters even")
+        sizes = ("latent_dim", "num_filters", "kernel_size", "residual_kernel_size")
+        mistakes = too_small(self, "encoder", {0: ("num_lstm_layers",), 1: sizes})
+        if self.num_filters % 2:
+            mistakes.append(f"encoder.num_filters must be even, got {self.num_filters}")
         if not self.strides or min(self.strides) < 2:
-            raise ConfigError(f"encoder.strides must be numbers of at least 2, got {self.strides}")
+            mistakes.append(f"encoder.strides must be numbers of at least 2, got {self.strides}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     @property
     def hop_length(self) -> int:

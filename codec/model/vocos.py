@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.limits import too_small
 from codec.model.stft import overlap_add
 from codec.model.timeconv import FrameLinear, TimeConv1d, conv1d
 
@@ -38,9 +39,9 @@ class VocosDecoderConfig:
     hop_length: int = 320  # samples per frame
 
     def __post_init__(self) -> None:
-        sizes = (self.latent_dim, self.width, self.inner_width, self.num_groups, self.hop_length)
-        if min(*sizes, self.num_blocks) < 1:
-            raise ConfigError("decoder: every size must be at least 1")
+        sizes = ("latent_dim", "width", "inner_width", "num_groups", "hop_length", "num_blocks")
+        if mistakes := too_small(self, "decoder", {1: sizes}):
+            raise ConfigError("; ".join(mistakes))
         if self.width % self.num_groups:
             raise ConfigError(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
         if self.n_fft % (2 * self.hop_length) or self.n_fft % 2:

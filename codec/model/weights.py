@@ -107,7 +107,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
     if not available.get(device.split(":")[0], False):
         usable = ", ".join(name for name, is_available in available.items() if is_available)
-        raise ConfigError(f"device {device!r} is not available here; choose auto or one of: {usable}")
+        raise ConfigError(f"device {device!r} is not available here, choose auto or one of: {usable}")
     return torch.device(device)
 
 

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from codec.errors import CorpusError
+from codec.output import naming
 from codec.preparation.survey import Progress
 
 
@@ -56,7 +57,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path,
         target.parent.mkdir(parents=True, exist_ok=True)
         source = tar.extractfile(member)
         assert source is not None
-        with open(target, "wb") as stream:
+        with naming(target), open(target, "wb") as stream:
             shutil.copyfileobj(source, stream, 1 << 20)
             if stream.tell() != member.size:
                 raise tarfile.ReadError(f"{member.name} ends early")

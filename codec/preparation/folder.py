@@ -9,7 +9,7 @@ from pathlib import Path
 from codec import audio
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import UNKNOWN_SPEAKER, Utterance
-from codec.preparation.outcome import SURVEY_FOLDER, Outcome, Part, PreparationConfig, conclude
+from codec.preparation.outcome import SURVEY_FOLDER, Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import Candidate, Rejection, hold_out, select, shared_speakers
 from codec.preparation.survey import Progress, survey
 
@@ -50,8 +50,9 @@ def prepare_folder(
     levels, held_out = _levels(layout), held_out or {}
     _check_shares(held_out, levels)
     if not source.is_dir():
-        raise CorpusError(f"{source}: no such folder")
+        raise CorpusError(f"{source}: {'is a file, a folder is meant' if source.exists() else 'no such folder'}")
     folder = folder or source / "manifests"
+    refuse_file(folder)
     sounds, stubs = find_sounds(source)
     if not sounds:
         raise CorpusError(f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")

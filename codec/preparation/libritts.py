@@ -14,7 +14,7 @@ from codec.manifest import Utterance
 from codec.preparation.archives import unpack
 from codec.preparation.download import download, md5_of, require_space
 from codec.preparation.folder import find_sounds, journal_of, stub
-from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude
+from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import Candidate, Rejection, select, shared_speakers
 from codec.preparation.survey import Measurement, Progress, survey
 
@@ -150,6 +150,7 @@ def prepare_libritts(
     facts = VARIANTS[variant]
     corpus = root if any((root / part).is_dir() for part in PARTS) else root / facts.folder
     folder = folder or root / "manifests"
+    refuse_file(folder)
     wanted = _wanted(parts, corpus, facts, root, sources)
     _obtain(wanted, corpus, facts, root, sources, progress)
     excluded = _excluded([*exclude, *sorted(corpus.glob("*_bad_sample_list.txt"))])

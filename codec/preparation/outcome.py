@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codec import __version__
-from codec.errors import ConfigError
+from codec.errors import ConfigError, CorpusError
 from codec.manifest import SUFFIX, Utterance, place_of, write_manifest
 from codec.output import open_output
 from codec.preparation.selection import Filters, Rejection, subset
@@ -74,6 +74,12 @@ class Outcome:
     def rejections(self) -> list[Rejection]:
         """Of all parts."""
         return [rejection for part in self.parts for rejection in part.rejections]
+
+
+def refuse_file(folder: Path) -> None:
+    """Raises CorpusError where manifests cannot be put into a folder because it is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise CorpusError(f"{folder}: is a file; name a folder for the manifests")
 
 
 def conclude(

@@ -18,6 +18,7 @@ import numpy as np
 
 from codec import audio
 from codec.errors import AudioError, CorpusError
+from codec.output import naming
 from codec.processes import follow_parent
 
 SILENCE_DB = -50.0
@@ -135,7 +136,7 @@ def survey(
         progress("measured", len(results), len(paths))
     if tasks:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        with open(journal, "ab") as stream:
+        with naming(journal), open(journal, "ab") as stream:
             # The line break ends a line that a kill has cut.
             stream.write(("\n" * bool(stream.tell()) + json.dumps({"version": _VERSION}) + "\n").encode())
             for task, measured in _in_parallel(tasks, headers_only, num_workers or os.cpu_count() or 1):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from codec.errors import ConfigError
 from codec.output import open_output
 
 CURVES = (
@@ -22,11 +23,14 @@ def draw_curves(series: Mapping[str, Sequence[tuple[int, float]]], path: Path, *
         overwrite: replace a file that exists.
 
     Raises:
+        ConfigError: `path` does not end in .png.
         ImportError: matplotlib is not installed.
         OSError: the file exists, or the system refuses.
     """
     from matplotlib.figure import Figure
 
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{path}: the curves are a picture; give it a name that ends in .png")
     names = [name for name in CURVES if name in series]
     num_rows = max(1, -(-len(names) // 2))
     figure = Figure(figsize=(10, 1.8 * num_rows), layout="constrained")

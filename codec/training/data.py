@@ -8,7 +8,7 @@ may be compared with anything.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from codec import audio
 from codec.errors import AudioError, ConfigError
+from codec.limits import too_small
 from codec.manifest import UNKNOWN_SPEAKER, read_manifest
 from codec.output import open_output
 from codec.processes import follow_parent
@@ -28,6 +29,7 @@ from codec.training.degradation import degrade
 
 INDEX_NAME = "clips.json"
 VERSION = 2  # of the cache; one of another version is made again
+Progress = Callable[[str, int, int], None]
 FILES_IN_FLIGHT = 512
 """Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
 
@@ -75,16 +77,11 @@ class DataConfig:
         return [Path(place) for place in self._places() if place and isinstance(place, str)]
 
     def __post_init__(self) -> None:
-        mistakes = []
+        mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})
         if not all(isinstance(place, str) for place in self._places()):
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
-        if self.batch_size < 1:
-            mistakes.append(f"data.batch_size must be at least 1, got {self.batch_size}")
         if self.window_seconds <= 0:
             mistakes.append(f"data.window_seconds must be positive, got {self.window_seconds}")
-        for name in ("gain_db", "workers"):
-            if getattr(self, name) < 0:
-                mistakes.append(f"data.{name} must not be negative, got {getattr(self, name)}")
         for name, most in (("speaker_balance", 1), ("degraded", 1), ("speed", LARGEST_SPEED_CHANGE)):
             if not 0 <= getattr(self, name) <= most:
                 mistakes.append(f"data.{name} must be between 0 and {most}, got {getattr(self, name)}")
@@ -143,18 +140,27 @@ class AudioCache:
         return self.audio[start : start + self.lengths[index]]
 
 
-def open_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) -> AudioCache:
+def open_cache(
+    sources: Sequence[Path], cache_folder: Path, sample_rate: int, progress: Progress | None = None
+) -> AudioCache:
     """The cache of all sound files of manifests or below folders, made first where it is missing.
 
+    Args:
+        sources: manifests and folders.
+        cache_folder: is made.
+        sample_rate: Hz.
+        progress: called with "decoded", files done and files in all.
+
     Raises:
-        AudioError: a source is missing or has no sound files, or a file cannot be decoded; the cache is damaged.
+        AudioError: a source is missing or has no sound files, or files are missing or cannot be decoded; the cache is
+            damaged.
         CorpusError: the manifest is not one.
         ConfigError: the cache was made at another sample rate, or of other files.
     """
     try:
         cache = AudioCache(cache_folder)
     except NoCache:
-        _build_cache(sources, cache_folder, sample_rate)
+        _build_cache(sources, cache_folder, sample_rate, progress)
         cache = AudioCache(cache_folder)
     if all(source.exists() for source in sources) and not _holds(cache, _all_sounds(sources)):
         raise ConfigError(
@@ -179,8 +185,13 @@ def _holds(cache: AudioCache, sounds: list[tuple[Path, str, str]]) -> bool:
     )
 
 
-def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) -> None:
+def _build_cache(
+    sources: Sequence[Path], cache_folder: Path, sample_rate: int, progress: Progress | None = None
+) -> None:
     sounds = _all_sounds(sources)
+    if missing := [path for path, _, _ in sounds if not path.is_file()]:
+        more = f", and so are {len(missing) - 1} more of {len(sounds)}" if len(missing) > 1 else ""
+        raise AudioError(f"{missing[0]}: is not there{more}; codec prepare check tells which a manifest misses")
     cache_folder.mkdir(parents=True, exist_ok=True)
     clips, offset = [], 0
     with open_output(cache_folder / "audio.int16", overwrite=True) as stream:
@@ -194,6 +205,8 @@ def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int) 
                         clips.append(clip | {"samples": len(samples), "bandwidth": bandwidth})
                         stream.write(samples.tobytes())
                         offset += len(samples)
+                        if progress:
+                            progress("decoded", len(clips), len(sounds))
                 except BrokenProcessPool as error:
                     raise AudioError(
                         f"{_joined(sources)}: a process that decoded audio was killed; start again"

@@ -345,6 +345,18 @@ def _short_windows(record: Record) -> Finding | None:
     )
 
 
+def _silent_audio(record: Record) -> Finding | None:
+    peaks = record.values("batch/peak")
+    if not peaks or max(peaks) > 0:
+        return None
+    return Finding(
+        "silent audio",
+        True,
+        "every logged batch holds nothing but zeros",
+        "codec prepare on the folder of data.train: it measures every file and leaves out silent ones",
+    )
+
+
 def _starving(record: Record) -> Finding | None:
     waiting = record.now("data/waiting")
     if not waiting > 0.1:
@@ -424,6 +436,7 @@ FAILURES: tuple[Callable[[Record], Finding | None], ...] = (
     _overfitting,
     _no_validation,
     _short_windows,
+    _silent_audio,
     _starving,
     _slower,
     _trouble_with_files,

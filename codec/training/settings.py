@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from codec.errors import ConfigError
+from codec.limits import too_small
+from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
@@ -18,6 +20,8 @@ from codec.training.perception import FRAME_SECONDS
 DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
 """Beside the discriminators' weights in a model directory, so that others can go on with them."""
 PARTS = ("encoder", "quantizer", "decoder")
+MAX_BATCH_SECONDS = 24 * 3600.0
+"""Of speech in a step: 8 GB of samples."""
 
 
 @dataclass
@@ -71,12 +75,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self.betas, self.freeze = list(self.betas), list(self.freeze)
-        mistakes = [
-            f"training.{name} must be at least {least}, got {getattr(self, name)}"
-            for least, names in _LEAST.items()
-            for name in names
-            if getattr(self, name) is not None and not getattr(self, name) >= least
-        ]
+        mistakes = too_small(self, "training", _LEAST)
         for name in ("learning_rate", "quantizer_rate", "clip_norm", "adversarial_seconds"):
             if not getattr(self, name) > 0:
                 mistakes.append(f"training.{name} must be positive, got {getattr(self, name)}")
@@ -122,13 +121,24 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
-def check(config: Config, num_processes: int = 1) -> None:
+def check(config: Config, num_processes: int = 1, *, is_here: bool = True) -> None:
     """Refuse settings that do not fit together.
+
+    Args:
+        config: all settings.
+        num_processes: that share a batch.
+        is_here: whether this machine is to train, so that it must have the device.
 
     Raises:
         ConfigError: names all mistakes at once.
     """
-    mistakes = [*_of_data(config, num_processes), *_of_model(config), *_of_spectra(config), *_of_disturbance(config)]
+    mistakes = [
+        *_of_data(config, num_processes),
+        *_of_model(config),
+        *_of_spectra(config),
+        *_of_disturbance(config),
+        *(_of_device(config.training, num_processes) if is_here else ()),
+    ]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
 
@@ -144,6 +154,11 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
         yield f"training.run must name a folder, {run} is a file"
     if data.batch_size % num_processes:
         yield f"data.batch_size must be a multiple of the {num_processes} processes, got {data.batch_size}"
+    if (seconds := data.batch_size * data.window_seconds) > MAX_BATCH_SECONDS:
+        yield (
+            f"data.batch_size {data.batch_size} of data.window_seconds {data.window_seconds:g} are "
+            f"{seconds / 3600:.0f} hours of speech in a step, more than {MAX_BATCH_SECONDS / 3600:.0f}"
+        )
 
 
 def _of_model(config: Config) -> Iterator[str]:
@@ -195,6 +210,16 @@ def _of_disturbance(config: Config) -> Iterator[str]:
             f"training.disturbance_weight needs windows of at least {FRAME_SECONDS:g} s, data.window_seconds gives "
             f"{config.data.window_seconds:g}"
         )
+
+
+def _of_device(training: TrainingConfig, num_processes: int) -> Iterator[str]:
+    try:
+        device = weights.choose_device(training.device)
+    except ConfigError as error:
+        yield f"training.device: {error}"
+        return
+    if training.record and (device.type != "cuda" or num_processes > 1):
+        yield "training.record needs an NVIDIA GPU and a single process, set it to false"
 
 
 def _samples(config: Config, seconds: float) -> int:

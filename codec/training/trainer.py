@@ -23,6 +23,7 @@ from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.decoder import Synthesis
 from codec.output import open_output
+from codec.progress import CountLine
 from codec.training.alarms import Watch
 from codec.training.capture import Recorded
 from codec.training.counters import BrokenSteps, CodeUsage
@@ -68,8 +69,6 @@ class Trainer:
         self.ranks = Ranks()
         check(config, self.ranks.size)
         self.device = self.ranks.device(weights.choose_device(settings.device))
-        if settings.record and (self.device.type != "cuda" or self.ranks.size > 1):
-            raise ConfigError("training.record needs an NVIDIA GPU, and no more than one process; set it to false")
         self.run = Path(settings.run)
         self.run.mkdir(parents=True, exist_ok=True)
         self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
@@ -453,8 +452,8 @@ class Trainer:
         return latest
 
     def _open_cache(self, split: str, sources: list[Path]) -> AudioCache:
-        with self.ranks.first_alone():
-            return open_cache(sources, Path(self.config.data.cache) / split, self.codec.sample_rate)
+        with self.ranks.first_alone(), CountLine(self.ranks.is_first) as progress:
+            return open_cache(sources, Path(self.config.data.cache) / split, self.codec.sample_rate, progress)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

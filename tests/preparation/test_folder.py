@@ -141,6 +141,15 @@ def test_folder_without_sound_is_refused(tmp_path):
         prepare_folder(tmp_path)
     with pytest.raises(CorpusError, match="none: no such folder"):
         prepare_folder(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(CorpusError, match="file: is a file, a folder is meant"):
+        prepare_folder(tmp_path / "file")
+
+
+def test_manifests_in_a_file_are_refused(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CorpusError, match="file: is a file; name a folder for the manifests"):
+        prepare_folder(folder, tmp_path / "file")
 
 
 def test_command_prepares_a_folder(folder, tmp_path, capsys):

@@ -10,7 +10,9 @@ import soundfile
 import torch
 
 from codec.config import compose
-from codec.errors import ConfigError
+from codec.errors import AudioError, ConfigError
+from codec.preparation.folder import prepare_folder
+from codec.preparation.outcome import PreparationConfig
 from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
 
 
@@ -64,6 +66,20 @@ def test_a_cache_of_another_corpus_with_the_same_names_is_refused(training_folde
     path.unlink()
     shutil.rmtree(tmp_path / "audio")  # what is decoded is enough
     assert len(open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)) > 1
+
+
+def test_missing_files_of_a_manifest_are_counted_and_what_is_done_is_told(training_folder: Path, tmp_path: Path):
+    shutil.copytree(training_folder, tmp_path / "audio")
+    prepare_folder(tmp_path / "audio", tmp_path, config=PreparationConfig(num_workers=1))
+    told: list[tuple[str, int, int]] = []
+    open_cache([tmp_path / "all.tsv"], tmp_path / "whole", 24000, lambda *values: told.append(values))
+    assert told == [("decoded", number, 9) for number in range(1, 10)]
+    gone = sorted((tmp_path / "audio" / "first").iterdir())[:2]
+    for path in gone:
+        path.unlink()
+    with pytest.raises(AudioError, match=rf"{gone[0].name}: is not there, and so are 1 more of 9; codec prepare check"):
+        open_cache([tmp_path / "all.tsv"], tmp_path / "cache", 24000)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_cache_of_another_version_is_made_again(training_folder: Path, tmp_path: Path):

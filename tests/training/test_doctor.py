@@ -116,6 +116,7 @@ FAILED: dict[str, tuple[Callable[[int, Values], Values], dict[str, Any]]] = {
     "overfitting": (overfitting, {}),
     "no validation": (after(STEPS), {"data__validation": ""}),
     "short windows": (after(STEPS), {"data__window_seconds": 1.0}),
+    "silent audio": (after(0, batch__peak=0.0), {}),
     "starving loader": (after(3000, data__waiting=0.4), {}),
     "slowing down": (after(4500, steps_per_second=0.3), {}),
     "files that could not be read or written": (full_disk, {}),
@@ -245,3 +246,5 @@ def test_the_command_draws_what_was_logged(tmp_path: Path, capsys: pytest.Captur
     assert run_command(["doctor", str(run), "--curves", str(picture)]) == 2
     assert "already exists" in capsys.readouterr().err
     assert picture.read_bytes() == before
+    assert run_command(["doctor", str(run), "--curves", str(tmp_path / "curves.txt")]) == 2
+    assert "ends in .png" in capsys.readouterr().err

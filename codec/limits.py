@@ -1,0 +1,19 @@
+"""What settings must not be below, told by their names."""
+
+from collections.abc import Mapping, Sequence
+
+
+def too_small(settings: object, group: str, least: Mapping[int, Sequence[str]]) -> list[str]:
+    """A sentence about each setting that is below its least value, or NaN.
+
+    Args:
+        settings: an object with the settings as attributes; one that is None has no value yet.
+        group: what stands before their names, "training".
+        least: least value -> names of the settings that have it.
+    """
+    return [
+        f"{group}.{name} must be at least {lowest}, got {value}"
+        for lowest, names in least.items()
+        for name in names
+        if (value := getattr(settings, name)) is not None and not value >= lowest
+    ]
