@@ -464,7 +464,7 @@ class _WavSink:
         stream.write(self._header(self._announced))
 
     def write(self, block: np.ndarray) -> None:  # (C, T)
-        values = block.astype("<f4") if self._is_float else _to_int16(block)
+        values = block.astype("<f4") if self._is_float else to_int16(block)
         data = np.ascontiguousarray(values.T).tobytes()
         self._size += len(data)
         if self._size > 0xFFFF_FFFF - 64:
@@ -510,7 +510,7 @@ class _CompressedSink:
         return self
 
     def write(self, block: np.ndarray) -> None:  # (C, T)
-        values = _to_int16(block) if self._is_integer else np.clip(block, -1.0, 1.0)
+        values = to_int16(block) if self._is_integer else np.clip(block, -1.0, 1.0)
         with self._system_errors():
             for start in range(0, values.shape[1], _VALUES_PER_ENCODE):
                 self._sound.write(np.ascontiguousarray(values[:, start : start + _VALUES_PER_ENCODE].T))
@@ -557,6 +557,6 @@ class _ErrorKeeper:
             return 0
 
 
-def _to_int16(wav: np.ndarray) -> np.ndarray:
+def to_int16(wav: np.ndarray) -> np.ndarray:
     """[-1, 1) -> int16; the inverse of what readers do, so a 16-bit file written back is unchanged."""
     return np.clip(np.rint(wav * 32768.0), -32768, 32767).astype("<i2")
