@@ -28,7 +28,8 @@ def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.n
 
     An envelope is what the first 1.25 ms of the cepstrum say, less than a period of any voice.
     """
-    size, hop = sample_rate // 25, sample_rate // 100
+    hop = sample_rate // 100
+    size = 4 * hop
     window = np.hanning(size + 1)[:-1]
     num_frames = -(-len(wav) // hop) + 3
     padded = np.zeros((2, (num_frames - 1) * hop + size))
@@ -41,7 +42,7 @@ def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.n
     frames = np.fft.irfft(np.exp(np.fft.rfft(cepstra).real) * noise / np.sqrt(np.square(window).sum())) * window
     result = np.zeros(padded.shape[1])
     for offset in range(0, size, hop):  # every fourth frame starts where another ends
-        parts = frames[offset // hop :: size // hop]
+        parts = frames[offset // hop :: 4]
         result[offset : offset + parts.size] += parts.ravel()
     return result[size - hop : size - hop + len(wav)] / (np.square(window).sum() / hop)
 

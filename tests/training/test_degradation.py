@@ -106,6 +106,15 @@ def test_silence_stays_silent_and_finite(kind, rng):
     assert np.abs(kind(np.zeros(RATE, np.float32), RATE, rng)).max() < 1e-6
 
 
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100])
+@pytest.mark.parametrize("kind", degradation.PROBABILITIES)
+def test_windows_of_any_rate_and_length_keep_their_length(kind, rate):
+    white = 0.1 * np.random.default_rng(0).standard_normal(rate + 7).astype(np.float32)
+    degraded = kind(white, rate, np.random.default_rng(1))
+    assert degraded.shape == white.shape
+    assert np.isfinite(degraded).all()
+
+
 def test_the_same_random_numbers_degrade_alike(wav):
     first, again, other = (degradation.degrade(wav, RATE, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert first.dtype == np.float32
