@@ -10,7 +10,8 @@ from codec.evaluation.metric import Column, Metric, Pair, Settings
 from codec.evaluation.weights import Artefact, check, sha256
 
 SAMPLE_RATE = 16000
-SEGMENT = 144160  # samples, 9.01 s
+SEGMENT_SECONDS = 9.01
+SEGMENT = 144160  # samples
 
 _ROOT = "https://raw.githubusercontent.com/microsoft/DNS-Challenge/master/DNSMOS/DNSMOS"
 P835 = Artefact(
@@ -38,9 +39,9 @@ class Dnsmos(Metric):
     """DNSMOS P.835 (signal, background, overall) and P.808 of the estimate, about 1 to 5, and of the reference.
 
     At 16 kHz, in full-scale units, level untouched. A clip shorter than 9.01 s is doubled until it is not; segments of
-    9.01 s begin every second, and their scores are averaged. P.835 takes samples, P.808 the mel spectrum of all but the
-    last 160 samples (120 Slaney bands, window 321, hop 160, power in dB under the segment's maximum, at most 80 dB,
-    mapped by (x + 40) / 40). The non-personalised models, on onnxruntime with one thread.
+    9.01 s begin every second (see `segment_starts`), and their scores are averaged. P.835 takes samples, P.808 the mel
+    spectrum of all but the last 160 samples (120 Slaney bands, window 321, hop 160, power in dB under the segment's
+    maximum, at most 80 dB, mapped by (x + 40) / 40). The non-personalised models, on onnxruntime with one thread.
 
     Weights: `--dnsmos-weights DIR` with `sig_bak_ovr.onnx` and `model_v8.onnx`, or `--download` (1.4 MB, pinned by
     SHA-256). Source: Reddy et al., arXiv:2010.15258 and arXiv:2110.01763; `dnsmos_local.py` of the DNS challenge.
@@ -56,6 +57,7 @@ class Dnsmos(Metric):
         Column("dnsmos_ovrl_reference", "DNSMOS P.835 overall of the references", ""),
     )
     packages = ("onnxruntime", "librosa")
+    version = 2  # 1 took a segment more
     is_model = True
 
     def __init__(self, settings: Settings):
@@ -71,7 +73,7 @@ class Dnsmos(Metric):
         while len(wav) < SEGMENT:
             wav = np.concatenate([wav, wav])
         rows = []
-        for start in range(0, len(wav) - SEGMENT + 1, SAMPLE_RATE):
+        for start in segment_starts(len(wav)):
             segment = wav[start : start + SEGMENT].astype(np.float32)
             signal, background, overall = self.p835.run(None, {"input_1": segment[None]})[0][0]
             p808 = self.p808.run(None, {"input_1": _mel(segment[:-160])[None]})[0][0][0]
@@ -109,6 +111,18 @@ class Dnsmos(Metric):
     def weights(cls, settings: Settings) -> dict[str, Any]:
         found = {artefact.name: sha256(path) for artefact, path in _paths(settings).items()}
         return {"sha256": found, "is_pinned": found == {artefact.name: artefact.sha256 for artefact in (P835, P808)}}
+
+
+def segment_starts(num_samples: int) -> list[int]:
+    """Where the segments of a clip begin that the published script takes, for at least 9.01 s at 16 kHz.
+
+    The script counts whole seconds, so a clip has its second segment from 11 s on, not from 10.01 s. It finds the end
+    of a segment in floating point and passes over those that come out a sample short: for starts up to a minute, those
+    at 7 to 23 s.
+    """
+    num_starts = int(num_samples // SAMPLE_RATE - SEGMENT_SECONDS) + 1
+    starts = [(second * SAMPLE_RATE, int((second + SEGMENT_SECONDS) * SAMPLE_RATE)) for second in range(num_starts)]
+    return [start for start, end in starts if end - start == SEGMENT]
 
 
 def _paths(settings: Settings) -> dict[Artefact, Path]:

@@ -272,11 +272,26 @@ def test_dnsmos_of_clean_and_noisy_speech(dnsmos, pair):
 
 
 def test_dnsmos_averages_segments_that_begin_every_second(dnsmos, pair):
-    wav = np.tile(pair.at(16000)[0], 4)[: 16000 * 12]
+    wav = np.tile(pair.at(16000)[0], 4)[: 16000 * 23 // 2]
     whole = dnsmos.predict(wav)
-    parts = [dnsmos.predict(wav[start * 16000 : start * 16000 + 144160]) for start in range(3)]
+    parts = [dnsmos.predict(wav[start * 16000 : start * 16000 + 144160]) for start in range(2)]
     for name, value in whole.items():
         assert value == pytest.approx(np.mean([part[name] for part in parts]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num"),
+    [(9.01, 1), (10, 1), (10.01, 1), (10.99, 1), (11, 2), (11.5, 2), (12, 3), (15.9, 6), (16, 7), (33.9, 7), (34, 8)],
+)
+def test_dnsmos_takes_the_segments_of_the_published_script(seconds, num):
+    """Found by running the loop of `dnsmos_local.py` (microsoft/DNS-Challenge, 6412bc5) on zeros."""
+    from codec.evaluation.dnsmos import SEGMENT, segment_starts
+
+    num_samples = round(seconds * 16000)
+    starts = segment_starts(num_samples)
+    assert len(starts) == num
+    assert starts[:7] == [16000 * second for second in range(min(num, 7))]
+    assert starts[-1] + SEGMENT <= num_samples
 
 
 def test_dnsmos_weights_are_the_published_ones(dnsmos):
