@@ -1,37 +1,27 @@
 """The adversary of the codec: discriminators, their optimizer and both directions of the loss, as one object.
 
-In a step that trains both sides, either call `generator_loss` and `discriminator_loss`, each of which runs every
-discriminator once, or `joint_losses`, which serves both roles with a single run and less memory.
+A step is `joint_losses`, in which a single run of each discriminator serves both sides, then `step`.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
 
 from codec.errors import ConfigError, ModelError
+from codec.model.weights import read_tensors
+from codec.output import open_output
 from codec.training import losses
 from codec.training.discriminators import DiscriminatorOutput, Discriminators, DiscriminatorsConfig, GroupConfig
 from codec.training.optimizer import adamw
 
 
-class GeneratorLosses(NamedTuple):
-    """What the discriminators want from the generator; scalars, unweighted, summed over groups."""
-
-    adversarial: Tensor
-    feature_matching: Tensor
-
-
 class JointLosses(NamedTuple):
-    """Both sides' losses of one step; scalars. Only `generator` carries a gradient."""
+    """Both sides' losses of one step; scalars, summed over groups. Only `generator` carries a gradient."""
 
     generator: Tensor
     """Weighted sum of the next two, to be added to the generator's other losses."""
@@ -92,38 +82,14 @@ class Adversary:
             self.discriminators.parameters(), config.learning_rate, config.betas, config.weight_decay, is_recorded
         )
 
-    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Loss of the discriminators, scalar; no gradient reaches either waveform. Follow it with `backward`, `step`.
-
-        Both waveforms go through as one batch: same result, one normalisation and one large product per layer.
-        """
-        both = torch.cat([real.detach(), fake.detach()])
-        total: list[Tensor] = []
-        for group, share, member in self._members():
-            logits_real, logits_fake = member(both).logits.tensor_split([len(real)])
-            total.append(share * losses.discriminator_loss(logits_real, logits_fake, group.loss))
-        return torch.stack(total).sum()
-
-    def generator_loss(self, real: Tensor, fake: Tensor) -> GeneratorLosses:
-        """What the generator is told about `fake`; the discriminators are constants, and so is all about `real`."""
-        adversarial, feature_matching = [], []
-        with frozen(self.discriminators), parametrize.cached():
-            for group, share, member in self._members():
-                with torch.no_grad():
-                    output_real = member(real)
-                output_fake = member(fake)
-                adversarial.append(share * losses.generator_loss(output_fake.logits, group.loss))
-                feature_matching.append(share * self._feature_matching(group, output_real, output_fake))
-        return GeneratorLosses(torch.stack(adversarial).sum(), torch.stack(feature_matching).sum())
-
     def joint_losses(
         self, real: Tensor, fake: Tensor, adversarial_weight: float = 1.0, feature_matching_weight: float = 1.0
     ) -> JointLosses:
         """Both roles of one step from a single run of each discriminator, one discriminator at a time.
 
-        Equal to `generator_loss`, then `discriminator_loss` and `backward` with the same discriminators, as in a step
-        that updates the generator first. Each discriminator's activations are freed before the next one runs, so peak
-        memory is that of the largest, not of all. Gradients of the discriminators are set on return; call `step`.
+        To the generator the discriminators are constants, and to them both waveforms are. Each discriminator's
+        activations are freed before the next one runs, so peak memory is that of the largest, not of all. Gradients of
+        the discriminators are set on return; call `step`.
 
         Args:
             real: (B, 1, T).
@@ -138,7 +104,9 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         weights = (adversarial_weight, feature_matching_weight)
         leaf = fake.detach().requires_grad_()
-        parts = [self._joint_losses_of(*member, real.detach(), leaf, weights) for member in self._members()]
+        parts = [
+            self._joint_losses_of(*member, real.detach(), leaf, weights) for member in self.discriminators.members()
+        ]
         adversarial, matching, discriminator = torch.stack(parts).sum(dim=0)
         value = adversarial_weight * adversarial + feature_matching_weight * matching
         return JointLosses(_KnownGradient.apply(fake, value, leaf.grad), adversarial, matching, discriminator)
@@ -167,11 +135,6 @@ class Adversary:
         discriminator.backward(inputs=list(member.parameters()))
         return torch.stack([adversarial, matching, discriminator]).detach()
 
-    def backward(self, loss: Tensor) -> None:
-        """Replace the discriminators' gradients by those of `loss`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-
     def step(self) -> Tensor:
         """Clip the gradients, update the discriminators and free the gradients.
 
@@ -185,35 +148,27 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume exactly."""
-        return {"discriminators": self.discriminators.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def save_weights(self, path: Path) -> None:
+        """Write the discriminators' weights, in 16 bit, for fine-tuning by others; the file appears complete or not.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s result."""
-        self.discriminators.load_state_dict(state["discriminators"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def save_weights(self, path: str | Path) -> None:
-        """Write the discriminators' weights, in 16 bit, for fine-tuning by others; the file appears complete or not."""
-        path = Path(path)
+        Raises:
+            OSError: the system refuses, for example because the disk is full; what was there stays.
+        """
         state = self.discriminators.state_dict()
-        partial = path.with_name(path.name + ".part")
-        save_file({key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()}, partial)
-        os.replace(partial, path)
+        tensors = {key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()}
+        with open_output(path, overwrite=True) as stream:
+            stream.write(safetensors.torch.save(tensors))
 
-    def load_weights(self, path: str | Path) -> None:
+    def load_weights(self, path: Path) -> None:
         """Read the discriminators' weights from `save_weights`' file.
 
         Raises:
-            ModelError: the file is damaged, or belongs to other discriminators.
+            ModelError: the file cannot be read, is damaged, or belongs to other discriminators.
         """
         try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ModelError(
-                f"{path}: is not a whole file of weights ({error}); copy it again, or remove it to begin with new ones"
-            ) from error
+            state = read_tensors(path)
+        except ModelError as error:
+            raise ModelError(f"{error}, or remove it to begin with new discriminators") from error
         ours = self.discriminators.state_dict()
         odd = sorted(set(state) ^ set(ours)) or [key for key in ours if state[key].shape != ours[key].shape]
         if odd:
@@ -224,31 +179,12 @@ class Adversary:
         self.discriminators.load_state_dict(state)
         self.has_learned = True
 
-    def _members(self) -> Iterator[tuple[GroupConfig, float, nn.Module]]:
-        """(settings, factor of its losses in the sum, network) of each discriminator."""
-        for name, group, member in self.discriminators.members():
-            size = len(self.discriminators.groups[name])  # type: ignore[arg-type]
-            yield group, 1.0 if group.reduction == "sum" else 1.0 / size, member
-
     def _feature_matching(self, group: GroupConfig, real: DiscriminatorOutput, fake: DiscriminatorOutput) -> Tensor:
         chosen = [
             output.feature_maps[int(group.skip_first_map) :] + ([output.logits] if group.match_logits else [])
             for output in (real, fake)
         ]
         return losses.feature_matching_loss(*chosen, relative=self.config.relative_features)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Within this block graphs take the module's parameters for constants."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -7,7 +7,7 @@ recipe's set are configurations of the same classes. Losses and optimizer live e
 Shapes: B batch, T samples, P period, C channels, L steps along time, N frames, F frequency bins.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import pi
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from codec.errors import ConfigError, ModelError
+from codec.errors import ConfigError
 from codec.training.losses import ADVERSARIAL_LOSSES
 
 _SLOPE = 0.1  # of the leaky rectifier, in every published discriminator of this kind
@@ -397,68 +397,14 @@ class Discriminators(nn.Module):
         self.config = config
         self.groups = nn.ModuleDict({name: nn.ModuleList(group.build()) for name, group in config.groups().items()})
 
-    def members(self) -> Iterator[tuple[str, GroupConfig, nn.Module]]:
-        """(group name, its settings, one discriminator) for each discriminator."""
+    def members(self) -> Iterator[tuple[GroupConfig, float, nn.Module]]:
+        """(its group's settings, factor of its losses in the sum, network) of each discriminator."""
         for name, group in self.config.groups().items():
-            for member in self.groups[name]:  # type: ignore[attr-defined]
-                yield name, group, member
+            members = self.groups[name]
+            share = 1.0 if group.reduction == "sum" else 1.0 / len(members)  # type: ignore[arg-type]
+            for member in members:  # type: ignore[attr-defined]
+                yield group, share, member
 
     def forward(self, wav: Tensor) -> dict[str, list[DiscriminatorOutput]]:
         """(B, 1, T) -> by group, the outputs of its discriminators."""
-        outputs: dict[str, list[DiscriminatorOutput]] = {name: [] for name in self.groups}
-        for name, _, member in self.members():
-            outputs[name].append(member(wav))
-        return outputs
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Published weights
-
-
-def reference_keys(discriminators: Discriminators) -> dict[str, str]:
-    """Where each of our parameters lies in a published checkpoint, below its discriminators' common prefix.
-
-    Only for `DiscriminatorsConfig.paper()`. Our two DAC-style groups are one list there, periods first.
-    """
-    homes = {"period": "multiperioddisc", "resolution": "multiresddisc", "dac_period": "dac", "dac_spectrum": "dac"}
-    endings = {"original0": "weight_g", "original1": "weight_v", "bias": "bias"}
-    num_periods = len(discriminators.groups["dac_period"])  # type: ignore[arg-type]
-    keys = {}
-    for key, _ in discriminators.named_parameters():
-        _, group, number, *path, last = key.split(".")
-        path = [part for part in path if part not in ("parametrizations", "weight")]
-        if path[0] == "post":
-            path = ["conv_post"]
-        elif group == "resolution":
-            path = ["convs", path[2]]  # one band, whose number is left out there
-        elif group.startswith("dac"):
-            path.append("0")  # convolution and rectifier are a pair there
-        place = int(number) + (num_periods if group == "dac_spectrum" else 0)
-        keys[key] = ".".join([homes[group], "discriminators", str(place), *path, endings[last]])
-    return keys
-
-
-def load_reference(discriminators: Discriminators, state: Mapping[str, Tensor], prefix: str = "loss.") -> None:
-    """Fill `DiscriminatorsConfig.paper()` discriminators from a published checkpoint's state dict.
-
-    Args:
-        discriminators: filled in place.
-        state: holds `prefix` + each name of `reference_keys`; other entries are ignored.
-        prefix: "loss." in SimVQ checkpoints, "" in WavTokenizer ones (whose "dac." part was never trained).
-
-    Raises:
-        ModelError: a tensor is missing or of another shape.
-    """
-    ours = dict(discriminators.named_parameters())
-    for key, name in reference_keys(discriminators).items():
-        if prefix + name not in state:
-            raise ModelError(f"{prefix + name}: missing from the checkpoint, its discriminators cannot be loaded")
-        theirs = state[prefix + name]
-        if ours[key].dim() == 3:
-            theirs = theirs.squeeze(-1)  # kernels one column wide
-        elif name.startswith("multiresddisc") and theirs.dim() == 4:
-            theirs = theirs.transpose(2, 3)  # [bins, frames] there
-        if theirs.shape != ours[key].shape:
-            raise ModelError(f"{prefix + name}: shape {tuple(theirs.shape)}, expected {tuple(ours[key].shape)}")
-        with torch.no_grad():
-            ours[key].copy_(theirs)
+        return {name: [member(wav) for member in group] for name, group in self.groups.items()}  # type: ignore[attr-defined]

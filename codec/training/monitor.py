@@ -154,11 +154,8 @@ class Monitor:
 
 def undecided_loss(discriminators: Discriminators) -> float:
     """The discriminators' loss if they tell nothing apart: logits of 0 (hinge) or 1/2 (least squares) everywhere."""
-    total = 0.0
-    for name, group, _ in discriminators.members():
-        share = 1 / len(discriminators.groups[name]) if group.reduction == "mean" else 1  # type: ignore[arg-type]
-        total += share * {"hinge": 2.0, "least-squares": 0.5}[group.loss]
-    return total
+    of_one = {"hinge": 2.0, "least-squares": 0.5}
+    return sum(share * of_one[group.loss] for group, share, _ in discriminators.members())
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,8 @@
-"""The adversary: who gets gradients in which role, that one run equals two, and that it resumes exactly."""
+"""The adversary: its losses and gradients are those of their definitions, and it resumes exactly."""
 
 import copy
+import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from codec.errors import ConfigError, ModelError
 from codec.training import losses
 from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.discriminators import DiscriminatorsConfig, PeriodConfig, ScaleConfig, SpectrumConfig
+from codec.training.state import flatten_optimizer, restore_optimizer
 
 
 def config(**settings):
@@ -54,91 +57,69 @@ def parameters(adversary):
     return list(adversary.discriminators.parameters())
 
 
-def count_runs(adversary):
-    runs = []
-    for _, _, member in adversary.discriminators.members():
-        member.register_forward_hook(lambda module, inputs, output: runs.append((module, len(inputs[0]))))
-    return runs
+def state_of(adversary):
+    return copy.deepcopy((adversary.discriminators.state_dict(), flatten_optimizer(adversary.optimizer)))
 
 
-def test_generator_role_leaves_the_discriminators_without_gradients_and_trainable(adversary, clips):
-    real, fake = clips
-    sum(adversary.generator_loss(real, fake)).backward()
-    assert all(p.grad is None for p in parameters(adversary))
-    assert all(p.requires_grad for p in parameters(adversary))
-    assert fake.grad.abs().sum() > 0
-
-
-def test_discriminators_become_trainable_again_after_an_error(adversary):
-    with pytest.raises(RuntimeError, match="size of tensor"):
-        adversary.generator_loss(torch.zeros(1, 1, 600), torch.zeros(1, 1, 500))
-    assert all(p.requires_grad for p in parameters(adversary))
-
-
-def test_discriminator_role_sends_no_gradient_to_either_waveform(adversary, clips):
-    real, fake = clips
-    real.requires_grad_()
-    adversary.backward(adversary.discriminator_loss(real, fake))
-    assert real.grad is None
-    assert fake.grad is None
-    assert all(p.grad is not None for p in parameters(adversary))
-
-
-def test_each_discriminator_runs_once_per_role_and_clip(adversary, clips):
-    runs = count_runs(adversary)
-    members = 5
-    adversary.discriminator_loss(*clips)
-    assert [size for _, size in runs] == [6] * members
-    runs.clear()
-    adversary.generator_loss(*clips)
-    assert [size for _, size in runs] == [3] * 2 * members
-    runs.clear()
-    adversary.joint_losses(*clips)
-    assert [size for _, size in runs] == [3] * 2 * members
+def by_definition(adversary, real, fake):
+    """Adversarial, feature matching and discriminator loss of `config()`'s groups, from whole runs, with all graphs."""
+    on_real, on_fake = adversary.discriminators(real), adversary.discriminators(fake)
+    hinge = [  # the first group is averaged, the last has one member
+        (share, r.logits, f.logits)
+        for share, group in ((0.5, "period"), (1.0, "spectrum"))
+        for r, f in zip(on_real[group], on_fake[group], strict=True)
+    ]
+    least_squares = [(r.logits, f.logits) for r, f in zip(on_real["scale"], on_fake["scale"], strict=True)]
+    adversarial = sum(share * losses.hinge_generator_loss(f) for share, _, f in hinge)
+    adversarial += sum(losses.least_squares_generator_loss(f) for _, f in least_squares)
+    discriminator = sum(share * losses.hinge_discriminator_loss(r, f) for share, r, f in hinge)
+    discriminator += sum(losses.least_squares_discriminator_loss(r, f) for r, f in least_squares)
+    matching = sum(
+        share * losses.feature_matching_loss(r.feature_maps, f.feature_maps)
+        for share, group in ((0.5, "period"), (1.0, "scale"))
+        for r, f in zip(on_real[group], on_fake[group], strict=True)
+    )
+    # Of the spectrum's two maps the first is left out, and the logits are one.
+    (r,), (f,) = on_real["spectrum"], on_fake["spectrum"]
+    matching += (r.logits - f.logits).abs().mean()
+    return adversarial, matching, discriminator
 
 
 def test_losses_follow_each_groups_definition(adversary, clips):
-    real, fake = clips
-    on_real, on_fake = adversary.discriminators(real), adversary.discriminators(fake)
-    adversarial = sum(losses.hinge_generator_loss(output.logits) for output in on_fake["period"]) / 2
-    adversarial += sum(losses.least_squares_generator_loss(output.logits) for output in on_fake["scale"])
-    adversarial += losses.hinge_generator_loss(on_fake["spectrum"][0].logits)
-    result = adversary.generator_loss(real, fake)
-    torch.testing.assert_close(result.adversarial, adversarial)
+    joint = adversary.joint_losses(*clips, adversarial_weight=0.7, feature_matching_weight=3)
+    adversarial, matching, discriminator = (value.detach() for value in by_definition(adversary, *clips))
+    torch.testing.assert_close(joint[1:], (adversarial, matching, discriminator))
+    torch.testing.assert_close(joint.generator.detach(), 0.7 * adversarial + 3 * matching)
 
-    pairs = [(r, f) for group in ("period", "scale") for r, f in zip(on_real[group], on_fake[group], strict=True)]
-    shares = [0.5, 0.5, 1.0, 1.0]
-    matching = sum(
-        share * losses.feature_matching_loss(r.feature_maps, f.feature_maps)
-        for (r, f), share in zip(pairs, shares, strict=True)
-    )
-    matching += (on_real["spectrum"][0].logits - on_fake["spectrum"][0].logits).abs().mean()
-    torch.testing.assert_close(result.feature_matching, matching)
+
+def test_each_side_gets_the_gradient_of_its_own_loss(adversary, clips):
+    real, fake = clips
+    real.requires_grad_()
+    joint = adversary.joint_losses(real, fake, adversarial_weight=0.7, feature_matching_weight=3)
+    gradients = [p.grad.clone() for p in parameters(adversary)]
+    assert (real.grad, fake.grad) == (None, None)
+    (2 * joint.generator).backward()
+    assert real.grad is None
+    torch.testing.assert_close([p.grad for p in parameters(adversary)], gradients, rtol=0, atol=0)
+
+    adversarial, matching, discriminator = by_definition(adversary, real, fake)
+    (expected,) = torch.autograd.grad(2 * (0.7 * adversarial + 3 * matching), fake, retain_graph=True)
+    torch.testing.assert_close(fake.grad, expected, rtol=1e-4, atol=1e-5)
+    expected_gradients = list(torch.autograd.grad(discriminator, parameters(adversary)))
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_each_discriminator_runs_once_per_clip(adversary, clips):
+    runs = []
+    for _, _, member in adversary.discriminators.members():
+        member.register_forward_hook(lambda module, inputs, output: runs.append(len(inputs[0])))
+    adversary.joint_losses(*clips)
+    assert runs == [3] * 2 * 5
 
 
 def test_feature_matching_vanishes_for_a_perfect_copy(adversary, clips):
     real, _ = clips
-    assert adversary.generator_loss(real, real.clone()).feature_matching.item() == 0
-
-
-def test_one_joint_run_equals_both_roles(adversary, clips):
-    real, fake = clips
-    result = adversary.generator_loss(real, fake)
-    (2 * (0.7 * result.adversarial + 3 * result.feature_matching)).backward()
-    expected = fake.grad.clone()
-    loss = adversary.discriminator_loss(real, fake)
-    adversary.backward(loss)
-    gradients = [p.grad.clone() for p in parameters(adversary)]
-
-    fake.grad = None
-    joint = adversary.joint_losses(real, fake, adversarial_weight=0.7, feature_matching_weight=3)
-    assert fake.grad is None
-    (2 * joint.generator).backward()
-    torch.testing.assert_close(fake.grad, expected, rtol=1e-4, atol=1e-5)
-    # One batch of both clips or two batches of one: sums are taken in another order.
-    torch.testing.assert_close([p.grad for p in parameters(adversary)], gradients, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(joint[1:], (result.adversarial, result.feature_matching, loss.detach()))
-    torch.testing.assert_close(joint.generator.detach(), 0.7 * result.adversarial + 3 * result.feature_matching)
+    assert adversary.joint_losses(real, real.clone()).feature_matching.item() == 0
 
 
 def test_joint_gradient_reaches_the_generators_parameters(adversary, clips):
@@ -146,29 +127,26 @@ def test_joint_gradient_reaches_the_generators_parameters(adversary, clips):
     gain = torch.tensor(0.5, requires_grad=True)
     adversary.joint_losses(real, gain * fake.detach()).generator.backward()
     expected = torch.tensor(0.5, requires_grad=True)
-    sum(adversary.generator_loss(real, expected * fake.detach())).backward()
+    sum(by_definition(adversary, real, expected * fake.detach())[:2]).backward()
     torch.testing.assert_close(gain.grad, expected.grad)
 
 
-@pytest.mark.parametrize("role", ["generator", "discriminator", "joint"])
-def test_losses_are_float32_under_autocast_and_close_to_full_precision(adversary, clips, role):
-    run = getattr(adversary, f"{role}_loss" + ("es" if role == "joint" else ""))
+def test_losses_are_float32_under_autocast_and_close_to_full_precision(adversary, clips):
     with torch.autocast("cpu", torch.bfloat16):
-        inside = run(*clips)
-    outside = run(*clips)
-    for a, b in zip(*((x,) if torch.is_tensor(x) else x for x in (inside, outside)), strict=True):
+        inside = adversary.joint_losses(*clips)
+    for a, b in zip(inside, adversary.joint_losses(*clips), strict=True):
         assert a.dtype == torch.float32
         assert a.item() == pytest.approx(b.item(), rel=0.02)
 
 
 def test_discriminators_learn_to_tell(adversary, clips):
     real, fake = clips
-    before = adversary.discriminator_loss(real, fake).item()
+    before = adversary.joint_losses(real, fake).discriminator.item()
     adversary.optimizer.param_groups[0]["lr"] = 1e-2
     for _ in range(30):
         adversary.joint_losses(real, fake)
         adversary.step()
-    assert adversary.discriminator_loss(real, fake).item() < 0.5 * before
+    assert adversary.joint_losses(real, fake).discriminator.item() < 0.5 * before
     on_real, on_fake = adversary.discriminators(real), adversary.discriminators(fake)
     for group in on_real:
         for r, f in zip(on_real[group], on_fake[group], strict=True):
@@ -179,13 +157,13 @@ def test_a_step_with_a_non_finite_gradient_changes_nothing(adversary, clips):
     real, fake = clips
     adversary.joint_losses(real, fake)
     adversary.step()
-    before = copy.deepcopy(adversary.state_dict())
+    before = state_of(adversary)
     adversary.joint_losses(real, fake * torch.tensor(float("nan")))
     assert not adversary.step().isfinite()
-    torch.testing.assert_close(adversary.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(state_of(adversary), before, rtol=0, atol=0)
     adversary.joint_losses(real, fake)
     assert adversary.step().isfinite()
-    assert any(not p.equal(q) for p, q in zip(parameters(adversary), before["discriminators"].values(), strict=True))
+    assert any(not p.equal(q) for p, q in zip(parameters(adversary), before[0].values(), strict=True))
 
 
 def test_gradients_are_clipped_to_the_limit(clips):
@@ -200,12 +178,14 @@ def test_gradients_are_clipped_to_the_limit(clips):
     assert torch.stack(moments).norm().item() / (1 - 0.8) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_resuming_from_a_state_dict_is_exact(adversary, clips):
+def test_resuming_from_a_state_is_exact(adversary, clips):
     for _ in range(2):
         adversary.joint_losses(*clips)
         adversary.step()
     resumed = Adversary(config())
-    resumed.load_state_dict(copy.deepcopy(adversary.state_dict()))
+    discriminators, optimizer = state_of(adversary)
+    resumed.discriminators.load_state_dict(discriminators)
+    restore_optimizer(resumed.optimizer, optimizer)
     for side in (adversary, resumed):
         side.joint_losses(*clips)
         side.step()
@@ -233,13 +213,40 @@ def test_weights_of_another_set_are_refused(adversary, tmp_path):
         Adversary(settings).load_weights(tmp_path / "discriminators.safetensors")
 
 
-def test_weights_that_are_cut_off_are_refused(adversary, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-10]),
+            "is not a whole safetensors file .*; copy or download",
+        ),
+        (lambda path: path.write_bytes(b""), "is not a whole safetensors file"),
+        (Path.unlink, "cannot be read"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
+    ],
+    ids=["cut off", "empty", "missing", "folder"],
+)
+def test_weights_that_cannot_be_read_are_refused(adversary, tmp_path, damage, sentence):
     path = tmp_path / "discriminators.safetensors"
     adversary.save_weights(path)
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=r"discriminators.safetensors: is not a whole file .*; copy it again"):
+    damage(path)
+    with pytest.raises(ModelError, match=rf"{path}: {sentence}.*, or remove it to begin with new discriminators"):
         adversary.load_weights(path)
     assert not adversary.has_learned
+
+
+def test_a_full_disk_leaves_the_old_weights_and_nothing_else(adversary, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "discriminators.safetensors"
+    adversary.save_weights(path)
+    old = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("os.fsync", full)
+        adversary.save_weights(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == old
 
 
 @pytest.mark.parametrize(
