@@ -93,9 +93,9 @@ def save_state(
     metadata = {"counters": json.dumps(counters), "checksum": str(_checksum(tensors))}
     with open_output(path, overwrite=True) as stream:
         stream.write(safetensors.torch.save(tensors, metadata=metadata))
-        stream.flush()
-        os.fsync(stream.fileno())  # a machine that dies must not leave a renamed but empty file
         if previous is not None and path.exists():
+            stream.flush()
+            os.fsync(stream.fileno())  # the new bytes are safe before the old file moves: a full disk has shown by now
             os.replace(path, previous)  # a process that dies now has left the previous state, which is read then
 
 
@@ -122,7 +122,7 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
         raise ModelError(f"{path}: is not a whole training state ({error})") from error
     if counters is None:
         raise ModelError(f"{path}: is not a training state, it has no counters")
-    if metadata.get("checksum", str(_checksum(tensors))) != str(_checksum(tensors)):
+    if metadata.get("checksum") not in (None, str(_checksum(tensors))):
         raise ModelError(f"{path}: is not a whole training state (its checksum does not fit)")
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from codec.errors import ConfigError, ModelError
+from codec.training import state
 from codec.training.state import (
     PREVIOUS_NAME,
     STATE_NAME,
@@ -41,6 +42,14 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
     assert counters == {"step": 1}
     assert parts["codec"]["count"] == 1
     assert parts["codec"]["weight"].shape == (50, 3)
+
+
+def test_the_checksum_of_a_state_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 1)
+    checksum, calls = state._checksum, []
+    monkeypatch.setattr(state, "_checksum", lambda tensors: calls.append(tensors) or checksum(tensors))
+    load_state(tmp_path / STATE_NAME)
+    assert len(calls) == 1
 
 
 def test_the_previous_state_is_kept(tmp_path: Path):
