@@ -32,7 +32,7 @@ from codec.evaluation.scoring import Row
 from codec.evaluation.speed import real_time_factor
 from codec.evaluation.statistics import NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
-from codec.evaluation.workers import Died, num_cores, work
+from codec.workers import Died, num_cores, work
 
 Progress = Callable[[str, float, float], None]
 """Called with what is being done, the seconds of sound done and the seconds in all."""

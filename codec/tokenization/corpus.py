@@ -14,7 +14,6 @@ import numpy as np
 
 from codec import audio
 from codec.errors import CodecError, ConfigError, CorpusError
-from codec.evaluation.workers import Died, num_cores, work
 from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
 from codec.manifest import UNKNOWN_SPEAKER, can_stand_in_manifest, read_manifest
 from codec.model import weights
@@ -30,6 +29,7 @@ from codec.tokenization.shards import (
     write_info,
     write_shard,
 )
+from codec.workers import Died, num_cores, work
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done at the moment, how much of it is done and how much there is."""
@@ -213,7 +213,7 @@ def _encode_all(
     if not tasks:
         return
     for task, result in work(_encode, tasks, min(jobs, len(tasks)), _prepare, arguments):
-        yield *places[task], "the process that encoded it died" if isinstance(result, Died) else result
+        yield *places[task], str(result) if isinstance(result, Died) else result
 
 
 def _whole_shards(

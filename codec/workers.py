@@ -60,8 +60,10 @@ def work(
             try:
                 while queue or running:
                     while queue and len(running) < (1 if alone else 2 * jobs):
-                        number = queue.pop()
+                        number = queue[-1]
+                        # Refused where a process has died meanwhile: then the task is still to be done.
                         running[pool.submit(_do, function, tasks[number])] = number
+                        queue.pop()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         result = future.result()
                         yield running.pop(future), result
@@ -72,7 +74,7 @@ def work(
                     yield number, future.result()
                 if alone:
                     for number in lost:
-                        yield number, Died("the process that scored it has died")
+                        yield number, Died("the process that worked on it has died")
                 else:
                     suspects = lost[::-1]
 

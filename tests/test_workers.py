@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from codec.errors import ModelError
-from codec.evaluation.workers import Died, work
+from codec.workers import Died, work
 
 _offset = 0
 
@@ -36,6 +37,29 @@ def test_crash_takes_only_its_own_item():
     assert results == {number: number + 10 for number in (0, 1, 2, 4, 5, 6, 7)}
 
 
+def own_number(task: int) -> int:
+    return os.getpid()
+
+
+def test_process_that_dies_while_nobody_waits_for_it_loses_no_task():
+    done = []
+    for number, process in work(own_number, range(6), 1, prepare, (0,)):
+        if not done:
+            os.kill(process, signal.SIGKILL)
+            while is_there(process):
+                time.sleep(0.01)
+        done.append(number)
+    assert sorted(done) == list(range(6))
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_exception_of_a_task_reaches_the_caller():
     with pytest.raises(ValueError, match="a mistake of ours"):
         list(work(add, [99], 1, prepare, (0,)))
@@ -59,7 +83,7 @@ def test_processes_end_with_their_parent():
     """A killed parent cannot end them. They hold its standard output, so this waits until they are gone."""
     code = """
 import os, signal
-from codec.evaluation.workers import work
+from codec.workers import work
 for _ in work(len, [""], 1, len, ("",)):
     print("working", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
