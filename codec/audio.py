@@ -51,30 +51,41 @@ class SoundInfo:
     format: str  # "WAV PCM_16"
 
 
-def refuse_folder(error: OSError) -> NoReturn:
-    """For `os.walk`, which leaves out what it cannot read, without a word."""
-    raise AudioError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder but those in hidden folders; links to folders are followed, each folder is seen once.
+
+    Raises:
+        AudioError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> NoReturn:  # which `os.walk` would leave out without a word
+        raise AudioError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+    seen = set()
+    for place, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(place, name) for name in names)
 
 
 def find_sounds(folder: Path) -> list[Path]:
-    """The sound files below a folder in order; hidden ones, and those in hidden folders, are left out.
+    """The sound files below a folder in order, found by `walk`; hidden ones are left out.
 
     Raises:
         AudioError: there is no such folder, none in it, or one that cannot be read.
     """
     if not folder.is_dir():
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
-    paths = []
-    for place, subfolders, names in os.walk(folder, onerror=refuse_folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [
-            Path(place, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in INPUT_SUFFIXES
-        ]
+    paths = sorted(
+        path for path in walk(folder) if path.suffix.lower() in INPUT_SUFFIXES and not path.name.startswith(".")
+    )
     if not paths:
         raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
-    return sorted(paths)
+    return paths
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -102,7 +102,7 @@ def exit_code(main: Callable[[], object]) -> int:
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             return _complain("the GPU has not enough memory; use --device cpu")
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             return _complain("there is not enough memory")
         raise
 
@@ -717,12 +717,11 @@ def _each(
 
 def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -> Iterator[tuple[Path, Path]]:
     """Each file with one of the suffixes, and its place in the mirrored tree; hidden files are left out."""
-    for folder, subfolders, names in os.walk(source):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                file = Path(folder) / name
-                yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
+    from codec.audio import walk
+
+    for file in sorted(walk(source)):
+        if file.suffix.lower() in suffixes and not file.name.startswith("."):
+            yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
 
 
 def _watched(

@@ -24,7 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from codec.errors import ConfigError, ModelError
-from codec.model import catalogue, weights
+from codec.model import catalogue
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
@@ -212,7 +212,7 @@ def _take_over(parts: dict[str, Any], chosen: list[str]) -> None:
     chooses_model = any(re.split("[./]", key)[0] == "model" for key in chosen)
     chooses_discriminators = any(re.match(r"adversary($|\.discriminators)", key) for key in chosen)
     if not chooses_model and parts["model"] == _read_model(_hydra([]).model):
-        parts["model"] = weights.load(initial).config
+        parts["model"] = _model_of(initial)
     path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
         try:
@@ -268,6 +268,14 @@ def _without_plus(override: str) -> str:
 def _key(override: str) -> str:
     """`model.encoder.width` of `+model.encoder.width=3`."""
     return override.split("=", 1)[0].lstrip("+~")
+
+
+def _model_of(initial: str) -> CodecConfig:
+    found = catalogue.describe(initial)
+    try:
+        return CodecConfig.from_dict(found.config)
+    except ConfigError as error:
+        raise ModelError(f"{found.directory / catalogue.CONFIG_NAME}: {error}") from error
 
 
 def _read_model(values: Any) -> CodecConfig:

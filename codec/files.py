@@ -23,7 +23,7 @@ from codec.code_files import CodeReader, code_format, open_code_reader, open_cod
 from codec.errors import ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
 from codec.model.codec import Codec
-from codec.output import check_output, is_stream
+from codec.output import STANDARD_STREAM, check_output, is_stream
 from codec.streaming import MAX_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
 
 Progress = Callable[[float, float | None], None]
@@ -382,6 +382,8 @@ class _Counted:
 def _load(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:
     """A model ready for use, and the name that code files carry for people."""
     if isinstance(model, Codec):
+        if model.training:
+            raise ModelError("the model is in training mode, in which sound is never the same twice; call eval() first")
         model.fingerprint = model.fingerprint or weights.fingerprint(model)
         return model, ""
     directory = catalogue.resolve(model if isinstance(model, str) else Path(model)).resolve()
@@ -444,7 +446,7 @@ def _estimate_seconds(source: str | os.PathLike[str], header: Header | None) -> 
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
-    return "standard input" if os.fspath(path) == "-" else os.fspath(path)
+    return "standard input" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
 
 
 def _arithmetic(codec: Codec, precision: str) -> AbstractContextManager[object]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.bitstream import Header, packed_size
+from codec.bitstream.header import MAGIC
 from codec.code_files import CODE_FORMATS, CodeReader, open_code_reader
 from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
 from codec.output import STANDARD_STREAM
@@ -106,4 +107,4 @@ def _has_magic(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as stream:
-        return stream.read(4) == b"\xc0\xdeS\n"
+        return stream.read(len(MAGIC)) == MAGIC

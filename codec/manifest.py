@@ -22,6 +22,8 @@ from codec.output import open_output
 COLUMNS = ("id", "path", "seconds", "samples", "sample_rate", "speaker", "part")
 SUFFIX = ".tsv"
 UNKNOWN_SPEAKER = "unknown"
+MAX_DIGITS = 15
+"""Of a number; a longer one is damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ def _utterance(values: list[str], folder: Path, where: str) -> Utterance:
         if not value:
             raise CorpusError(f"{where}: {column} is empty")
     for column, value in (("samples", samples), ("sample_rate", sample_rate)):
-        if not (value.isascii() and value.isdigit() and int(value) > 0):
+        if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS and int(value) > 0):
             raise CorpusError(f"{where}: {column} must be a positive integer, got {value!r}")
     utterance = Utterance(name, folder / place, int(samples), int(sample_rate), speaker, part)
     try:

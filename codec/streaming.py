@@ -4,6 +4,8 @@ Only `WindowDecoder`, for decoders that look at whole clips, gives samples that 
 and not equal.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -112,7 +114,6 @@ class StreamDecoder:
         if not isinstance(codec.decoder, SpectralDecoder):
             raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
         self.codec = codec
-        self._device = next(codec.parameters()).device
         self._state: State = {}
 
     @torch.no_grad()
@@ -122,14 +123,7 @@ class StreamDecoder:
         Raises:
             ModelError: a code outside [0, K), or another shape.
         """
-        if codes.ndim != 1:
-            raise ModelError(f"a stream takes codes of shape (n,), got {tuple(codes.shape)}")
-        wav = [torch.zeros(0)]
-        for some in codes.split(MAX_FRAMES):
-            if len(some):
-                latent = self.codec.quantizer.lookup(some.to(self._device)[None], self._state)
-                wav.append(self.codec.decoder(latent, self._state)[0, 0].cpu())
-        return torch.cat(wav)
+        return _decode(codes, self.codec, self._state, lambda latent: self.codec.decoder(latent, self._state))
 
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
@@ -157,8 +151,8 @@ class WindowDecoder:
         if not isinstance(codec.decoder, VocosDecoder):
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
         self.codec = codec
-        self._device = next(codec.parameters()).device
         self._windows = codec.decoder.stream(window, overlap)
+        self._state: State = {}  # of the quantizer
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
@@ -167,16 +161,24 @@ class WindowDecoder:
         Raises:
             ModelError: a code outside [0, K), or another shape.
         """
-        if codes.ndim != 1:
-            raise ModelError(f"a stream takes codes of shape (n,), got {tuple(codes.shape)}")
-        wav = [torch.zeros(0)]
-        for some in codes.split(MAX_FRAMES):
-            if len(some):
-                latent = self.codec.quantizer.lookup(some.to(self._device)[None])
-                wav.append(self._windows.push(latent)[0, 0].cpu())
-        return torch.cat(wav)
+        return _decode(codes, self.codec, self._state, self._windows.push)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
         """End the signal: the samples still due. The decoder is then ready for another one."""
+        self._state = {}
         return self._windows.flush()[0, 0].cpu()
+
+
+def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Codes (n,) -> samples (m,) on the CPU; `decode` turns latents (1, D, n) into sound (1, 1, m)."""
+    if not isinstance(codes, Tensor):
+        raise ModelError(f"a stream takes codes as a torch.Tensor, got {type(codes).__name__}")
+    if codes.ndim != 1:
+        raise ModelError(f"a stream takes codes of shape (n,), got {tuple(codes.shape)}")
+    device = next(codec.parameters()).device
+    wav = [torch.zeros(0)]
+    for some in codes.split(MAX_FRAMES):
+        if len(some):
+            wav.append(decode(codec.quantizer.lookup(some.to(device)[None], state))[0, 0].cpu())
+    return torch.cat(wav)

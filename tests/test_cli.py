@@ -369,6 +369,34 @@ def test_full_disk_is_refused(run, talk, speech):
         assert "No space left" in run.refuses(*arguments, left=left)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting", "value", "message"),
+    [
+        ("encoder", "width", 10**9, "no model of these sizes can be made"),
+        ("encoder", "kind", ["spectral"], "encoder.kind must be one of"),
+        ("decoder", "sample_rate", 16000, "sample_rate and decoder.sample_rate must be equal"),
+    ],
+)
+def test_model_with_a_hostile_configuration_is_refused(run, speech, part, setting, value, message):
+    shutil.copytree(run.model, "model")
+    config = json.loads(Path("model/config.json").read_text())
+    config[part][setting] = value
+    Path("model/config.json").write_text(json.dumps(config))
+    sentence = run.refuses("encode", speech, "a.codes", "--model", "model", left={"model"})
+    assert sentence.startswith(str(Path("model/config.json").resolve()))
+    assert message in sentence
+
+
+def test_linked_folders_are_followed_once(run, speech, tmp_path):
+    Path("tree").mkdir()
+    Path("elsewhere").mkdir()
+    shutil.copy(speech, "elsewhere/b.flac")
+    os.symlink("../elsewhere", "tree/link")
+    os.symlink("..", "elsewhere/back")
+    assert run("encode", "tree", "codes", "--model", run.model) == 0
+    assert [path.as_posix() for path in sorted(Path("codes").rglob("*.codes"))] == ["codes/link/b.codes"]
+
+
 @pytest.mark.parametrize("arguments", [["encode", "", "a.codes"], ["info", ""], ["tokenize", "", "tokens"]])
 def test_empty_name_is_refused(run, arguments):
     assert "it is empty" in run.refuses(*arguments, left=set())

@@ -14,6 +14,7 @@ from codec.bitstream import read_codes
 from codec.cli import run
 from codec.errors import ConfigError, ModelError
 from codec.model.codec import Codec, CodecConfig
+from codec.model.predictive import PredictiveSimVQConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
@@ -91,6 +92,38 @@ def test_holes_are_silent_at_their_place(codec, wav, sound, tmp_path, monkeypatc
     assert abs(start / len(silent) - 0.5) < 0.15
     assert silent[start : start + length].mean() > 0.99
     assert abs(length - 256 * 320) < 20
+
+
+def test_windows_do_not_depend_on_the_pieces_of_codes_that_look_back(codec):
+    """A predictive quantizer's code says something of the frames after it, in whatever piece they come."""
+    config = codec.config
+    quantizer = PredictiveSimVQConfig(codebook_size=64, codebook_dim=8)
+    torch.manual_seed(0)
+    model = Codec(CodecConfig(24000, config.encoder, quantizer, config.decoder)).eval()
+    torch.nn.init.normal_(model.quantizer.taps, std=0.2)
+    codes = torch.randint(64, (400,))
+
+    def decoded(size: int) -> torch.Tensor:
+        decoder = WindowDecoder(model, window=100, overlap=20)
+        return torch.cat([*map(decoder.push, codes.split(size)), decoder.flush()])
+
+    whole = decoded(400)
+    torch.testing.assert_close(decoded(7), whole)
+    torch.testing.assert_close(decoded(150), whole)
+
+
+def test_a_trained_model_has_another_name_and_must_leave_training(codec, sound, tmp_path, model_directory):
+    model = load(model_directory)
+    boxed = model.fingerprint
+    model.train()
+    with pytest.raises(ModelError, match=r"training mode, .* call eval\(\) first"):
+        files.encode_file(sound, tmp_path / "a.codes", model=model)
+    with torch.no_grad():
+        model.quantizer.projection.weight.mul_(1.01)
+    files.encode_file(sound, tmp_path / "a.codes", model=model.eval())
+    assert read_codes(tmp_path / "a.codes").header.fingerprint not in ("", boxed)
+    with pytest.raises(ModelError, match="made by model"):
+        files.decode_file(tmp_path / "a.codes", tmp_path / "a.wav", model=model_directory)
 
 
 def test_codes_of_live_sound_leave_before_it_ends(codec, wav, tmp_path):

@@ -57,6 +57,8 @@ def test_further_columns_and_windows_line_ends_are_allowed(tmp_path):
         (HEADER + GOOD + "b\tb.wav\n", r"m\.tsv:3: has 2 columns, the header has 7"),
         (HEADER + GOOD + "\n", r"m\.tsv:3: has 1 columns"),
         (HEADER + GOOD.replace("48000", "-1"), r"m\.tsv:2: samples must be a positive integer, got '-1'"),
+        (HEADER + GOOD.replace("48000", "1" * 400), r"m\.tsv:2: samples must be a positive integer"),
+        (HEADER + GOOD.replace("48000", "1" * 5000), r"m\.tsv:2: samples must be a positive integer"),
         (HEADER + GOOD.replace("24000", "²"), r"m\.tsv:2: sample_rate must be a positive integer, got '²'"),
         (HEADER + GOOD.replace("2.000", "2.5"), r"m\.tsv:2: seconds must be samples / sample_rate = 2.000, got '2.5'"),
         (HEADER + GOOD.replace("2.000", "nan"), r"m\.tsv:2: seconds must be"),

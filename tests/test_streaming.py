@@ -102,5 +102,9 @@ def test_unusable_input_is_refused(codec: Codec):
             codec.encode(wav[None, None])
     with pytest.raises(AudioError, match=r"lengths must be integers of shape \(B,\)"):
         codec.encode(torch.zeros(2, 1, 100), torch.tensor([[100], [50]]))
+    with pytest.raises(AudioError, match=r"lengths must be a torch\.Tensor, got list"):
+        codec.encode(torch.zeros(2, 1, 100), [100, 50])
+    with pytest.raises(ModelError, match=r"as a torch\.Tensor, got ndarray"):
+        StreamDecoder(codec).push(np.zeros(1, np.int64))
     with pytest.raises(ModelError, match="got 9999"):
         StreamDecoder(codec).push(torch.tensor([9999]))

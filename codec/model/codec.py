@@ -91,7 +91,7 @@ class CodecConfig:
 
 
 def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]]) -> Any:
-    if not isinstance(values, dict) or values.get("kind") not in kinds:
+    if not isinstance(values, dict) or values.get("kind") not in list(kinds):
         kind = values.get("kind") if isinstance(values, dict) else values
         raise ConfigError(f"{part}.kind must be one of {', '.join(kinds)}, got {kind!r}")
     config_class = kinds[values["kind"]][0]
@@ -149,6 +149,13 @@ class Codec(nn.Module):
             raise ConfigError(
                 f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
             )
+
+    def train(self, mode: bool = True) -> "Codec":
+        """As of any module. What is trained is another model than the one that `fingerprint` names."""
+        if mode:
+            self.fingerprint = ""
+        super().train(mode)
+        return self
 
     @property
     def sample_rate(self) -> int:
@@ -244,7 +251,8 @@ class Codec(nn.Module):
             (B, 1, T) float32, T = N * hop_length, or the largest of `lengths`; zeros beyond the end of an item.
 
         Raises:
-            ModelError: wrong rank or type, no codes, a code outside [0, K), or lengths that do not fit.
+            ModelError: wrong rank or type, no codes, or a code outside [0, K).
+            AudioError: lengths that do not fit.
         """
         if not isinstance(codes, Tensor):
             raise ModelError(f"decode takes a torch.Tensor, got {type(codes).__name__}")
@@ -265,6 +273,8 @@ class Codec(nn.Module):
         return wav
 
     def _ends(self, lengths: Tensor, num_items: int, longest: int, smallest: int) -> list[int]:
+        if not isinstance(lengths, Tensor):
+            raise AudioError(f"lengths must be a torch.Tensor, got {type(lengths).__name__}; use torch.tensor(...)")
         if lengths.ndim != 1 or lengths.is_floating_point():
             raise AudioError(f"lengths must be integers of shape (B,), got {lengths.dtype} {tuple(lengths.shape)}")
         ends = [int(length) for length in lengths]

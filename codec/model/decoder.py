@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.limits import too_small
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State, WindowedAttention
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention
 from codec.model.source import PitchPredictor, Source
 from codec.model.stft import CausalInverseSTFT
+from codec.model.timeconv import Linear
 
 MAX_LOG_GAIN = math.log(100)
 

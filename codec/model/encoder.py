@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from codec.errors import ConfigError
 from codec.limits import too_small
 from codec.model.correlation import DECIMATION, lag_correlation
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, Linear, State
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
 from codec.model.stft import log_magnitude_frames
+from codec.model.timeconv import Linear
 
 
 @dataclass

@@ -498,6 +498,8 @@ def export_state_dict(codec: Codec) -> dict[str, Tensor]:
 
 
 def _export_kind(config: CodecConfig) -> str:
+    if config.quantizer.kind not in ("vq", "ema", "simvq", "lc"):
+        raise ModelError(f"a quantizer of kind {config.quantizer.kind} has no published counterpart in a codec")
     if isinstance(config.quantizer, SimVQConfig):
         return "simvq" if config.encoder.is_causal else "wavtokenizer"
     if config.encoder.is_causal:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.model.timeconv import conv1d
+from codec.model.timeconv import Linear, conv1d
 
 SMALLEST_SHARE = 1e-30
 """Of a frame in the attention to all: less counts as nothing."""
@@ -39,17 +39,12 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = extend_left(self, x, self.kernel_size[0] - 1, state)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        # To the device first: an Apple GPU has no float64.
+        weight = self.weight.to(x.device).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.device).to(x.dtype)
         if self.training and self.groups > 1:  # `conv1d` has a slow backward pass then
-            return F.conv1d(x.transpose(1, 2), self.weight.to(x.dtype), bias, groups=self.groups).transpose(1, 2)
-        return conv1d(x, self.weight.to(x.dtype), bias, groups=self.groups)
-
-
-class Linear(nn.Linear):
-    """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), in eval mode at the full matrix rate of a CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else conv1d(x, self.weight.unsqueeze(-1), self.bias)
+            return F.conv1d(x.transpose(1, 2), weight, bias, groups=self.groups).transpose(1, 2)
+        return conv1d(x, weight, bias, groups=self.groups)
 
 
 class ConvNeXtBlock(nn.Module):

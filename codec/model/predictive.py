@@ -13,7 +13,6 @@ Legend: B batch, N frames, D width of the latent, K codes, P frames that a predi
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +22,6 @@ from codec.errors import ConfigError, ModelError
 from codec.model import beam
 from codec.model.layers import State
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
-from codec.model.timeconv import DerivedWeight
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 LARGEST_GAIN = 20.0
 """And 1 / it the smallest. Gains of speech lie well within; those of damaged codes stay harmless."""
@@ -95,10 +90,6 @@ class PredictiveSimVQ(SimVQ):
         self.taps = nn.Parameter(torch.zeros(memory, codebook_dim, codebook_dim))
         self.gain = nn.Sequential(nn.Linear(codebook_dim, gain_width), nn.GELU(), nn.Linear(gain_width, memory))
         self._forget_gains()
-        self._kept_echoes = DerivedWeight()
-        self._kept_gains = DerivedWeight()
-        self._kept_search = DerivedWeight()
-        self._kept_search_echoes = DerivedWeight()
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """As `SimVQ.forward`, for (B, D, N)."""
@@ -163,8 +154,8 @@ class PredictiveSimVQ(SimVQ):
         batch, length, _ = vectors.shape
         codebook = self.effective_codebook()
         tables = beam.Tables(
-            self._derive(self._kept_search, lambda: beam.search_table(codebook)),
-            self._derive(self._kept_search_echoes, lambda: self._make_search_echoes(codebook)),
+            self._derive("search", lambda: beam.search_table(codebook)),
+            self._derive("search echoes", lambda: self._make_search_echoes(codebook)),
         )
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
@@ -236,11 +227,11 @@ class PredictiveSimVQ(SimVQ):
             taps = self.taps.float().transpose(0, 1).flatten(1)  # (D, P * D)
             return F.pad((codebook @ taps).unflatten(1, (self.memory, self.codebook_dim)), (0, 0, 0, 0, 0, 1))
 
-        return self._derive(self._kept_echoes, make)
+        return self._derive("echoes", make)
 
     def _gain_echoes(self) -> Tensor:
         """The factors by which each code changes the P gains after it: (K + 1, P), ones last, for no code."""
-        return self._derive(self._kept_gains, lambda: F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp())
+        return self._derive("gain echoes", lambda: F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp())
 
     def _make_search_echoes(self, codebook: Tensor) -> Tensor:
         """What each code says about the P frames after it and about the logarithms of their gains: (K, P, D + 1)."""
@@ -286,10 +277,3 @@ class PredictiveSimVQ(SimVQ):
         # A latent that stays at m is made of codes that stay at m (1 + sum of the taps)^-1.
         offset = torch.linalg.solve((torch.eye(len(mean)).to(mean) + taps.sum(0)).T, mean)
         self._match((after - before @ transition + offset).float())
-
-    def train(self, mode: bool = True) -> "Self":
-        self._kept_echoes.clear()
-        self._kept_gains.clear()
-        self._kept_search.clear()
-        self._kept_search_echoes.clear()
-        return super().train(mode)

@@ -4,9 +4,10 @@ Knows tensors only, neither speech nor training loops. B batch, N vectors, D the
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,6 @@ from codec.model.search import (
     nearest_code,
 )
 from codec.model.timeconv import DerivedWeight
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 LARGEST_VALUE = 1e18
 """Latents beyond it would overflow float32 once squared."""
@@ -120,8 +118,7 @@ class Quantizer(nn.Module):
         check_sizes(codebook_size, codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
-        self._kept_codebook = DerivedWeight()
-        self._kept_half_norms = DerivedWeight()
+        self._kept: defaultdict[str, DerivedWeight] = defaultdict(DerivedWeight)
 
     def effective_codebook(self) -> Tensor:
         """The codes that latents are compared with: (K, D) float32.
@@ -134,7 +131,7 @@ class Quantizer(nn.Module):
         if self.training:
             return self._make_effective_codebook()
         with torch.no_grad():
-            return self._kept_codebook.get(self._sources(), self._make_checked_codebook)
+            return self._kept["codebook"].get(self._sources(), self._make_checked_codebook)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """Quantize a latent.
@@ -287,25 +284,25 @@ class Quantizer(nn.Module):
 
     def _half_norms(self) -> Tensor:
         """||c||^2 / 2 of every code c as the search needs it: (K,), without gradient; in eval mode computed once."""
-        return self._derive(self._kept_half_norms, self._make_half_norms)
+        return self._derive("half norms", self._make_half_norms)
 
     def _make_half_norms(self) -> Tensor:
         return half_squared_norms(self.effective_codebook())
 
-    def _derive(self, kept: DerivedWeight, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` gives, without gradient; in eval mode made once and kept."""
+    def _derive(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, without gradient; in eval mode made once and kept under its name."""
         with torch.no_grad():
             if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
                 return make()
-            return kept.get(self._sources(), make)
+            return self._kept[name].get(self._sources(), make)
 
     def _sources(self) -> tuple[Tensor, ...]:
         return (*self.parameters(), *self.buffers())
 
-    def train(self, mode: bool = True) -> "Self":
-        self._kept_codebook.clear()
-        self._kept_half_norms.clear()
-        return super().train(mode)
+    def train(self, mode: bool = True) -> "Quantizer":
+        self._kept.clear()
+        super().train(mode)
+        return self
 
 
 class VQ(Quantizer):

@@ -9,37 +9,41 @@ from torch import Tensor, nn
 
 from codec.model.layers import State
 
+FLOOR = 1e-4
+"""Below every magnitude, relative to a full-scale sine of 1/2."""
+SMALLEST_ENVELOPE = 0.1
 
-def log_magnitude_frames(wav: Tensor, n_fft: int, hop_length: int, floor: float = 1e-4) -> Tensor:
+
+def log_magnitude_frames(wav: Tensor, n_fft: int, hop_length: int) -> Tensor:
     """Log-magnitude spectra of the windows that fit in `wav`: (B, T) -> (B, (T - n_fft) // hop + 1, n_fft // 2 + 1).
 
-    Computed in float32. Magnitudes are normalised by the window's sum (a full-scale sine reads about 1/2) and `floor`
+    Computed in float32. Magnitudes are normalised by the window's sum (a full-scale sine reads about 1/2) and `FLOOR`
     is added before the logarithm, so that digital silence is finite.
     """
     window = torch.hann_window(n_fft, device=wav.device)
     frames = wav.unfold(-1, n_fft, hop_length) * window
     spectrum = torch.fft.rfft(frames)
-    return torch.log(spectrum.abs() / window.sum() + floor)
+    return torch.log(spectrum.abs() / window.sum() + FLOOR)
 
 
 class CausalInverseSTFT(nn.Module):
     """Overlap-add of windowed inverse spectra: complex (B, N, n_fft // 2 + 1) -> (B, N * hop).
 
     The sum is divided by the summed squared window of the frames that exist, so the start of a signal is not faded in
-    by missing earlier frames. Where that sum is below `envelope_floor` (the first hundredth of a second only), the
-    floor is used: dividing by less would amplify the network's errors.
+    by missing earlier frames. Where that sum is below `SMALLEST_ENVELOPE` (the first hundredth of a second only), it
+    is used instead: dividing by less would amplify the network's errors.
     """
 
     window: Tensor
     envelopes: Tensor  # (n_fft / hop, hop), of the first hops of a signal; all others are like the last of them
 
-    def __init__(self, n_fft: int, hop_length: int, envelope_floor: float = 0.1):
+    def __init__(self, n_fft: int, hop_length: int):
         super().__init__()
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.overlap = n_fft // hop_length
         window = torch.hann_window(n_fft)
-        envelopes = (window**2).unflatten(0, (self.overlap, hop_length)).cumsum(0).clamp(min=envelope_floor)
+        envelopes = (window**2).unflatten(0, (self.overlap, hop_length)).cumsum(0).clamp(min=SMALLEST_ENVELOPE)
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("envelopes", envelopes, persistent=False)
 

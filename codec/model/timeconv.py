@@ -112,13 +112,11 @@ class TimeConv1d(nn.Conv1d):
         return super().train(mode)
 
 
-class FrameLinear(nn.Linear):
-    """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), see `conv1d`."""
+class Linear(nn.Linear):
+    """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), without gradients at the rate of `conv1d`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(x)
-        return conv1d(x, self.weight.unsqueeze(2), self.bias)
+        return super().forward(x) if torch.is_grad_enabled() else conv1d(x, self.weight.unsqueeze(2), self.bias)
 
 
 def add_weight_norm(module: nn.Module) -> None:

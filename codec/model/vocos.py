@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from codec.errors import ConfigError
 from codec.limits import too_small
 from codec.model.stft import overlap_add
-from codec.model.timeconv import FrameLinear, TimeConv1d, conv1d
+from codec.model.timeconv import Linear, TimeConv1d, conv1d
 
 MAX_LOG_MAGNITUDE = math.log(100)
 BLOCK_FRAMES = 1024
@@ -246,8 +246,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = TimeConv1d(width, width, 7, groups=width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.expand = FrameLinear(width, inner_width)
-        self.contract = FrameLinear(inner_width, width)
+        self.expand = Linear(width, inner_width)
+        self.contract = Linear(inner_width, width)
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ class InverseSTFTHead(nn.Module):
         super().__init__()
         self.n_fft = n_fft
         self.hop_length = hop_length
-        self.output = FrameLinear(width, n_fft + 2)
+        self.output = Linear(width, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from codec.errors import ConfigError, ModelError
 from codec.model import catalogue
-from codec.model.catalogue import CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
+from codec.model.catalogue import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
 from codec.output import open_output
 
@@ -34,12 +34,14 @@ def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Co
     config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
     try:
         config = CodecConfig.from_dict(json.loads(config_path.read_text(encoding="utf-8")))
+        codec = blank(config)
     except (ConfigError, ValueError) as error:
         raise ModelError(f"{config_path}: {error}") from error
+    except RuntimeError as error:
+        raise ModelError(f"{config_path}: no model of these sizes can be made here ({error})") from error
     tensors = read_tensors(weights_path)
-    codec = blank(config)
     _check_fit(codec.state_dict(), tensors, weights_path)
-    codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    codec.load_state_dict(tensors)
     # Of the file as it is: a setting added later, with its default, must not rename the models of today.
     codec.fingerprint = catalogue.fingerprint(directory)
     return codec.to(choose_device(device)).eval()
@@ -65,13 +67,16 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in codec.state_dict().items()}
+    tensors = {
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in codec.state_dict().items()
+    }
     with open_output(directory / WEIGHTS_NAME, overwrite=True) as stream:
         stream.write(safetensors.torch.save(tensors))
     with open_output(directory / CONFIG_NAME, overwrite=True) as stream:
         stream.write((json.dumps(codec.config.to_dict(), indent=2) + "\n").encode())
     if card:
-        with open_output(directory / "README.md", overwrite=True) as stream:
+        with open_output(directory / CARD_NAME, overwrite=True) as stream:
             stream.write(card.encode())
 
 
@@ -96,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The named device, or for "auto" a CUDA GPU, an Apple GPU or the CPU, the first there is.
+    """The named device, or for "auto" a CUDA GPU, or else the CPU. An Apple GPU ("mps") is used when it is named.
 
     Raises:
         ConfigError: unknown, or not available on this machine.
@@ -104,7 +109,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     device = str(device)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+        return torch.device("cuda" if available["cuda"] else "cpu")
     if not available.get(device.split(":")[0], False):
         usable = ", ".join(name for name, is_available in available.items() if is_available)
         raise ConfigError(f"device {device!r} is not available here, choose auto or one of: {usable}")

@@ -1,5 +1,6 @@
 """Tar archives unpacked without trusting them: only files and folders, and nothing outside the target."""
 
+import contextlib
 import gzip
 import lzma
 import os
@@ -61,7 +62,8 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path,
             shutil.copyfileobj(source, stream, 1 << 20)
             if stream.tell() != member.size:
                 raise tarfile.ReadError(f"{member.name} ends early")
-        os.utime(target, (member.mtime, member.mtime))
+        with contextlib.suppress(OverflowError, ValueError):  # a time that no file can have
+            os.utime(target, (member.mtime, member.mtime))
     else:
         kind = "a link" if member.issym() or member.islnk() else "neither file nor folder"
         raise CorpusError(f"{archive}: {member.name!r} is {kind}, a corpus has none; not unpacked")

@@ -1,8 +1,6 @@
 """Any folder of sound files: who speaks, and in which part, is told by the folders above a file."""
 
-import os
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +84,7 @@ def prepare_folder(
 def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
     """The sound files below a folder, and the stubs that only look like some; sorted."""
     sounds, stubs = [], []
-    for path in _walk(folder):
+    for path in audio.walk(folder):
         if path.suffix.lower() in audio.INPUT_SUFFIXES:
             if path.name.startswith(STUB_PREFIX):
                 stubs.append(path)
@@ -103,23 +101,6 @@ def stub(part: str, path: Path) -> Rejection:
 def journal_of(folder: Path, name: str, config: PreparationConfig) -> Path:
     """Where the measurements of a part are kept. Those of headers are kept apart, because they see less."""
     return folder / SURVEY_FOLDER / f"{name}{'.headers' * config.headers_only}.jsonl"
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file; a folder that was seen already, by a link that leads back, is left out.
-
-    Raises:
-        AudioError: a folder cannot be read.
-    """
-    seen = set()
-    for place, subfolders, names in os.walk(folder, onerror=audio.refuse_folder, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(place, name) for name in names)
 
 
 def _levels(layout: str) -> list[str]:

@@ -325,9 +325,9 @@ def _is_in_place(name: Path) -> bool:
     """Whether a file lies in SPEAKER/CHAPTER, and in those its name gives, if it is named as in the corpus."""
     if len(name.parts) != 3:
         return False
-    speaker, chapter, *rest = name.stem.split("_")[:3] + [""] * 3
-    is_official = speaker.isdigit() and chapter.isdigit() and name.stem.count("_") == 3 and bool(rest)
-    return not is_official or (speaker, chapter) == name.parts[:2]
+    words = name.stem.split("_")
+    is_official = len(words) == 4 and words[0].isdigit() and words[1].isdigit()
+    return not is_official or tuple(words[:2]) == name.parts[:2]
 
 
 def _missing(part: str, corpus: Path, stems: set[str]) -> list[Rejection]:

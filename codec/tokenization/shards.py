@@ -143,7 +143,12 @@ def read_info(folder: Path) -> TokensInfo:
     path = folder / INFO_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
+        info = TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
+        for field in fields(TokensInfo):
+            value = getattr(info, field.name)
+            if type(value) is not field.type or (field.type is int and value < 1):
+                raise ValueError(f"{field.name} is {value!r}")
+        return info
     except OSError as error:
         raise FormatError(f"{folder}: is not a folder of tokens, {INFO_NAME} cannot be read") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -206,7 +211,15 @@ def read_places(folder: Path, number: int) -> list[Place]:
         if header.split("\t") != list(Place._fields):
             raise ValueError(f"its first line is {header!r}")
         rows = [line.split("\t") for line in lines]
-        return [Place(id, int(a), int(b), int(c), speaker, part) for id, a, b, c, speaker, part in rows]
+        places = [Place(id, int(a), int(b), int(c), speaker, part) for id, a, b, c, speaker, part in rows]
+        end = 0
+        for place in places:
+            if place.start != end or place.codes < 0:
+                raise ValueError(f"{place.id} does not begin where the utterance before it ends")
+            end += place.codes
+        if len({place.id for place in places}) < len(places):
+            raise ValueError("an id stands there twice")
+        return places
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: is not the table of a shard ({error})") from error
 

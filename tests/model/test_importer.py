@@ -5,6 +5,7 @@ of `../shared/parity`); channels are about a tenth of the published ones, kernel
 """
 
 import collections
+import dataclasses
 import gzip
 import json
 import pickle
@@ -24,6 +25,7 @@ import codec as package
 from codec.cli import run
 from codec.errors import ConfigError, ModelError
 from codec.model import upstream
+from codec.model.codec import Codec
 from codec.model.importer import (
     convert,
     export_checkpoint,
@@ -31,6 +33,8 @@ from codec.model.importer import (
     import_checkpoint,
     replace_codebook,
 )
+from codec.model.predictive import PredictiveSimVQConfig
+from codec.model.rivals import FactorisedVQConfig
 from codec.model.timeconv import fold_weight_norm
 
 KINDS = ("wavtokenizer", "simvq")
@@ -617,6 +621,16 @@ def test_a_codec_without_published_counterpart_is_not_exported(model_directory, 
     with pytest.raises(ModelError, match="no published counterpart"):
         export_checkpoint(model_directory, tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantizer_without_published_counterpart_is_not_exported():
+    """Its codes would look like a codebook's, and mean something else."""
+    config = convert(STATES["simvq"], "simvq")[0].config
+    dim = config.quantizer.codebook_dim
+    for quantizer in (PredictiveSimVQConfig(codebook_dim=dim), FactorisedVQConfig(codebook_dim=dim)):
+        codec = Codec(dataclasses.replace(config, quantizer=quantizer))
+        with pytest.raises(ModelError, match=f"kind {quantizer.kind} has no published counterpart"):
+            export_state_dict(codec)
 
 
 # SimVQ in the place of a codebook ------------------------------------------------------------------------------------

@@ -84,3 +84,13 @@ def test_interruption_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, tmp_path / "out", interrupt)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("time", ["1e30", "nan", "-1e30"])
+def test_a_time_that_no_file_can_have_does_no_harm(time, tmp_path):
+    info, data = member(*GOOD[0])
+    info.pax_headers = {"mtime": time}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, data)
+    unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert (tmp_path / "out" / GOOD[0][0]).read_bytes() == GOOD[0][1]

@@ -164,7 +164,7 @@ def test_command_prepares_a_folder(folder, tmp_path, capsys):
 
 
 def test_training_reads_a_manifest_as_it_reads_a_folder(folder, tmp_path):
-    from codec.training.data import open_cache
+    from codec.training.cache import open_cache
 
     shutil.rmtree(folder / ".hidden")
     (folder / "train" / "anna" / "._1.wav").unlink()

@@ -269,14 +269,27 @@ def test_large_codebooks_have_codes_of_32_bits(tmp_path):
     assert tokens.places == {"a": Place("a", 0, 3, 960, "anna", "train")}
 
 
+TABLE = b"id\tstart\tcodes\tsamples\tspeaker\tpart\n"
+INFO = (
+    b'{"model": "m", "fingerprint": "f", "sample_rate": 24000, "hop_length": 320, "codebook_size": 4096, '
+    b'"precision": "float32", "utterances": 1, "utterances_per_shard": %s, "list": "l"}'
+)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("00000.npy", b"", "cannot be read"),
         ("00000.npy", None, "cannot be read"),
         ("00000.tsv", b"id\tstart\n", "not the table of a shard"),
-        ("00000.tsv", b"id\tstart\tcodes\tsamples\tspeaker\tpart\na\t0\t2\t640\ts\tp\n", "does not fit its table"),
+        ("00000.tsv", TABLE + b"a\t0\t2\t640\ts\tp\n", "does not fit its table"),
+        ("00000.tsv", TABLE + b"a\t-1\t3\t960\ts\tp\n", "a does not begin where the utterance before it ends"),
+        ("00000.tsv", TABLE + b"a\t0\t4\t960\ts\tp\nb\t4\t-1\t9\ts\tp\n", "b does not begin where"),
+        ("00000.tsv", TABLE + b"a\t0\t2\t960\ts\tp\na\t2\t1\t9\ts\tp\n", "an id stands there twice"),
         ("tokens.json", b"{}", "does not describe tokens"),
+        ("tokens.json", INFO % b"0", "utterances_per_shard is 0"),
+        ("tokens.json", INFO % b"null", "utterances_per_shard is None"),
+        ("tokens.json", INFO % b'"10"', "utterances_per_shard is '10'"),
         ("tokens.json", None, "is not a folder of tokens"),
     ],
 )
