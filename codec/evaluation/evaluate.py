@@ -211,7 +211,6 @@ def evaluate_model(
         journal = resources.enter_context(Journal(_journal_path(output)))
         tasks = []
         for id in chosen:
-            known = journal.get("reconstruction", id)
             tasks.append(
                 reconstruction.Task(
                     id=id,
@@ -219,7 +218,7 @@ def evaluate_model(
                     estimate=folder / "estimates" / f"{id}.wav",
                     codes=folder / "codes" / f"{id}.codes",
                     peak=options.peak,
-                    known=Reconstruction(**{k: v for k, v in known.items() if k != "kind"}) if known else None,
+                    known=journal.get("reconstruction", id, Reconstruction),
                 )
             )
         made, more = _reconstruct(tasks, os.fspath(model), options, journal, progress)
@@ -275,8 +274,8 @@ def _reconstruct(
             problems.append(Problem(id, "", result.problem))
         else:
             made[id] = result
-            if result is not tasks[number].known:
-                journal.append("reconstruction", id, result.to_dict())
+            if result != tasks[number].known:
+                journal.append("reconstruction", result)
         advance(id)
     return dict(sorted(made.items())), problems
 
@@ -291,7 +290,7 @@ def _score(
 ) -> tuple[list[Row], list[Problem]]:
     identities = {METRICS[name].identity(options.settings): name for name in plan.names}
     items = sorted(items, key=lambda item: -_size(item.reference))  # the longest first, so that all end together
-    tasks = [scoring.Task(item, tolerance, options.delay, journal.get("scores", item.id)) for item in items]
+    tasks = [scoring.Task(item, tolerance, options.delay, journal.get("scores", item.id, Row)) for item in items]
     jobs = _jobs(options, len(tasks))
     advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
     rows, problems = [], []
@@ -304,8 +303,8 @@ def _score(
         elif row.problem:
             problems.append(Problem(id, "", row.problem))
         else:
-            if row.to_dict() != {k: v for k, v in (tasks[number].known or {}).items() if k != "kind"}:
-                journal.append("scores", id, row.to_dict())
+            if row != tasks[number].known:
+                journal.append("scores", row)
             row.scores = {identity: row.scores[identity] for identity in identities if identity in row.scores}
             rows.append(row)
             problems += [

@@ -3,16 +3,23 @@
 Every entry carries the sums of the files that it is about: what has changed since is done again.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from codec.errors import ConfigError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 JOURNAL_NAME = "journal.jsonl"
+_START = b'{"kind": "'  # of every line
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 class Journal:
@@ -46,16 +53,23 @@ class Journal:
         """Sum of each reference that was scored into a folder of results; empty where there is no journal."""
         path = folder / JOURNAL_NAME
         entries = _entries(path) if path.exists() else iter(())
-        return {entry["id"]: entry["key"].split()[0] for entry in entries if entry["kind"] == "scores"}
+        keys = {entry["id"]: entry.get("key") for entry in entries if entry["kind"] == "scores"}
+        return {id: key.split()[0] for id, key in keys.items() if key}
 
-    def get(self, kind: str, id: str) -> dict[str, Any] | None:
-        """The last entry of this kind and id."""
-        return self._entries.get((kind, id))
+    def get(self, kind: str, id: str, record: type[Record]) -> Record | None:
+        """The last entry of this kind and id, as the dataclass that was kept.
 
-    def append(self, kind: str, id: str, values: dict[str, Any]) -> None:
-        """Keep an entry, on disk at once."""
-        entry = {"kind": kind} | values | {"id": id}
-        self._entries[kind, id] = entry
+        None where there is none, or where it has other fields: what another version kept is made again.
+        """
+        entry = self._entries.get((kind, id))
+        if entry is None or set(entry) - {"kind"} != {field.name for field in dataclasses.fields(record)}:
+            return None
+        return record(**{name: value for name, value in entry.items() if name != "kind"})
+
+    def append(self, kind: str, record: "DataclassInstance") -> None:
+        """Keep a dataclass with an `id`, on disk at once."""
+        entry = {"kind": kind} | dataclasses.asdict(record)
+        self._entries[kind, entry["id"]] = entry
         if self._stream is not None:
             self._stream.write(_line(entry))
             self._stream.flush()
@@ -81,6 +95,11 @@ def file_sum(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def text_sum(text: str) -> str:
+    """16 hex digits of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def sentence(error: BaseException) -> str:
     """What happened, in one line; of system errors the file first."""
     if isinstance(error, OSError) and error.strerror:
@@ -89,7 +108,7 @@ def sentence(error: BaseException) -> str:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as stream:
+    with open(path, "rb") as stream:
         lines = stream.readlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -97,8 +116,8 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(entry.get("kind"), str) or not isinstance(entry.get("id"), str):
                 raise ValueError("no kind or id")
         except (ValueError, AttributeError) as error:
-            if number == len(lines) and number > 1:
-                return  # cut off when the run was
+            if number == len(lines) and (number > 1 or line.startswith(_START[: len(line)])):
+                return  # cut off when the run was, maybe within a letter
             raise ConfigError(f"{path}:{number}: is not a journal of an evaluation; choose another folder") from error
         yield entry
 

@@ -1,7 +1,7 @@
 """A model's output for a data set: sound files and code files, and what is known of them besides."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,6 @@ class Reconstruction:
     reencoding: float = 0.0  # share of codes, 0 to 1
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the journal."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

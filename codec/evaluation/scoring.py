@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from codec.errors import CodecError
 from codec.evaluation.delay import delay_of
-from codec.evaluation.journal import file_sum, sentence
+from codec.evaluation.journal import file_sum, sentence, text_sum
 from codec.evaluation.metric import Metric, Settings, Undefined
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.registry import METRICS
+
+_FAILED = "failed: "
+"""Begins the reason where a metric raised what it should not: maybe the memory was full, so it is tried again."""
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Row:
     """What is known of one utterance: the value of each column, or why it has none."""
 
     id: str
-    key: str = ""  # of both files, and of how they were brought together
+    key: str = ""  # of the reference, the estimate, how they were brought together, and the text where there is one
     seconds: float = 0.0
     sample_rate: int = 0
     surplus: int = 0  # samples by which the estimate was longer
@@ -26,25 +28,6 @@ class Row:
     problem: str | None = None  # why there are no scores at all
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # by identity of the metric, then by column
     undefined: dict[str, str] = field(default_factory=dict)  # by identity of the metric
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the journal."""
-        return {
-            "id": self.id,
-            "key": self.key,
-            "seconds": self.seconds,
-            "sample_rate": self.sample_rate,
-            "surplus": self.surplus,
-            "delay": self.delay,
-            "problem": self.problem,
-            "scores": self.scores,
-            "undefined": self.undefined,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Row":
-        """From the journal."""
-        return cls(**{name: value for name, value in values.items() if name != "kind"})
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class Task:
     item: Item
     tolerance: float | None  # see `load_pair`
     delay: int  # see `load_pair`
-    known: dict[str, Any] | None  # row of an earlier run
+    known: Row | None  # of an earlier run
 
 
 _metrics: list[Metric] = []
@@ -68,13 +51,16 @@ def prepare(names: Sequence[str], settings: Settings, num_threads: int) -> None:
 
 
 def score(task: Task) -> Row:
-    """The row of a pair; scores that an earlier run has found for the same files are taken from there."""
+    """The row of a pair; what an earlier run has found for the same files and text is taken from there."""
     item = task.item
     row = Row(item.id)
     try:
         row.key = f"{file_sum(item.reference)} {file_sum(item.estimate)} {task.tolerance} {task.delay}"
-        if task.known and task.known["key"] == row.key and not task.known["problem"]:
-            row = Row.from_dict(task.known)
+        if item.text:
+            row.key += f" {text_sum(item.text)}"
+        if task.known and task.known.key == row.key and not task.known.problem:
+            known = {name: why for name, why in task.known.undefined.items() if not why.startswith(_FAILED)}
+            row = replace(task.known, scores=dict(task.known.scores), undefined=known)
         missing = [metric for metric in _metrics if _identity(metric) not in {*row.scores, *row.undefined}]
         if not missing:
             return row
@@ -89,7 +75,7 @@ def score(task: Task) -> Row:
         except Undefined as error:
             row.undefined[_identity(metric)] = str(error)
         except Exception as error:  # compiled packages raise anything; one file must not end a night's run
-            row.undefined[_identity(metric)] = f"failed: {type(error).__name__}: {sentence(error)}"
+            row.undefined[_identity(metric)] = f"{_FAILED}{type(error).__name__}: {sentence(error)}"
     return row
 
 

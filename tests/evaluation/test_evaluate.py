@@ -14,6 +14,7 @@ from codec.cli import run
 from codec.errors import AudioError, ConfigError
 from codec.evaluation import evaluate_folders, evaluate_model
 from codec.evaluation.evaluate import Options
+from codec.evaluation.journal import Journal, file_sum
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -186,6 +187,77 @@ def test_run_that_was_cut_off_goes_on(folders, tmp_path, monkeypatch):
     result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
     assert scored == ["speaker/talk1", "speaker/talk2"]
     assert result.summary["num_scored"] == 3
+
+
+def test_text_that_came_later_or_was_edited_is_scored(folders, tmp_path, monkeypatch):
+    from codec.evaluation.mel import MelDistance
+
+    monkeypatch.setattr(MelDistance, "score", lambda self, pair: {"mel": float(len(pair.text or ""))})
+    reference = folders[0] / "speaker" / "talk0.wav"
+    for text in (None, "good", "better"):
+        if text:
+            reference.with_suffix(".txt").write_text(text)
+        result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+        assert result.values("mel")["speaker/talk0"] == len(text or "")
+    assert Journal.references(tmp_path / "out")["speaker/talk0"] == file_sum(reference)
+
+
+def test_what_failed_is_tried_again(folders, tmp_path, monkeypatch):
+    from codec.evaluation.mel import MelDistance
+
+    def fail(self, pair):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MelDistance, "score", fail)
+        first = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert {problem.reason for problem in first.problems} == {"failed: MemoryError: MemoryError"}
+    second = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert second.problems == []
+    assert second.summary["metrics"]["mel"]["num"] == 3
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_journal_does_not_grow_without_need(model_directory, data, tmp_path, jobs):
+    journal = tmp_path / "out" / "journal.jsonl"
+    sizes = []
+    for metrics in (("mel",), ("mel", "si_sdr"), ("mel", "si_sdr")):
+        evaluate_model(model_directory, data, output=tmp_path / "out", options=Options(metrics, jobs=jobs))
+        sizes.append(journal.read_bytes().count(b"\n"))
+    assert sizes == [6, 9, 6]  # a line more where a metric was added, until the next run writes it anew
+
+
+@pytest.mark.parametrize("length", [1, 7, 30, -1])
+def test_run_that_was_killed_in_its_first_entry_goes_on(folders, tmp_path, length):
+    evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    journal = tmp_path / "out" / "journal.jsonl"
+    line = journal.read_bytes().splitlines()[0]
+    journal.write_bytes(line[:length])
+    assert evaluate_folders(*folders, output=tmp_path / "out", options=FAST).summary["num_scored"] == 3
+
+
+def test_run_that_was_killed_within_a_letter_goes_on(folders, tmp_path):
+    for folder in folders:
+        (folder / "speaker" / "talk2.wav").rename(folder / "speaker" / "t\xe4lk2.wav")
+    evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    journal = tmp_path / "out" / "journal.jsonl"
+    data = journal.read_bytes()
+    journal.write_bytes(data[: data.rindex("\xe4".encode()) + 1])
+    assert evaluate_folders(*folders, output=tmp_path / "out", options=FAST).summary["num_scored"] == 3
+
+
+@pytest.mark.parametrize(
+    "change", [lambda entry: entry.update(novelty=1), lambda entry: entry.pop("key")], ids=["added", "removed"]
+)
+def test_entries_of_another_version_are_made_again(model_directory, data, tmp_path, change):
+    first = evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    journal = tmp_path / "out" / "journal.jsonl"
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    for entry in entries:
+        change(entry)
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    second = evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    assert second.values("mel") == first.values("mel")
 
 
 def test_folder_with_other_things_is_refused(folders, tmp_path):
