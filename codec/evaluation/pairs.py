@@ -13,7 +13,7 @@ from codec import audio
 from codec.errors import AudioError, ConfigError
 from codec.evaluation.metric import Pair
 from codec.evaluation.resampling import resample
-from codec.manifest import read_manifest
+from codec.manifest import can_stand_in_manifest, read_manifest
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
@@ -51,6 +51,10 @@ def find_sounds(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
     problems = []
     for path in audio.find_sounds(folder):
         id = path.relative_to(folder).with_suffix("").as_posix()
+        if not can_stand_in_manifest(id):
+            shown = id.encode(errors="backslashreplace").decode()
+            problems.append(Problem(shown, "", "its name has tabs, line breaks or bytes that are no text; rename it"))
+            continue
         if id in found:
             problems.append(Problem(id, "", f"{path} and {found[id]} have the same name; keep one of them"))
         found.setdefault(id, path)

@@ -1,5 +1,7 @@
 """Which files belong together, and which pairs cannot be scored."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from codec import audio
 from codec.errors import AudioError, CodecError
+from codec.evaluation import evaluate_folders
 from codec.evaluation.delay import delay_of
+from codec.evaluation.evaluate import Options
 from codec.evaluation.metric import Pair
 from codec.evaluation.pairs import Item, choose_some, find_references, load_pair, pair_folders
 
@@ -60,6 +64,21 @@ def test_two_files_of_one_name_are_listed(tmp_path, wav):
     items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
     assert len(items) == 1
     assert "have the same name" in problems[0].reason
+
+
+def test_file_whose_name_is_no_text_is_listed_and_the_rest_is_scored(tmp_path, wav):
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(wav)).astype(np.float32)
+    for folder, sound in (("a", wav), ("b", wav + noise)):
+        path = write(tmp_path / folder / "1.wav", sound)
+        try:
+            shutil.copy(path, os.path.join(os.fsencode(path.parent), b"caf\xe9.wav"))
+        except OSError:
+            pytest.skip("this file system takes no names that are not UTF-8")
+    options = Options(metrics=("mel",), jobs=0)
+    result = evaluate_folders(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", options=options)
+    assert [row.id for row in result.rows] == ["1"]
+    assert {problem.id for problem in result.problems} == {"caf\\udce9"}
+    assert "rename it" in (tmp_path / "out" / "problems.tsv").read_text()
 
 
 def test_no_pair_at_all_is_an_error(tmp_path, wav):
