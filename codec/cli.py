@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import math
@@ -177,7 +176,7 @@ option_device = click.option(
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
     show_default=True,
-    help="Where to run.",
+    help="Where to run; auto takes a CUDA GPU where there is one.",
 )
 option_precision = click.option(
     "--precision",
@@ -185,6 +184,11 @@ option_precision = click.option(
     default="float32",
     show_default=True,
     help="Of the network's large products; bf16 is faster on some processors, and not quite exact.",
+)
+option_sound_format = click.option(
+    "--format",
+    type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
+    help="Where the suffix of OUTPUT does not say it.",
 )
 option_overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 option_json = click.option(
@@ -252,11 +256,7 @@ def encode(
 @option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
 @option_device
 @option_precision
-@click.option(
-    "--format",
-    type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
-    help="Where the suffix of OUTPUT does not say it.",
-)
+@option_sound_format
 @click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
 @click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
 @option_overwrite
@@ -328,11 +328,7 @@ def decode(
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
-@click.option(
-    "--format",
-    type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
-    help="Where the suffix of OUTPUT does not say it.",
-)
+@option_sound_format
 @option_overwrite
 @option_json
 @option_quiet
@@ -637,8 +633,9 @@ def evaluate(
     def progress(what: str, done: float, total: float) -> None:
         if what not in lines:
             lines[what] = SpeedLine(what, not quiet)
-        with lines[what] if done >= total else contextlib.nullcontext():
-            lines[what](done, total)
+        lines[what](done, total)
+        if done >= total:
+            lines[what].clear()
 
     if model is None:
         result = evaluate_folders(*folders, output=output, options=options, progress=progress)

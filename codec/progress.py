@@ -21,6 +21,10 @@ class _Line:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what is shown."""
         self._print("")
 
     def _is_due(self) -> bool:

@@ -25,7 +25,7 @@ def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Co
 
     Args:
         model: name of a boxed model, a model directory, or a Hugging Face Hub id (`owner/name`).
-        device: where to put it: "cpu", "cuda", "mps", or "auto" for the best there is.
+        device: where to put it: "cpu", "cuda", "mps", or "auto", see `choose_device`.
 
     Raises:
         ModelError: unknown name, missing or damaged files, weights that do not fit the configuration.
@@ -101,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The named device, or for "auto" a CUDA GPU, or else the CPU. An Apple GPU ("mps") is used when it is named.
+    """The named device, or for "auto" a CUDA GPU where there is one, else the CPU. "mps" is an Apple GPU.
 
     Raises:
         ConfigError: unknown, or not available on this machine.
