@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from codec.errors import CodecError, CorpusError
+from codec.cli import exit_code
+from codec.errors import CorpusError
 from codec.evaluation import Evaluation, evaluate_folders, evaluate_model
 from codec.evaluation.baselines import PUBLISHED
 from codec.evaluation.evaluate import Options
@@ -31,20 +32,15 @@ COLUMNS = {"utmos22s": "UTMOS", "pesq_wb": "PESQ", "stoi": "STOI", "vuv_f1": "V/
 PEAK = 0.99  # full scale is 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Evaluate, print and write the table; the exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate, print and write the table."""
     options = parse(arguments)
-    try:
-        rows = [row for name in COUNTS for row in evaluate(name, options)]
-    except CodecError as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    rows = [row for name in COUNTS for row in evaluate(name, options)]
     text = markdown(rows)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     (options.output / "table.md").write_text(text)
     print(text)
-    return 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -82,7 +78,7 @@ def evaluate(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             f"for numbers that compare with nothing"
         )
     settings = Settings(device=options.device, utmos_weights=options.utmos_weights, allow_download=options.download)
-    names = tuple(options.metrics.split(","))
+    names = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
     choices = Options(metrics=names, settings=settings, jobs=options.jobs, peak=PEAK)
     progress = show_progress if sys.stderr.isatty() else None
     output = options.output / name
@@ -158,4 +154,4 @@ def show_progress(what: str, done: float, total: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

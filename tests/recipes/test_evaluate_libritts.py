@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from codec import audio
+from codec.cli import exit_code
 from codec.manifest import Utterance, write_manifest
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "libritts" / "evaluate.py"
@@ -43,10 +44,14 @@ def arguments(manifests: Path, *more: str) -> list[str]:
     return ["--manifests", str(manifests), "--output", str(manifests.parent / "out"), *metrics, *more]
 
 
+def run(recipe, arguments: list[str]) -> int:
+    return exit_code(lambda: recipe.main(arguments))
+
+
 def test_both_sets_and_both_ways_to_average(recipe, manifests, model_directory, capsys):
     pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
     pytest.importorskip("pystoi", reason="pystoi is not installed: pip install 'codec[eval]'")
-    assert recipe.main(arguments(manifests, "--model", str(model_directory))) == 0
+    assert run(recipe, arguments(manifests, "--model", str(model_directory))) == 0
     printed = capsys.readouterr().out
     rows = json.loads((manifests.parent / "out" / "table.json").read_text())
     assert [(row["set"], row["averaged"]) for row in rows] == [
@@ -67,15 +72,27 @@ def test_both_sets_and_both_ways_to_average(recipe, manifests, model_directory, 
 
 def test_missing_file_is_refused(recipe, manifests, model_directory, capsys):
     recipe.COUNTS["test-other"] = 5120
-    assert recipe.main(arguments(manifests, "--model", str(model_directory))) == 2
+    assert run(recipe, arguments(manifests, "--model", str(model_directory))) == 2
     complaint = capsys.readouterr().err
     assert "test-other.tsv: lists 2 utterances, test-other has 5120" in complaint
+
+
+def test_output_that_cannot_be_used_is_one_sentence(recipe, manifests, model_directory, capsys):
+    (manifests.parent / "out").write_text("a file")
+    assert run(recipe, arguments(manifests, "--model", str(model_directory))) == 2
+    complaint = capsys.readouterr().err
+    assert "out" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_names_of_metrics_may_have_spaces_between_them(recipe, manifests, model_directory):
+    assert run(recipe, arguments(manifests, "--model", str(model_directory), "--metrics", "mel, stft,")) == 0
 
 
 def test_subset_is_labelled(recipe, manifests, model_directory):
     recipe.COUNTS["test-other"] = 5120
     pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
-    assert recipe.main(arguments(manifests, "--model", str(model_directory), "--allow-subset")) == 0
+    assert run(recipe, arguments(manifests, "--model", str(model_directory), "--allow-subset")) == 0
     rows = json.loads((manifests.parent / "out" / "table.json").read_text())
     assert rows[2]["set"] == "test-other (a subset, 2 utterances)"
 
@@ -87,7 +104,7 @@ def test_output_of_another_codec_is_scored(recipe, manifests):
         target.parent.mkdir(parents=True, exist_ok=True)
         audio.write(target, audio.read(path)[0], 24000)
     theirs = str(manifests.parent / "theirs")
-    assert recipe.main(arguments(manifests, "--estimates", theirs)) == 0
+    assert run(recipe, arguments(manifests, "--estimates", theirs)) == 0
     rows = json.loads((manifests.parent / "out" / "table.json").read_text())
     assert rows[1]["pesq_wb"] == pytest.approx(4.644, abs=1e-3)
     assert rows[1]["utilisation"] is None
