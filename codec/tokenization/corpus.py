@@ -6,7 +6,7 @@ Nothing is kept of where the work stood but the shards themselves: those that ar
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from codec.manifest import UNKNOWN_SPEAKER, can_stand_in_manifest, read_manifest
 from codec.model import weights
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
+from codec.preparation.survey import Progress
 from codec.tokenization.shards import (
     TokensInfo,
     count_failed,
@@ -30,9 +31,6 @@ from codec.tokenization.shards import (
     write_shard,
 )
 from codec.workers import Died, num_cores, work
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done at the moment, how much of it is done and how much there is."""
 
 UTTERANCES_PER_SHARD = 10_000
 """About 16 hours of read speech, 8 MB of codes."""
@@ -89,7 +87,8 @@ def tokenize(
         model: name of a boxed model, directory or Hub id.
         device: "cpu", "cuda", "mps" or "auto".
         precision: "float32" or "bf16", see `encode_file`.
-        jobs: processes, with one thread each; 0 does the work in this one. None takes one per core.
+        jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
+            one elsewhere: one keeps a GPU busy, several would each load the model.
         utterances_per_shard: how the list is divided, in its order.
         share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
         progress: called with "encoded", utterances done and utterances in all.
@@ -106,6 +105,9 @@ def tokenize(
         raise ConfigError(f"a shard must have at least 1 utterance, got {utterances_per_shard}")
     if not 1 <= share[0] <= share[1]:
         raise ConfigError(f"the share must be i of n with 1 <= i <= n, got {share[0]} of {share[1]}")
+    device = str(weights.choose_device(device))
+    if jobs is None:
+        jobs = num_cores() if device == "cpu" else 0
     recordings = list_recordings(Path(source))
     info = _begin(Path(target), recordings, model, precision, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
@@ -116,7 +118,7 @@ def tokenize(
     new_samples = 0
     if progress:
         progress("encoded", done, total)
-    results = _encode_all(shards, num_cores() if jobs is None else jobs, (model, device, precision))
+    results = _encode_all(shards, jobs, (model, device, precision))
     for number, encoded in _whole_shards(shards, _counted(results, done, total, progress)):
         new_samples += _write(Path(target), number, shards[number], encoded, info)
     places = [place for number in numbers for place in read_places(Path(target), number)]
