@@ -245,7 +245,7 @@ def _example(evaluation: Evaluation, item: Item, with_audio: bool) -> str:
     ]
     caption = f"<figcaption><b>{escape(item.id)}</b><br><small>{', '.join(shown)}</small></figcaption>"
     try:
-        pair, _ = load_pair(item, float("inf"))
+        pair, _ = load_pair(item, float("inf"), evaluation.summary["conditions"]["delay_removed"])
     except (CodecError, OSError) as error:
         return f"<figure>{caption}<p>{escape(str(error))}</p></figure>"
     pictures = spectrograms(pair.reference, pair.estimate, pair.sample_rate)

@@ -99,6 +99,17 @@ def test_players_hold_what_was_scored(folders, tmp_path):
         assert np.array_equal(wav, audio.read(folder / f"{id}.wav")[0][0])
 
 
+def test_players_leave_out_the_delay_that_was_removed(folders, tmp_path):
+    import soundfile
+
+    evaluate_folders(*folders, output=tmp_path / "out", options=Options(metrics=("mel",), jobs=0, delay=240))
+    text = (tmp_path / "out" / "report.html").read_text()
+    sounds = re.findall(r"data:audio/flac;base64,([A-Za-z0-9+/=]+)", text)
+    id = re.search(r"<b>(speaker/talk\d)</b>", text)[1]
+    estimate, _ = soundfile.read(io.BytesIO(base64.b64decode(sounds[1])), dtype="float32")
+    assert np.array_equal(estimate, audio.read(folders[1] / f"{id}.wav")[0][0, 240:])
+
+
 def test_page_without_players_is_small(folders, tmp_path):
     arguments = ["--metrics", "mel", "--jobs", "0", "-q", "-o", str(tmp_path / "out"), "--no-audio"]
     assert run(["evaluate", *map(str, folders), *arguments]) == 0
