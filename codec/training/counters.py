@@ -9,30 +9,33 @@ from torch import Tensor
 from codec.training.alarms import MEMORY
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of counts, or other weights, as shares of their sum: (K,) -> scalar; 1 if all are 0."""
+    shares = counts / counts.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.special.entr(shares).sum().exp()
+
+
 class CodeUsage:
     """Utilisation and perplexity of the codes of recent batches, counted on the device without waiting for it."""
 
-    def __init__(self, codebook_size: int, device: torch.device, memory: float = MEMORY):
+    def __init__(self, codebook_size: int, device: torch.device):
         self.counts = torch.zeros(codebook_size, device=device)
-        self.memory = memory
 
     def add(self, codes: Tensor) -> None:
-        """Count the codes of a batch; older batches fade by `memory` each time."""
+        """Count the codes of a batch; older batches fade by `MEMORY` each time."""
         codes = codes.flatten()
         # Not bincount, which reads the largest code back from a GPU to size its result.
         fresh = torch.zeros_like(self.counts).index_add_(0, codes, self.counts.new_ones(()).expand(len(codes)))
-        self.counts.mul_(self.memory).add_(fresh)
+        self.counts.mul_(MEMORY).add_(fresh)
 
     def attainable_perplexity(self, num_frames: float) -> float:
         """What the perplexity could be at most, with batches of this many frames."""
-        return min(len(self.counts), num_frames / (1 - self.memory))
+        return min(len(self.counts), num_frames / (1 - MEMORY))
 
     @staticmethod
     def summarise(counts: Tensor) -> dict[str, Tensor]:
-        """Share of the codebook in use, and exp of the entropy of its use, from counts (K,)."""
-        probability = counts / counts.sum().clamp(min=1)
-        entropy = -torch.special.xlogy(probability, probability).sum()
-        return {"codes/utilisation": (counts > 1e-3).float().mean(), "codes/perplexity": entropy.exp()}
+        """Share of the codebook in use, and the perplexity of its use, from counts (K,)."""
+        return {"codes/utilisation": (counts > 1e-3).float().mean(), "codes/perplexity": perplexity(counts)}
 
 
 class BrokenSteps:

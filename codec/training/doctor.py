@@ -17,9 +17,8 @@ import safetensors
 
 from codec.errors import ConfigError
 from codec.training.alarms import COLLAPSE, FEW_CODES, MEMORY, WINNING
+from codec.training.run_files import CONFIG_NAME, LOG_NAME, PREVIOUS_NAME, STATE_NAME, read_json
 
-LOG_NAME, CONFIG_NAME = "log.jsonl", "config.json"
-STATE_NAMES = ("state.safetensors", "state.previous.safetensors")
 RECENT = 9
 """Logged values that count as the present of a run; their median is compared."""
 
@@ -110,18 +109,14 @@ def read_run(run: Path) -> Record:
     """
     if not run.is_dir():
         raise ConfigError(f"{run}: there is no such folder")
-    record = Record(run)
-    try:
-        record.config = json.loads((run / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record.config = {}
+    record = Record(run, read_json(run / CONFIG_NAME) or {})
     if not (run / LOG_NAME).is_file() and "training" not in record.config:
         raise ConfigError(f"{run}: is not the folder of a training run, it has neither {LOG_NAME} nor its settings")
     if (run / LOG_NAME).is_file():
         record.seconds_silent = time.time() - (run / LOG_NAME).stat().st_mtime
         for line in (run / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines():
             _read_line(record, line)
-    record.states = {name: _damage(run / name) for name in STATE_NAMES if (run / name).exists()}
+    record.states = {name: _damage(run / name) for name in (STATE_NAME, PREVIOUS_NAME) if (run / name).exists()}
     return record
 
 

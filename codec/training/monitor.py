@@ -1,13 +1,11 @@
 """What one sees of a run: a terminal line with the time left; TensorBoard scalars, histograms, audio and pictures."""
 
-import json
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,10 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from codec.errors import CodecError
 from codec.training.alarms import Watch
+from codec.training.counters import perplexity
 from codec.training.discriminators import Discriminators
+from codec.training.run_files import LOG_NAME, append_record
 from codec.training.validation import ValidationResult
 
-LOG_NAME = "log.jsonl"
 SHOWN = {
     "loss/mel": "mel",
     "loss/adversarial": "adversarial",
@@ -158,28 +157,6 @@ def undecided_loss(discriminators: Discriminators) -> float:
     return sum(share * of_one[group.loss] for group, share, _ in discriminators.members())
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, None where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to a file of JSON lines; what an earlier failure cut short stays a line of its own.
-
-    Numbers that are not finite become null, which JSON has.
-    """
-    finite = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
-    line = json.dumps(finite, allow_nan=False).encode() + b"\n"
-    with open(path, "a+b") as stream:
-        if stream.tell():
-            stream.seek(-1, 2)
-            line = line if stream.read(1) == b"\n" else b"\n" + line
-        stream.write(line)
-
-
 def terminal_line(step: int, last_step: int, seconds_left: float, values: Mapping[str, float]) -> str:
     """The state of a run in one line of at most 120 characters."""
     minutes = round(seconds_left / 60)
@@ -197,13 +174,11 @@ def _short(value: float) -> str:
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values: in how many directions a matrix really acts.
+    """Perplexity of the singular values: in how many directions a matrix really acts.
 
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007.
     """
-    values = torch.linalg.svdvals(matrix.detach().float().cpu())
-    share = values / values.sum()
-    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+    return float(perplexity(torch.linalg.svdvals(matrix.detach().float().cpu())))
 
 
 def spectrogram_pair(reference: Tensor, estimate: Tensor) -> Tensor:

@@ -24,31 +24,28 @@ class Pitch(NamedTuple):
 
 
 @torch.no_grad()
-def track_pitch(
-    wav: Tensor, sample_rate: int, hop_length: int, first: int, num_frames: int, lowest: float, highest: float
-) -> Pitch:
-    """Pitch by the peak of the normalised cross-correlation of a stretch with the one a period earlier.
+def track_pitch(wav: Tensor, config: SpectralDecoderConfig, num_frames: int) -> Pitch:
+    """The pitch where a decoder states its own.
 
-    Of the lags whose correlation comes within `OCTAVE_TOLERANCE` of the best, the shortest peak is taken, since every
-    multiple of a period correlates as well. The peak is refined by a parabola.
+    It is that of the peak of the normalised cross-correlation of a stretch with the one a period earlier. Of the lags
+    whose correlation comes within `OCTAVE_TOLERANCE` of the best, the shortest peak is taken, since every multiple of a
+    period correlates as well. The peak is refined by a parabola.
 
     Args:
         wav: (B, T) or (B, 1, T).
-        sample_rate: Hz.
-        hop_length: samples between frames.
-        first: sample at the middle of the first frame.
+        config: of the decoder: its frames, and its lowest and highest pitch.
         num_frames: N.
-        lowest: Hz.
-        highest: Hz.
 
     Returns:
-        The track of frames around first, first + hop_length, ...; voiced where the correlation exceeds
+        The track around the middle of the last hop of each frame's window; voiced where the correlation exceeds
         `VOICING_THRESHOLD` and the stretch is louder than -60 dB of full scale.
 
     Source: the normalised cross-correlation of RAPT (Talkin, 1995), without its dynamic programming.
     """
     wav = wav.reshape(len(wav), -1).float()
-    rate = sample_rate / DECIMATION
+    hop_length, lowest, highest = config.hop_length, config.lowest_pitch, config.highest_pitch
+    first = config.n_fft - hop_length // 2  # sample at the middle of the first frame
+    rate = config.sample_rate / DECIMATION
     shortest, longest = int(rate / highest), int(rate / lowest) + 1  # lags in decimated samples
     width = round(CORRELATION_SECONDS * rate)
     length = (width + longest + 1) * DECIMATION
@@ -84,15 +81,6 @@ def pitch_loss(log_pitch: Tensor, wav: Tensor, config: SpectralDecoderConfig) ->
         wav: (B, 1, T), the speech it should sound like.
         config: of the decoder.
     """
-    first = config.n_fft - config.hop_length // 2
-    target = track_pitch(
-        wav,
-        config.sample_rate,
-        config.hop_length,
-        first,
-        log_pitch.shape[1],
-        config.lowest_pitch,
-        config.highest_pitch,
-    )
+    target = track_pitch(wav, config, log_pitch.shape[1])
     difference = (log_pitch - target.log_pitch).abs()
     return (GOOD_PITCH * torch.log1p(difference / GOOD_PITCH) * target.is_voiced).mean()

@@ -20,11 +20,8 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
 from codec.output import open_output
+from codec.training.run_files import LOCK_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME
 
-STATE_NAME = "state.safetensors"
-PREVIOUS_NAME = "state.previous.safetensors"
-PORTABLE_NAME = "portable"
-LOCK_NAME = "lock"
 PORTABLE_BYTES = 16 * 2**20
 """Size of a portable file, small enough for mail, pastes and most transfer limits."""
 

@@ -8,12 +8,10 @@ A step whose loss or gradient is not finite changes nothing. After too many of t
 last good state with half the learning rate.
 """
 
-import json
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,27 +20,25 @@ from codec.errors import CodecError, ConfigError
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.decoder import Synthesis
-from codec.output import open_output
 from codec.progress import CountLine
 from codec.training.alarms import Watch
+from codec.training.cache import AudioCache, open_cache
 from codec.training.capture import Recorded
 from codec.training.counters import BrokenSteps, CodeUsage
-from codec.training.data import AudioCache, Batch, WindowSampler, open_cache
+from codec.training.data import Batch, WindowSampler
 from codec.training.distributed import Ranks
 from codec.training.interruption import StopRequest, stop_requests
 from codec.training.loader import Loader
 from codec.training.losses import SpectralLoss, limit_band
 from codec.training.memory import keep_freed_memory
-from codec.training.monitor import Monitor, read_json, undecided_loss
+from codec.training.monitor import Monitor, undecided_loss
 from codec.training.optimizer import adamw, set_rate
 from codec.training.perception import Disturbance
 from codec.training.pitch import pitch_loss
+from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_json, write_json
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
 from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec
 from codec.training.state import (
-    PORTABLE_NAME,
-    PREVIOUS_NAME,
-    STATE_NAME,
     ExponentialMovingAverage,
     Latest,
     check_room,
@@ -55,7 +51,6 @@ from codec.training.state import (
 )
 from codec.training.validation import validate
 
-CONFIG_NAME = "config.json"
 STOP_EVERY = 10
 """Steps between two looks at whether another process was asked to stop."""
 
@@ -181,23 +176,16 @@ class Trainer:
         spectral = self.spectral_loss(heard, fake)
         loss = settings.mel_weight * spectral.mel + settings.commitment_weight * quantizer_loss
         scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": spectral.mel}
-        if usage_loss is not None:
-            loss = loss + settings.usage_weight * usage_loss
-            scalars["loss/usage"] = usage_loss
-        if log_pitch is not None:
-            pitch = pitch_loss(log_pitch, wav, self.codec.decoder.config)
-            loss = loss + settings.pitch_weight * pitch
-            scalars["loss/pitch"] = pitch
-        if settings.loudness_weight:
-            loss = loss + settings.loudness_weight * spectral.loudness
-            scalars["loss/loudness"] = spectral.loudness
-        if settings.convergence_weight:
-            loss = loss + settings.convergence_weight * spectral.convergence
-            scalars["loss/spectral_convergence"] = spectral.convergence
-        if settings.disturbance_weight:
-            disturbance = self.disturbance(heard, fake)
-            loss = loss + settings.disturbance_weight * disturbance
-            scalars["loss/disturbance"] = disturbance
+        for name, weight, value in (
+            ("usage", settings.usage_weight, usage_loss),
+            ("pitch", settings.pitch_weight, self._pitch_loss(log_pitch, wav)),
+            ("loudness", settings.loudness_weight, spectral.loudness),
+            ("spectral_convergence", settings.convergence_weight, spectral.convergence),
+            ("disturbance", settings.disturbance_weight, self._disturbance_loss(heard, fake)),
+        ):
+            if weight and value is not None:
+                loss = loss + weight * value
+                scalars[f"loss/{name}"] = value
         if self.step >= self.adversarial_start:
             with self._autocast():
                 joint = self.adversary.joint_losses(
@@ -232,6 +220,16 @@ class Trainer:
         """Waveform, and the pitch where the decoder states one."""
         result = self._decode(quantized)
         return result if isinstance(result, Synthesis) else (result, None)
+
+    def _pitch_loss(self, log_pitch: Tensor | None, wav: Tensor) -> Tensor | None:
+        """Of the pitch that the decoder states (B, N), where it states one and the loss has a weight."""
+        if log_pitch is None or not self.settings.pitch_weight:
+            return None
+        return pitch_loss(log_pitch, wav, self.codec.decoder.config)
+
+    def _disturbance_loss(self, heard: Tensor, fake: Tensor) -> Tensor | None:
+        """What a model of the ear hears of the difference, where the loss has a weight."""
+        return self.disturbance(heard, fake) if self.settings.disturbance_weight else None
 
     def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The same random stretch of both, so that the discriminators, the costliest part, see less audio."""
@@ -287,7 +285,7 @@ class Trainer:
             check_room(self.run)
             if changes := differences(read_json(self.run / CONFIG_NAME) or {}, asdict(self.config)):
                 monitor.event(self.step, "settings", "; ".join(changes))
-            _write_json(self.run / CONFIG_NAME, asdict(self.config))
+            write_json(self.run / CONFIG_NAME, asdict(self.config))
 
     def _monitor(self) -> Monitor:
         frames = self.config.data.batch_size * self.codec.num_frames(self.sampler.num_samples)
@@ -401,7 +399,7 @@ class Trainer:
             weights.save(self.averaged_codec(), directory, dtype=self._stored_dtype())
             if self.adversary.has_learned or self.step > self.adversarial_start:
                 self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
-                _write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
+                write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
         return directory
 
     def averaged_codec(self) -> Codec:
@@ -454,8 +452,3 @@ class Trainer:
     def _open_cache(self, split: str, sources: list[Path]) -> AudioCache:
         with self.ranks.first_alone(), CountLine(self.ranks.is_first) as progress:
             return open_cache(sources, Path(self.config.data.cache) / split, self.codec.sample_rate, progress)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with open_output(path, overwrite=True) as stream:
-        stream.write((json.dumps(values, indent=2) + "\n").encode())

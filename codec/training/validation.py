@@ -11,8 +11,9 @@ from codec.errors import AudioError
 from codec.evaluation.metric import Pair, Settings, Undefined
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
+from codec.evaluation.utilisation import CodeCounter
 from codec.model.codec import Codec
-from codec.training.data import AudioCache
+from codec.training.cache import AudioCache
 from codec.training.losses import SpectralLoss
 
 NUM_EXAMPLES = 3
@@ -49,21 +50,20 @@ def validate(codec: Codec, clips: AudioCache, spectral_loss: SpectralLoss, max_c
     device = next(codec.parameters()).device
     rows: dict[str, list[float]] = {}
     examples = []
-    counts = torch.zeros(codec.codebook_size)
+    counter = CodeCounter(codec.codebook_size)
     for number, index in enumerate(_choose(clips, max_clips)):
         samples = clips.clip(index)[: round(MAX_SECONDS * clips.sample_rate)].astype(np.float32) / 32768
         reference = torch.from_numpy(samples).to(device)[None, None]  # (1, 1, T)
         output = codec(reference)
         estimate = output.wav.clamp(-1, 1)
-        counts += torch.bincount(output.codes.flatten().cpu(), minlength=codec.codebook_size)
+        counter.add(output.codes.flatten().cpu().numpy())
         rows.setdefault("mel", []).append(float(spectral_loss(reference, estimate).mel))
         for name, value in _intrusive_scores(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate).items():
             rows.setdefault(name, []).append(value)
         if number < NUM_EXAMPLES:
             examples.append((reference[0, 0].cpu(), estimate[0, 0].cpu()))
     scores = {name: float(np.mean(values)) for name, values in rows.items()}
-    probability = counts / counts.sum()
-    scores["perplexity"] = float(torch.exp(-torch.special.xlogy(probability, probability).sum()))
+    scores["perplexity"] = counter.statistics()["perplexity"]
     return ValidationResult(scores, examples, clips.sample_rate)
 
 

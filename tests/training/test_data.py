@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,8 @@ from codec.config import compose
 from codec.errors import AudioError, ConfigError
 from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
-from codec.training.data import AudioCache, DataConfig, WindowSampler, open_cache
+from codec.training.cache import AudioCache, open_cache
+from codec.training.data import DataConfig, WindowSampler
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +30,48 @@ def sampler(cache: AudioCache, seed: int = 0, **settings: float) -> WindowSample
     return WindowSampler(cache, DataConfig(batch_size=6, window_seconds=0.3, **settings), seed)  # type: ignore[arg-type]
 
 
-def test_every_clip_is_cached_to_16_bits(cache: AudioCache, training_folder: Path):
+def test_clips_of_16_bits_are_cached_as_they_are(cache: AudioCache, training_folder: Path):
     assert len(cache) == 9
     for index, path in enumerate(cache.paths):
-        wav, _ = soundfile.read(training_folder / path, dtype="float32")
-        assert np.abs(cache.clip(index) / 32768 - wav).max() <= 1.01 / 32768
+        wav, _ = soundfile.read(training_folder / path, dtype="int16")
+        assert np.array_equal(cache.clip(index), wav)
         assert cache.speakers[index] == Path(path).parts[0]
+
+
+def test_full_scale_saturates_in_a_cache(tmp_path: Path):
+    (tmp_path / "audio").mkdir()
+    wav = np.array([1.0, -1.0, 1.5, -1.5, 0.5, 0.0], dtype=np.float32)
+    soundfile.write(tmp_path / "audio" / "loud.wav", wav, 24000, subtype="FLOAT")
+    cache = open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
+    assert cache.clip(0).tolist() == [32767, -32768, 32767, -32768, 16384, 0]
+
+
+def test_many_files_are_decoded_by_fresh_processes_and_a_few_here(
+    training_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pools: list[tuple[int, str]] = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, num_processes: int, context: BaseContext, *arguments: object):
+            pools.append((num_processes, context.get_start_method()))
+            super().__init__(num_processes, context, *arguments)
+
+    monkeypatch.setattr("codec.training.cache.ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("codec.training.cache.num_cores", lambda: 2)
+    open_cache([training_folder], tmp_path / "few", 24000)
+    assert pools == []
+    monkeypatch.setattr("codec.training.cache.SMALL", 0)
+    monkeypatch.setattr("codec.training.cache.FILES_IN_FLIGHT", 4)
+    open_cache([training_folder], tmp_path / "many", 24000)
+    assert pools == [(2, "spawn")]
+    for name in ("clips.json", "audio.int16"):
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+
+
+def test_processes_that_decode_have_no_torch():
+    code = "import codec.training.cache, sys; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
 
 
 def test_a_cache_is_made_once(cache: AudioCache, training_folder: Path, tmp_path: Path):

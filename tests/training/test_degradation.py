@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from codec import audio
+from codec.model.decoder import SpectralDecoderConfig
 from codec.training import degradation
 from codec.training.pitch import track_pitch
 
@@ -42,7 +43,7 @@ def band_powers(wav: np.ndarray, width: float = 500.0) -> np.ndarray:
 
 def test_whispered_speech_has_its_envelope_and_no_voice(wav, rng):
     def voiced(sound: np.ndarray) -> float:
-        tracked = track_pitch(torch.from_numpy(sound).float()[None], RATE, 320, 1120, 140, 55.0, 550.0)
+        tracked = track_pitch(torch.from_numpy(sound).float()[None], SpectralDecoderConfig(), 140)
         return float(tracked.is_voiced.float().mean())
 
     whispered = degradation.whisper(wav, RATE, rng)

@@ -14,8 +14,9 @@ from codec.errors import ConfigError, ModelError
 from codec.model import weights
 from codec.model.catalogue import resolve
 from codec.training.adversary import Adversary
+from codec.training.run_files import STATE_NAME
 from codec.training.start import ADVERSARIAL_START, DISCRIMINATORS_NAME, initial_adversary
-from codec.training.state import STATE_NAME, load_state
+from codec.training.state import load_state
 from codec.training.trainer import Trainer
 
 

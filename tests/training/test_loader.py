@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from codec.errors import AudioError
-from codec.training.data import Batch, DataConfig, WindowSampler, open_cache
+from codec.training.cache import open_cache
+from codec.training.data import Batch, DataConfig, WindowSampler
 from codec.training.distributed import Ranks
 from codec.training.loader import ATTEMPTS, Loader
 

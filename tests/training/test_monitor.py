@@ -12,15 +12,10 @@ import torch
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.training.alarms import PATIENCE, Watch
-from codec.training.counters import BrokenSteps, CodeUsage
+from codec.training.counters import BrokenSteps, CodeUsage, perplexity
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig, ScaleConfig
-from codec.training.monitor import (
-    Monitor,
-    append_record,
-    effective_rank,
-    terminal_line,
-    undecided_loss,
-)
+from codec.training.monitor import Monitor, effective_rank, terminal_line, undecided_loss
+from codec.training.run_files import append_record
 
 
 def records(run: Path) -> list[dict]:
@@ -38,6 +33,12 @@ def test_usage_of_equally_frequent_codes():
     values = CodeUsage.summarise(usage.counts)
     assert values["codes/utilisation"] == 0.5
     assert values["codes/perplexity"] == pytest.approx(4)
+
+
+def test_perplexity_counts_equally_frequent_codes_and_is_1_where_nothing_was_counted():
+    assert perplexity(torch.tensor([7, 7, 0, 7])) == pytest.approx(3)
+    assert perplexity(1e-6 * torch.ones(5)) == pytest.approx(5)  # shares, whatever their sum
+    assert perplexity(torch.zeros(4)) == 1
 
 
 def test_effective_rank_counts_equal_directions():

@@ -8,6 +8,7 @@ import torch
 from codec.model.decoder import SpectralDecoderConfig
 from codec.training.pitch import pitch_loss, track_pitch
 
+CONFIG = SpectralDecoderConfig()
 RATE, HOP, FIRST = 24000, 320, 1120
 
 
@@ -18,7 +19,7 @@ def voice(frequency: torch.Tensor) -> torch.Tensor:
 
 
 def track(wav: torch.Tensor, num_frames: int = 100):
-    return track_pitch(wav, RATE, HOP, FIRST, num_frames, 55.0, 550.0)
+    return track_pitch(wav, CONFIG, num_frames)
 
 
 @pytest.mark.parametrize("frequency", [60.0, 100.0, 210.0, 333.0, 480.0])
@@ -42,13 +43,12 @@ def test_nothing_is_voiced_in(level: float):
 
 
 def test_loss_has_slope_one_at_the_right_pitch_and_little_an_octave_off():
-    config = SpectralDecoderConfig()
     wav = voice(torch.full((2 * RATE,), 200.0))[:, None]
     right = torch.full((1, 100), math.log(200.0))
-    assert pitch_loss(right, wav, config) < 0.005
+    assert pitch_loss(right, wav, CONFIG) < 0.005
     slightly = right + torch.tensor(0.02, requires_grad=True)
     off = right + torch.tensor(math.log(2), requires_grad=True)
     for stated, slope in ((slightly, 1 / (1 + 0.02 / 0.05)), (off, 1 / (1 + math.log(2) / 0.05))):
-        (gradient,) = torch.autograd.grad(pitch_loss(stated, wav, config), stated)
+        (gradient,) = torch.autograd.grad(pitch_loss(stated, wav, CONFIG), stated)
         assert float(gradient.sum()) == pytest.approx(slope, rel=0.1)  # the tracker errs by up to half a percent
-    assert pitch_loss(right, 0 * wav, config) == 0
+    assert pitch_loss(right, 0 * wav, CONFIG) == 0

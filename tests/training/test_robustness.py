@@ -20,7 +20,8 @@ from codec.config import compose
 from codec.errors import CodecError
 from codec.training import loader, monitor, state
 from codec.training.data import Batch, WindowSampler
-from codec.training.state import PREVIOUS_NAME, STATE_NAME, load_latest
+from codec.training.run_files import PREVIOUS_NAME, STATE_NAME
+from codec.training.state import load_latest
 from codec.training.trainer import Trainer
 
 

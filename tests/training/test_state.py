@@ -10,9 +10,8 @@ from torch import nn
 
 from codec.errors import ConfigError, ModelError
 from codec.training import state
+from codec.training.run_files import PREVIOUS_NAME, STATE_NAME
 from codec.training.state import (
-    PREVIOUS_NAME,
-    STATE_NAME,
     ExponentialMovingAverage,
     check_room,
     load_latest,

@@ -12,8 +12,9 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.config import compose, sweep
 from codec.errors import ConfigError, CorpusError
+from codec.training.run_files import STATE_NAME
 from codec.training.settings import Config
-from codec.training.state import STATE_NAME, load_state
+from codec.training.state import load_state
 from codec.training.trainer import Trainer
 
 started: list[Config] = []

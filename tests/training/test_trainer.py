@@ -28,7 +28,8 @@ from codec.config import compose
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
 from codec.training.data import Batch
 from codec.training.losses import limit_band
-from codec.training.state import PREVIOUS_NAME, STATE_NAME, flatten_optimizer, load_state, save_state
+from codec.training.run_files import PREVIOUS_NAME, STATE_NAME
+from codec.training.state import flatten_optimizer, load_state, save_state
 from codec.training.trainer import Trainer
 
 
@@ -88,6 +89,13 @@ def assert_same_state(first: Path, second: Path) -> None:
         assert set(tensors) == set(other_parts[part])
         for name, tensor in tensors.items():
             assert torch.equal(other_parts[part][name], tensor), f"{part}/{name}"
+
+
+def test_losses_without_a_weight_are_not_computed(tiny_run: list[str]):
+    none = [f"training.{name}_weight=0" for name in ("usage", "pitch", "loudness", "convergence", "disturbance")]
+    trainer = Trainer(compose([*tiny_run, *none, "training.quantizer_start=-1"]))
+    scalars = trainer.train_step(trainer.sampler.batch(0))
+    assert {name for name in scalars if name.startswith("loss/")} == {"loss/quantizer", "loss/mel", "loss/total"}
 
 
 def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], training_folder: Path, tmp_path: Path):

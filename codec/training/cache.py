@@ -1,0 +1,198 @@
+"""Training audio, decoded once into a memory-mapped file of 16-bit integers.
+
+Knows nothing of torch, so that the processes that decode start at once.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from itertools import starmap
+from pathlib import Path
+
+import numpy as np
+
+from codec import audio
+from codec.errors import AudioError, ConfigError
+from codec.manifest import UNKNOWN_SPEAKER, read_manifest
+from codec.output import open_output
+from codec.processes import follow_parent
+from codec.workers import num_cores
+
+INDEX_NAME = "clips.json"
+VERSION = 3  # of the cache; one of another version is made again
+Progress = Callable[[str, int, int], None]
+FILES_IN_FLIGHT = 512
+"""Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
+SMALL = 16 * 2**20
+"""Bytes of sound files that are decoded sooner than other processes have started."""
+PASS_BAND = 0.91
+"""Of half a sample rate: where the resampler's filter begins to fall."""
+
+
+class NoCache(AudioError):
+    """A folder holds no complete cache, or one of another version."""
+
+
+class AudioCache:
+    """Clips of one sample rate, as 16-bit integers end to end in one memory-mapped file.
+
+    A folder holds `audio.int16` (little endian) and `clips.json`, which is written last: without it the cache is
+    incomplete and is made again.
+
+    Raises:
+        NoCache: there is none, or one of another version.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        path = folder / INDEX_NAME
+        index = json.loads(path.read_text()) if path.exists() else {}
+        if index.get("version") != VERSION:
+            raise NoCache(f"{folder}: holds no audio cache of this version; train with it as data.cache to make one")
+        self.sample_rate: int = index["sample_rate"]
+        self.paths: list[str] = [clip["path"] for clip in index["clips"]]
+        self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
+        self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
+        self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
+        self.file_sizes: list[int] = [clip["bytes"] for clip in index["clips"]]
+        self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
+        """Hz, at most half the cache's sample rate."""
+        self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Another process opens the same files."""
+        return AudioCache, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of all clips together."""
+        return float(self.lengths.sum()) / self.sample_rate
+
+    def clip(self, index: int) -> np.ndarray:
+        """One clip: (T,) int16."""
+        start = self.offsets[index]
+        return self.audio[start : start + self.lengths[index]]
+
+
+def open_cache(
+    sources: Sequence[Path], cache_folder: Path, sample_rate: int, progress: Progress | None = None
+) -> AudioCache:
+    """The cache of all sound files of manifests or below folders, made first where it is missing.
+
+    Args:
+        sources: manifests and folders.
+        cache_folder: is made.
+        sample_rate: Hz.
+        progress: called with "decoded", files done and files in all.
+
+    Raises:
+        AudioError: a source is missing or has no sound files, or files are missing or cannot be decoded; the cache is
+            damaged.
+        CorpusError: the manifest is not one.
+        ConfigError: the cache was made at another sample rate, or of other files.
+    """
+    try:
+        cache = AudioCache(cache_folder)
+    except NoCache:
+        _build_cache(sources, cache_folder, sample_rate, progress)
+        cache = AudioCache(cache_folder)
+    if all(source.exists() for source in sources) and not _holds(cache, _all_sounds(sources)):
+        raise ConfigError(
+            f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose another "
+            "data.cache"
+        )
+    if len(cache.audio) != cache.lengths.sum():
+        raise AudioError(f"{cache_folder}: its audio does not have the length of its index; delete the folder")
+    if cache.sample_rate != sample_rate:
+        raise ConfigError(
+            f"{cache_folder}: holds audio at {cache.sample_rate} Hz, the model needs {sample_rate} Hz; "
+            "choose another cache folder"
+        )
+    return cache
+
+
+def _holds(cache: AudioCache, sounds: list[tuple[Path, str, str]]) -> bool:
+    """Whether a cache was made of these files: of their names and, as two corpora may share those, their sizes."""
+    return cache.paths == [name for _, name, _ in sounds] and all(
+        not path.exists() or path.stat().st_size == size
+        for (path, _, _), size in zip(sounds, cache.file_sizes, strict=True)
+    )
+
+
+def _build_cache(
+    sources: Sequence[Path], cache_folder: Path, sample_rate: int, progress: Progress | None = None
+) -> None:
+    sounds = _all_sounds(sources)
+    if missing := [path for path, _, _ in sounds if not path.is_file()]:
+        more = f", and so are {len(missing) - 1} more of {len(sounds)}" if len(missing) > 1 else ""
+        raise AudioError(f"{missing[0]}: is not there{more}; codec prepare check tells which a manifest misses")
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    sizes = [path.stat().st_size for path, _, _ in sounds]
+    tasks = [(path, sample_rate) for path, _, _ in sounds]
+    clips, offset = [], 0
+    with (
+        open_output(cache_folder / "audio.int16", overwrite=True) as stream,
+        closing(_decode_all(tasks, is_small=sum(sizes) <= SMALL)) as decoded,
+    ):
+        try:
+            for (_, name, speaker), size, (samples, bandwidth) in zip(sounds, sizes, decoded, strict=True):
+                clip = {"path": name, "bytes": size, "speaker": speaker, "offset": offset}
+                clips.append(clip | {"samples": len(samples), "bandwidth": bandwidth})
+                stream.write(samples.tobytes())
+                offset += len(samples)
+                if progress:
+                    progress("decoded", len(clips), len(sounds))
+        except BrokenProcessPool as error:
+            raise AudioError(f"{_joined(sources)}: a process that decoded audio was killed; start again") from error
+    if not offset:
+        raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
+    with open_output(cache_folder / INDEX_NAME, overwrite=True) as stream:
+        stream.write(json.dumps({"version": VERSION, "sample_rate": sample_rate, "clips": clips}).encode())
+
+
+def _joined(sources: Sequence[Path]) -> str:
+    return ", ".join(map(str, sources))
+
+
+def _all_sounds(sources: Sequence[Path]) -> list[tuple[Path, str, str]]:
+    return [sound for source in sources for sound in _sounds(source)]
+
+
+def _sounds(source: Path) -> list[tuple[Path, str, str]]:
+    """Each sound file, its name in the cache and its speaker."""
+    if source.is_file():
+        return [(utterance.path, utterance.id, utterance.speaker) for utterance in read_manifest(source)]
+    paths = audio.find_sounds(source)
+    names = [path.relative_to(source) for path in paths]
+    speakers = [name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER for name in names]
+    return list(zip(paths, map(str, names), speakers, strict=True))
+
+
+def _decode_all(tasks: list[tuple[Path, int]], is_small: bool) -> Generator[tuple[np.ndarray, float], None, None]:
+    """What `_decode` makes of each task, in their order: here if there is little to do, else in a process per core."""
+    if is_small:
+        yield from starmap(_decode, tasks)
+        return
+    # A forked process would share what torch's threads and the GPU's driver keep.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_cores(), context, follow_parent) as pool:
+        for start in range(0, len(tasks), FILES_IN_FLIGHT):
+            yield from pool.map(_decode, *zip(*tasks[start : start + FILES_IN_FLIGHT], strict=True), chunksize=8)
+
+
+def _decode(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:
+    """Samples as 16-bit integers, and the bandwidth in Hz."""
+    with audio.SoundReader(path, sample_rate) as sound:
+        wav = np.concatenate(list(sound))  # (T,) float32
+    return audio.to_int16(wav), bandwidth_of(sound.info.sample_rate, sample_rate)
+
+
+def bandwidth_of(own_rate: float, sample_rate: int) -> float:
+    """Up to which frequency sound of a rate is whole after it was brought to another, Hz."""
+    return sample_rate / 2 if own_rate >= sample_rate else PASS_BAND * own_rate / 2

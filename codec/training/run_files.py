@@ -1,0 +1,48 @@
+"""The files of a run folder: their names, and how those that are JSON are read and written.
+
+Knows nothing of torch, so that a run can be looked at without it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from codec.output import open_output
+
+CONFIG_NAME = "config.json"
+"""All settings of the run."""
+LOG_NAME = "log.jsonl"
+"""What was logged, a line for each record."""
+STATE_NAME = "state.safetensors"
+PREVIOUS_NAME = "state.previous.safetensors"
+PORTABLE_NAME = "portable"
+"""The folder of the state that travels."""
+LOCK_NAME = "lock"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file that is there as a whole or not at all; what is there of the same name is replaced."""
+    with open_output(path, overwrite=True) as stream:
+        stream.write((json.dumps(values, indent=2) + "\n").encode())
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add a line to a file of JSON lines; what an earlier failure cut short stays a line of its own.
+
+    Numbers that are not finite become null, which JSON has.
+    """
+    finite = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
+    line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+    with open(path, "a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, 2)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
