@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from codec.errors import ModelError
-from codec.evaluation.hub import Source, describe, load_pretrained, obstacle_of
+from codec.evaluation.hub import Source, describe, import_transformers, load_pretrained, obstacle_of
 from codec.evaluation.metric import Column, Metric, Pair, Settings, Undefined
 from codec.evaluation.text import normalise, num_errors
 
@@ -25,7 +25,7 @@ class _Recogniser(Metric):
         super().__init__(settings)
         import torch
 
-        from codec.evaluation.devices import choose_device, import_transformers
+        from codec.model.weights import choose_device
 
         transformers = import_transformers()
         source = Source(str(settings.asr_model), settings.allow_download)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from codec.errors import ModelError
+from codec.model import weights
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -47,23 +48,13 @@ def read_tensors(path: Path, is_wanted: Callable[[str], bool] = lambda name: Tru
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_zip(path, is_wanted)
+        tensors = weights.read_tensors(path) if path.suffix == ".safetensors" else _read_zip(path, is_wanted)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
     tensors = {name: tensor for name, tensor in tensors.items() if is_wanted(name)}
     if not tensors:
         raise ModelError(f"{path}: holds none of the weights that are needed")
     return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{path}: is not a whole safetensors file ({error})") from error
 
 
 def _read_zip(path: Path, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:

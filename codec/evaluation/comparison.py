@@ -3,13 +3,13 @@
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codec.errors import ConfigError
 from codec.evaluation.journal import Journal
-from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, tsv
+from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, aligned, tsv
 from codec.evaluation.statistics import summarise
 from codec.output import open_output
 
@@ -39,35 +39,10 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
     _check_references(folders, common)
     metrics = {}
     for column, about in summaries[0]["metrics"].items():
-        if column not in summaries[1]["metrics"] or not about["is_shown"]:
-            continue
-        ids = [id for id in common if all(column in table[id] for table in tables)]
-        if not ids:
-            continue
-        pairs = [(tables[0][id][column], tables[1][id][column]) for id in ids]
-        differences = [later - earlier for earlier, later in pairs]
-        if not about["better"] and not any(differences):
-            continue
-        seconds = [tables[0][id]["seconds"] for id in ids]
-        weights = [tables[0][id][about["weight"]] for id in ids] if about["weight"] else None
-        sign = {"higher": 1, "lower": -1}.get(about["better"], 0)
-        found = summarise(differences, seconds, weights)
-        metrics[column] = {
-            "label": about["label"],
-            "unit": about["unit"],
-            "better": about["better"],
-            "digits": about["digits"],
-            "num": len(ids),
-            "differences": dict(zip(ids, differences, strict=True)),
-            "first": summarise([earlier for earlier, _ in pairs], seconds, weights)["mean"],
-            "second": summarise([later for _, later in pairs], seconds, weights)["mean"],
-            "difference": found["mean"],
-            "low": found["low"],
-            "high": found["high"],
-            "num_better": sum(sign * difference > 0 for difference in differences),
-            "num_worse": sum(sign * difference < 0 for difference in differences),
-            "verdict": _verdict(found["low"], found["high"], sign),
-        }
+        if column in summaries[1]["metrics"] and about["is_shown"]:
+            found = _compared(column, about, tables, common)
+            if found is not None:
+                metrics[column] = found
     if not metrics:
         raise ConfigError(f"{first} and {second}: have no metric in common; evaluate both with the same --metrics")
     return {
@@ -76,6 +51,37 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
         "num_common": len(common),
         "num_alone": len(set(tables[0]) ^ set(tables[1])),
         "metrics": metrics,
+    }
+
+
+def _compared(
+    column: str, about: Mapping[str, Any], tables: Sequence[dict[str, dict[str, float]]], common: Sequence[str]
+) -> dict[str, Any] | None:
+    """One column of both tables, see `compare`; None where nothing can be said of it."""
+    ids = [id for id in common if all(column in table[id] for table in tables)]
+    earlier, later = ([table[id][column] for id in ids] for table in tables)
+    differences = [second - first for first, second in zip(earlier, later, strict=True)]
+    if not ids or (not about["better"] and not any(differences)):
+        return None
+    seconds = [tables[0][id]["seconds"] for id in ids]
+    weights = [tables[0][id][about["weight"]] for id in ids] if about["weight"] else None
+    sign = {"higher": 1, "lower": -1}.get(about["better"], 0)
+    found = summarise(differences, seconds, weights)
+    return {
+        "label": about["label"],
+        "unit": about["unit"],
+        "better": about["better"],
+        "digits": about["digits"],
+        "num": len(ids),
+        "differences": dict(zip(ids, differences, strict=True)),
+        "first": summarise(earlier, seconds, weights)["mean"],
+        "second": summarise(later, seconds, weights)["mean"],
+        "difference": found["mean"],
+        "low": found["low"],
+        "high": found["high"],
+        "num_better": sum(sign * difference > 0 for difference in differences),
+        "num_worse": sum(sign * difference < 0 for difference in differences),
+        "verdict": _verdict(found["low"], found["high"], sign),
     }
 
 
@@ -97,19 +103,13 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
                 {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
             ]
         )
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = [
-        f"{row[0]:{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
     alone = f"; {comparison['num_alone']} in only one of both were left out" if comparison["num_alone"] else ""
     heading = [
         f"A: {comparison['first']}",
         f"B: {comparison['second']}",
         f"{comparison['num_common']} utterances of both, paired{alone}",
     ]
-    return "\n".join([*heading, "", *(line.rstrip() for line in lines)])
+    return "\n".join([*heading, "", *aligned(rows)])
 
 
 def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:

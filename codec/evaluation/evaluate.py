@@ -1,6 +1,5 @@
 """An evaluation from beginning to end: files or a model in, a table, a summary and a report out."""
 
-import math
 import os
 import platform
 import shlex
@@ -29,9 +28,9 @@ from codec.evaluation.pairs import (
 from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.registry import METRICS, choose
 from codec.evaluation.scoring import Row
-from codec.evaluation.speed import real_time_factor
 from codec.evaluation.statistics import NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
+from codec.model.catalogue import ModelInfo, describe
 from codec.workers import Died, num_cores, work
 
 Progress = Callable[[str, float, float], None]
@@ -193,7 +192,6 @@ def evaluate_model(
     Raises:
         CodecError: as for `evaluate_folders`, or the model cannot be used.
     """
-    from codec.model.catalogue import describe
     from codec.model.weights import choose_device
 
     options = options or Options()
@@ -236,7 +234,7 @@ def evaluate_model(
             "command": _command(["--model", os.fspath(model), "--data", os.fspath(data)], options),
             "is_subset": len(chosen) < len(references),
             "length_tolerance": f"{tolerance} samples",
-            "codes": _code_statistics(tasks, made, found.codebook_size, found.frame_rate),
+            "codes": _code_statistics(tasks, made, found),
             "speed": _speed(made, options),
         }
         evaluation = _conclude(rows, problems, plan, options, about, made)
@@ -251,7 +249,7 @@ def _on_a_device(options: Options, names: Sequence[str]) -> Options:
     """With the device that "auto" means here; torch is not imported where no metric needs it."""
     device = "cpu"
     if any("torch" in METRICS[name].packages for name in names):
-        from codec.evaluation.devices import choose_device
+        from codec.model.weights import choose_device
 
         device = str(choose_device(options.settings.device))
     return replace(options, settings=replace(options.settings, device=device))
@@ -396,32 +394,33 @@ class NothingScored(AudioError):
 
 
 def _code_statistics(
-    tasks: list[reconstruction.Task], made: dict[str, Reconstruction], codebook_size: int, frame_rate: float
+    tasks: list[reconstruction.Task], made: dict[str, Reconstruction], model: ModelInfo
 ) -> dict[str, Any]:
     from codec.bitstream import read_codes
 
-    counter = CodeCounter(codebook_size)
+    counter = CodeCounter(model.codebook_size)
     for task in tasks:
         if task.id in made:
             counter.add(read_codes(task.codes).codes)
-    statistics = counter.statistics() | {"frame_rate": frame_rate}
+    statistics = counter.statistics() | {"frame_rate": model.frame_rate}
     seconds = sum(result.seconds for result in made.values())
     if seconds:
-        statistics["nominal_bitrate"] = math.ceil(math.log2(codebook_size)) * frame_rate / 1000
+        statistics["nominal_bitrate"] = model.bitrate
         for name in ("bitrate", "payload_bitrate"):
             statistics[name] = sum(getattr(result, name) * result.seconds for result in made.values()) / seconds
-        statistics["entropy_bitrate"] = statistics["entropy"] * frame_rate / 1000
+        statistics["entropy_bitrate"] = statistics["entropy"] * model.frame_rate / 1000
         statistics["num_saturated"] = sum(result.num_saturated for result in made.values())
     return statistics
 
 
 def _speed(made: dict[str, Reconstruction], options: Options) -> dict[str, Any]:
+    """Real-time factors: seconds of work, with files read and written, for a second of sound."""
     seconds = sum(result.seconds for result in made.values())
     if not seconds:
         return {}
     return {
-        "encode_rtf": real_time_factor(sum(result.encode_seconds for result in made.values()), seconds),
-        "decode_rtf": real_time_factor(sum(result.decode_seconds for result in made.values()), seconds),
+        "encode_rtf": sum(result.encode_seconds for result in made.values()) / seconds,
+        "decode_rtf": sum(result.decode_seconds for result in made.values()) / seconds,
         "device": options.settings.device,
         "processes": _jobs(options, len(made)) if options.settings.device == "cpu" else 1,
         "processor": platform.processor() or platform.machine(),

@@ -1,18 +1,39 @@
-"""Models of `transformers` that a user names: a folder, or an id of the Hugging Face Hub."""
+"""`transformers`, and models of it that a user names: a folder, or an id of the Hugging Face Hub."""
 
 import functools
 import hashlib
+import importlib.util
 import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from codec.errors import ModelError
+from codec._torchaudio import import_torchaudio
+from codec.errors import ConfigError, ModelError
 from codec.evaluation.weights import sha256
 
 PROBE_SECONDS = 10.0
+
+
+def import_transformers() -> ModuleType:
+    """`transformers`, quiet, and beside a torchaudio that may not load.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError("transformers is not installed; install the extra: pip install 'codec[eval]'")
+    if importlib.util.find_spec("torchaudio") is not None:
+        import_torchaudio()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 @dataclass(frozen=True)

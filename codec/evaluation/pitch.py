@@ -44,7 +44,7 @@ class Pitch(Metric):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         from codec._torchaudio import import_torchaudio
-        from codec.evaluation.devices import choose_device
+        from codec.model.weights import choose_device
 
         import_torchaudio()
         self.device = choose_device(settings.device)

@@ -1,6 +1,5 @@
 """A model's output for a data set: sound files and code files, and what is known of them besides."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 
 from codec import audio
 from codec.errors import CodecError
-from codec.evaluation.bitrate import bitrate
 from codec.evaluation.journal import file_sum, sentence
 from codec.evaluation.reencoding import agreement
 
@@ -85,13 +83,14 @@ def reconstruct(task: Task) -> Reconstruction:
             again.unlink(missing_ok=True)
     except (CodecError, OSError) as error:
         return Reconstruction(task.id, key, problem=sentence(error))
+    assert encoded.bitrate is not None, "only what goes into a pipe has none"
     return Reconstruction(
         id=task.id,
         key=key,
         seconds=encoded.seconds,
         num_codes=encoded.num_frames,
         num_saturated=decoded.num_saturated,
-        bitrate=bitrate(os.path.getsize(task.codes), encoded.seconds),
+        bitrate=encoded.bitrate,
         payload_bitrate=encoded.payload_bitrate,
         reencoding=reencoding,
         encode_seconds=encoded.elapsed_seconds,

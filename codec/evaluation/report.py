@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,15 @@ def table(summary: dict[str, Any]) -> str:
         interval = "" if values["low"] is None else f"{values['low']:.{digits}f} .. {values['high']:.{digits}f}"
         cells = [f"{values['mean']:.{digits}f}", interval, f"{values['median']:.{digits}f}", str(values["num"])]
         rows.append([label, *cells, values["better"]])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = [
-        f"{row[0]:{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
-        + f"  {row[-1]}".rstrip()
-        for row in rows
+    return "\n".join([_heading(summary), "", *aligned(rows), *_notes(summary)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first and the last column are words, from the left; numbers between them end together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
     ]
-    return "\n".join([_heading(summary), "", *lines, *_notes(summary)])
 
 
 def _heading(summary: dict[str, Any]) -> str:

@@ -40,8 +40,8 @@ class Utmos(Metric):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        from codec.evaluation.devices import choose_device
         from codec.evaluation.utmos_network import UtmosNetwork
+        from codec.model.weights import choose_device
 
         path = _path(settings)
         if path.is_file():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from codec.errors import ModelError
 from codec.evaluation.checkpoint import read_tensors
-from codec.evaluation.devices import import_transformers
+from codec.evaluation.hub import import_transformers
 
 LISTENER = 288  # the artificial listener whose ratings are the means of all
 DOMAIN = 0  # the main track

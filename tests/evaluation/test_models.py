@@ -63,7 +63,7 @@ def ctc_model(tmp_path_factory) -> str:
 
     import torch
 
-    from codec.evaluation.devices import import_transformers
+    from codec.evaluation.hub import import_transformers
 
     transformers = import_transformers()
     folder = tmp_path_factory.mktemp("ctc")
@@ -96,7 +96,7 @@ def generating_model(tmp_path_factory) -> str:
 
     import torch
 
-    from codec.evaluation.devices import import_transformers
+    from codec.evaluation.hub import import_transformers
 
     transformers = import_transformers()
     folder = tmp_path_factory.mktemp("whisper")
@@ -176,7 +176,7 @@ def speaker_model(tmp_path_factory) -> str:
     """A WavLM with x-vectors that has learned nothing."""
     import torch
 
-    from codec.evaluation.devices import import_transformers
+    from codec.evaluation.hub import import_transformers
 
     transformers = import_transformers()
     folder = tmp_path_factory.mktemp("speaker")

@@ -12,7 +12,7 @@ import utmos_weights
 
 from codec.errors import ModelError
 from codec.evaluation import utmos
-from codec.evaluation.devices import import_transformers
+from codec.evaluation.hub import import_transformers
 from codec.evaluation.metric import Pair, Settings, Undefined
 from codec.evaluation.utmos_network import UtmosNetwork
 
