@@ -1,11 +1,16 @@
 """Every file under configs/ composes and builds, and the named recipes are what they say."""
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
+from codec import config as settings
 from codec.config import compose
 from codec.errors import ConfigError
 from codec.model.codec import Codec
@@ -54,6 +59,61 @@ def test_every_file_says_what_it_is_for():
         first = (CONFIGS / file).with_suffix(".yaml").read_text().splitlines()
         comment = [line for line in first[:2] if line.startswith("# ") and "@package" not in line]
         assert comment or file == Path("config"), file
+
+
+def leaves(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all values of a file that are no groups, but for its list of defaults."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*above, key))
+        elif key != "defaults":
+            yield *above, key
+
+
+def at(values: Any, path: tuple[str, ...]) -> Any:
+    """The value at a path, `KeyError` where there is none."""
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return KeyError
+        values = values[key]
+    return values
+
+
+@pytest.fixture
+def composed_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What hydra puts together, references unresolved, for a file of configs/ that lacks some of its keys."""
+    folder = tmp_path / "configs"
+    shutil.copytree(CONFIGS, folder)
+    monkeypatch.setattr(
+        settings, "initialize_config_module", lambda _, **how: initialize_config_dir(str(folder), **how)
+    )
+
+    def composed(file: Path, paths: list[tuple[str, ...]]) -> dict[str, Any]:
+        text = (CONFIGS / file).with_suffix(".yaml").read_text()
+        values = OmegaConf.to_container(OmegaConf.create(text))
+        for *above, last in paths:
+            del at(values, tuple(above))[last]
+        package = text.splitlines()[0] if text.startswith("# @package") else ""
+        (folder / file).with_suffix(".yaml").write_text(f"{package}\n{OmegaConf.to_yaml(OmegaConf.create(values))}")
+        return OmegaConf.to_container(settings._hydra(chosen(file)))
+
+    return composed
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] != "hydra"], ids=str)
+def test_every_key_of_a_file_changes_something(file: Path, composed_without: Callable[..., dict[str, Any]]):
+    """To be quick, the file is composed without all of its keys at once; those of a group that is then gone, singly."""
+    values = OmegaConf.to_container(OmegaConf.load((CONFIGS / file).with_suffix(".yaml")))
+    paths = list(leaves(values))
+    place = () if file.parts[0] in ("config", "recipe") else file.parts[:1]
+    whole, bare = composed_without(file, []), composed_without(file, paths)
+    repeated = [
+        path
+        for path in paths
+        if at(bare, place + path) == at(whole, place + path)
+        or (at(bare, place + path[:-1]) in (None, KeyError) and composed_without(file, [path]) == whole)
+    ]
+    assert repeated == []
 
 
 @pytest.mark.parametrize(
