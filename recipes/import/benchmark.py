@@ -124,7 +124,7 @@ def compare(model: Codec, wav: torch.Tensor) -> None:
 def speech(folder: Path, seconds: float | None = None) -> torch.Tensor:
     """(1, 1, T) at 24 kHz: the folder's files in a row, repeated or cut to a length."""
     paths = audio.find_sounds(folder)
-    wav = torch.cat([torch.from_numpy(audio.read(path, 24000)[0].mean(axis=0)) for path in paths])
+    wav = torch.cat([torch.from_numpy(audio.read(path, 24000)[0][0]) for path in paths])
     length = len(wav) if seconds is None else round(seconds * 24000)
     return wav.repeat(-(-length // len(wav)))[None, None, :length]
 

@@ -10,6 +10,7 @@ from speech import BATCH, SpeechLatents
 
 from codec.model.quantizer import Quantizer
 from codec.model.rivals import FeatureVQ, ProjectedQuantizer
+from codec.training.counters import perplexity
 
 LEARNING_RATE = 1e-2
 FRAMES_PER_CODE = 32
@@ -63,11 +64,10 @@ def measure(quantizer: Quantizer, speech: SpeechLatents, most_frames: int) -> di
         counts += torch.bincount(output.codes, minlength=size)
         latent_error += (output.quantized - batch).square().sum().item()
         frame_error += speech.frame_error(output.quantized, first) * len(batch)
-    shares = counts / counts.sum()
     return {
         "frames": len(latents),
         "utilisation %": 100 * (counts > 0).float().mean().item(),
-        "perplexity": torch.exp(-torch.special.xlogy(shares, shares).sum()).item(),
+        "perplexity": perplexity(counts).item(),
         "latent error": latent_error / latents.square().sum().item(),
         "frame error": frame_error / len(latents),
         "measured s": perf_counter() - started,

@@ -13,10 +13,10 @@ import torch
 from learning import FRAMES_PER_CODE, learn, measure
 from report import arguments, machine, new_figure, prepare, save_figure, style, write_table
 from speech import add_data_options, load_frames, make_latents
-from torch import Tensor
 
 from codec import SimVQ
 from codec.cli import exit_code, positive
+from codec.training.monitor import effective_rank
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     frames = load_frames(options.data, options.frame_rate)
     settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
     speech = make_latents(frames, options.dim, options.seed, has_prior=False, **settings)
-    of_latents = effective_rank(torch.linalg.svdvals(speech.latents[:8192]))
+    of_latents = effective_rank(speech.latents[:8192])
     rows, curves = [], {}
     for size in options.sizes:
         torch.manual_seed(options.seed)
@@ -41,8 +41,7 @@ def main() -> None:
 
         def note(step: int, quantizer: SimVQ = quantizer, curve: list[tuple[int, float]] = curve) -> None:
             if step % max(options.steps // 60, 1) == 0:
-                singular_values = torch.linalg.svdvals(quantizer.projection.weight.detach())
-                curve.append((step, effective_rank(singular_values)))
+                curve.append((step, effective_rank(quantizer.projection.weight)))
 
         learn(quantizer, speech, options.steps, note)
         curves[size] = curve
@@ -64,12 +63,6 @@ def main() -> None:
     style(grid[0, 1], "codes", "effective rank of W at the end")
     save_figure(figure, options.output / "rank.png")
     print(machine())
-
-
-def effective_rank(singular_values: Tensor) -> float:
-    """exp of the entropy of the values as shares of their sum."""
-    shares = singular_values / singular_values.sum()
-    return torch.exp(-torch.special.xlogy(shares, shares).sum()).item()
 
 
 if __name__ == "__main__":

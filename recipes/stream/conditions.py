@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--model", default="stream", help="boxed name or directory of a 24 kHz model")
     arguments = parser.parse_args()
     model = codec.load(arguments.model)
-    speech = [audio.read(path, RATE)[0].mean(axis=0) for path in audio.find_sounds(arguments.folder)]
+    speech = [audio.read(path, RATE)[0][0] for path in audio.find_sounds(arguments.folder)]
     print("| condition | PESQ-wb | STOI | log-mel L1 |\n| --- | ---: | ---: | ---: |")
     for name, spoil in CONDITIONS.items():
         rows = [score(spoil(wav, np.random.default_rng(i)), model) for i, wav in enumerate(speech)]

@@ -20,6 +20,7 @@ import codec
 from codec import SimVQ, audio
 from codec.cli import exit_code, positive
 from codec.model.predictive import PredictiveSimVQ
+from codec.training.counters import perplexity
 
 WINDOW = 150  # frames that quantizers learn on at once
 BATCH = 16  # windows
@@ -48,10 +49,9 @@ def main() -> None:
             with torch.no_grad():
                 output = quantizer.eval()(test)
             error = (output.quantized - test).square().mean() / test.var(dim=(0, 2), keepdim=True).mean()
-            shares = torch.bincount(output.codes.flatten()) / output.codes.numel()
-            perplexity = torch.special.entr(shares).sum().exp()
+            evenness = perplexity(torch.bincount(output.codes.flatten()))
             name = f"memory {memory}{', gains' if has_gains else ''}"
-            print(f"{name}: error {error:.4f} of the latents' variance, perplexity {perplexity:.0f}", flush=True)
+            print(f"{name}: error {error:.4f} of the latents' variance, perplexity {evenness:.0f}", flush=True)
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def windows(paths: list[Path], model: codec.Codec) -> Tensor:
     """Latents of all whole windows of the files: (n, D, WINDOW)."""
     parts = []
     for path in paths:
-        wav = torch.from_numpy(audio.read(path, model.sample_rate)[0][:1])[None]
+        wav = torch.from_numpy(audio.read(path, model.sample_rate)[0])[None]
         latent = model.encoder(wav)[0]
         parts += [part for part in latent.split(WINDOW, dim=1) if part.shape[1] == WINDOW]
     return torch.stack(parts)

@@ -23,7 +23,8 @@ from codec.cli import exit_code, positive
 from codec.evaluation.metric import Pair, Settings
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
-from codec.training.pitch import Pitch, track_pitch
+from codec.training.counters import perplexity
+from codec.training.pitch import track_pitch
 
 BANDS = [(0, 500), (500, 1000), (1000, 2000), (2000, 4000), (4000, 8000)]  # Hz
 
@@ -47,11 +48,11 @@ def main() -> None:
     latents, coded, codes, misses, errors, agreements = [], [], [], [], [], []
     with torch.inference_mode():
         for path in paths:
-            wav = torch.from_numpy(audio.read(path, model.sample_rate)[0][:1])[None]  # (1, 1, T)
+            wav = torch.from_numpy(audio.read(path, model.sample_rate)[0])[None]  # (1, 1, T)
             latent = model.encoder(wav)
             result = model.quantizer(latent)
             stated = model.decoder.pitch(result.quantized)
-            tracked = track(wav, stated.shape[1], model)
+            tracked = track_pitch(wav, model.decoder.config, stated.shape[1])
             estimate = model.decode(result.codes)[..., : wav.shape[-1]]
             scores["as it is"].append(score(wav, estimate, model.sample_rate))
             scores["unquantized"].append(score(wav, model.decoder(latent), model.sample_rate))
@@ -73,17 +74,8 @@ def main() -> None:
     print(f"stated pitch: median error {float(error.median()):.1%}, over 10 % in {far:.0%} of voiced frames")
     print_fit(torch.cat(latents), torch.cat(coded), torch.cat(misses), model.quantizer.effective_codebook())
     counts = torch.bincount(torch.cat(codes), minlength=model.codebook_size)
-    shares = counts / counts.sum()
-    print(f"perplexity {float(torch.special.entr(shares).sum().exp()):.0f} of {int(counts.sum())} frames")
+    print(f"perplexity {perplexity(counts):.0f} of {int(counts.sum())} frames")
     print(f"re-encoding agreement {mean(agreements):.3f}")
-
-
-def track(wav: Tensor, num_frames: int, model: codec.Codec) -> Pitch:
-    """The pitch of the original where the decoder states its own."""
-    config = model.decoder.config
-    first = config.n_fft - config.hop_length // 2
-    limits = config.lowest_pitch, config.highest_pitch
-    return track_pitch(wav, model.sample_rate, config.hop_length, first, num_frames, *limits)
 
 
 def decode_with(log_pitch: Tensor, quantized: Tensor, model: codec.Codec) -> Tensor:

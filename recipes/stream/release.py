@@ -27,10 +27,11 @@ from codec import audio
 from codec.cli import exit_code, not_negative
 from codec.evaluation.evaluate import Options, evaluate_model
 from codec.evaluation.metric import Settings
+from codec.evaluation.utilisation import CodeCounter
 from codec.model import catalogue
 from codec.streaming import StreamEncoder
+from codec.training.cache import AudioCache
 from codec.training.curves import draw_curves
-from codec.training.data import AudioCache
 from codec.training.doctor import read_run
 from codec.training.monitor import spectrogram_pair
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME
@@ -57,24 +58,34 @@ def main() -> None:
     arguments = parser.parse_args()
 
     audio.find_sounds(arguments.test)  # refuses what is none, before anything is replaced
-    with replaced_as_a_whole(BOX, HERE / "evaluation"):
+    with replaced_as_a_whole(BOX, *(HERE / name for name in ("evaluation", "samples.png", "curves.png", "run.json"))):
         release(arguments)
 
 
 @contextmanager
-def replaced_as_a_whole(*folders: Path) -> Iterator[None]:
-    """Put folders back as they were if anything goes wrong before all is new."""
+def replaced_as_a_whole(*places: Path) -> Iterator[None]:
+    """Put folders and files back as they were if anything goes wrong before all is new."""
     with tempfile.TemporaryDirectory() as kept:
-        copies = {folder: Path(kept, str(number)) for number, folder in enumerate(folders) if folder.is_dir()}
-        for folder, copy in copies.items():
-            shutil.copytree(folder, copy)
+        copies = {place: Path(kept, str(number)) for number, place in enumerate(places)}
+        for place, copy in copies.items():
+            copy_to(copy, place)
         try:
             yield
         except BaseException:
-            for folder, copy in copies.items():
-                shutil.rmtree(folder, ignore_errors=True)
-                shutil.copytree(copy, folder)
+            for place, copy in copies.items():
+                copy_to(place, copy)
             raise
+
+
+def copy_to(target: Path, source: Path) -> None:
+    """Make a place what another one is: a folder, a file or nothing."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copyfile(source, target)
 
 
 def release(arguments: argparse.Namespace) -> None:
@@ -134,15 +145,12 @@ def read_curves(runs: list[Path]) -> dict[str, list[tuple[int, float]]]:
 def use_of_codes(cache_folder: Path) -> dict[str, float]:
     """Utilisation and perplexity of the codes of the whole training set."""
     model, clips = codec.load("stream"), AudioCache(cache_folder)
-    counts = torch.zeros(model.codebook_size, dtype=torch.int64)
+    counter = CodeCounter(model.codebook_size)
     for index in range(len(clips)):
         encoder = StreamEncoder(model)
         wav = torch.from_numpy(clips.clip(index).astype(np.float32) / 32768)
-        codes = torch.cat([encoder.push(wav), encoder.flush()])
-        counts += torch.bincount(codes, minlength=model.codebook_size)
-    probability = counts / counts.sum()
-    entropy = -torch.special.xlogy(probability, probability).sum()
-    return {"utilisation": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
+        counter.add(torch.cat([encoder.push(wav), encoder.flush()]).numpy())
+    return counter.statistics()
 
 
 def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
@@ -150,12 +158,23 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
     from matplotlib.image import imsave
 
     model, images = codec.load("stream"), []
-    for file in sorted(folder.rglob("*.flac"))[:count]:
+    for file in audio.find_sounds(folder)[:count]:
         wav = torch.from_numpy(audio.read(file, model.sample_rate)[0])[None, :, : 3 * model.sample_rate]
         images.append(spectrogram_pair(wav[0, 0], model.decode(model.encode(wav))[0, 0, : wav.shape[-1]]))
     width = min(image.shape[-1] for image in images)
     grid = torch.cat([torch.nn.functional.pad(image[..., :width], (2, 2), value=1) for image in images], dim=-1)
     imsave(path, grid.permute(1, 2, 0).numpy())
+
+
+def score_rows(summary: dict) -> list[str]:
+    """A row of the card's table for each metric; a single file has no interval."""
+    rows = []
+    for column in summary["metrics"].values():
+        if column["num"]:
+            low, high, digits = column["low"], column["high"], column["digits"]
+            interval = "" if low is None else f"{low:.{digits}f} .. {high:.{digits}f}"
+            rows.append(f"| {column['label']} | {column['mean']:.{digits}f} | {interval} | {column['num']} |")
+    return rows
 
 
 def card(configs: list[dict], curves: dict, summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
@@ -173,15 +192,6 @@ def card(configs: list[dict], curves: dict, summary: dict, utilisation: dict, ar
         f"{number} of {config['data']['batch_size']} windows of {config['data']['window_seconds']:g} s"
         for number, config in zip(steps, configs, strict=True)
     )
-    rows = []
-    for column in summary["metrics"].values():
-        if column["num"]:
-            low, high = column["low"], column["high"]
-            digits = column["digits"]
-            rows.append(
-                f"| {column['label']} | {column['mean']:.{digits}f} | {low:.{digits}f} .. {high:.{digits}f} "
-                f"| {column['num']} |"
-            )
     codes = summary["codes"]
     dnsmos = arguments.dnsmos_weights
     more = f" --metrics core,dnsmos --dnsmos-weights {dnsmos}" if dnsmos else ""
@@ -205,7 +215,7 @@ through, the sound is rough. The table says how far it is from the field.
 
 | metric | mean | 95 % | files |
 | --- | --- | --- | --- |
-{chr(10).join(rows)}
+{chr(10).join(score_rows(summary))}
 
 Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entropy"]:.2f} of
 {model.bits_per_code} bits, {100 * codes["utilisation"]:.1f} % of the codebook used. On the training set

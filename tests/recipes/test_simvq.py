@@ -91,12 +91,6 @@ def test_rank_of_w_is_within_its_size(run):
     assert all(1 <= float(row[f"rank at the {when}"]) <= 8 for row in rows for when in ("start", "end"))
 
 
-def test_effective_rank_of_a_projection_is_its_number_of_directions(run):
-    rank = module("rank").effective_rank
-    assert rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
-    assert rank(torch.tensor([5.0, 0.0])) == pytest.approx(1)
-
-
 @pytest.mark.parametrize("what", ["search", "ours", "naive"])
 def test_cost_measures_what_it_names(run, what, capsys):
     options = module("report").arguments("").parse_args(["--threads", "1"])

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from codec import audio
 from codec.model import weights
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stream"
@@ -53,22 +55,48 @@ def test_models_that_have_no_average_are_named(model_directory: Path, tmp_path: 
     assert not (tmp_path / "mean").exists()
 
 
-def test_what_goes_wrong_in_a_release_leaves_the_old_one(tmp_path: Path):
+@pytest.fixture(scope="module")
+def release() -> ModuleType:
+    """The module."""
     specification = importlib.util.spec_from_file_location("release", RECIPE / "release.py")
-    release = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(release)
-    old, new = tmp_path / "old", tmp_path / "new"
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_what_goes_wrong_in_a_release_leaves_the_old_one(release: ModuleType, tmp_path: Path):
+    old, picture, new, new_picture = (tmp_path / name for name in ("old", "picture", "new", "new picture"))
     (old / "deep").mkdir(parents=True)
     (old / "deep" / "weights").write_text("old")
-    with pytest.raises(KeyboardInterrupt), release.replaced_as_a_whole(old, new):
+    picture.write_text("old")
+    with pytest.raises(KeyboardInterrupt), release.replaced_as_a_whole(old, picture, new, new_picture):
         (old / "deep" / "weights").write_text("new")
         (old / "more").write_text("new")
+        picture.write_text("new")
+        new.mkdir()
+        new_picture.write_text("new")
         raise KeyboardInterrupt
-    assert [path.name for path in old.rglob("*")] == ["deep", "weights"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "old", "picture", "weights"]
     assert (old / "deep" / "weights").read_text() == "old"
-    with release.replaced_as_a_whole(old, new):
+    assert picture.read_text() == "old"
+    with release.replaced_as_a_whole(old, picture):
         (old / "deep" / "weights").write_text("new")
+        picture.write_text("new")
     assert (old / "deep" / "weights").read_text() == "new"
+    assert picture.read_text() == "new"
+
+
+def test_pictures_of_a_release_are_of_any_sound_files(release: ModuleType, speech: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'codec[train]'")
+    audio.write(tmp_path / "speech.wav", *audio.read(speech))
+    release.draw_samples(tmp_path, tmp_path / "samples.png")
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_of_a_single_file_have_no_interval(release: ModuleType):
+    column = {"label": "PESQ", "mean": 2.0, "digits": 2}
+    metrics = {"a": column | {"num": 1, "low": None, "high": None}, "b": column | {"num": 9, "low": 1.5, "high": 2.5}}
+    assert release.score_rows({"metrics": metrics}) == ["| PESQ | 2.00 |  | 1 |", "| PESQ | 2.00 | 1.50 .. 2.50 | 9 |"]
 
 
 @pytest.mark.parametrize(
