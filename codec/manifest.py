@@ -26,6 +26,11 @@ MAX_DIGITS = 15
 """Of a number; a longer one is damage."""
 
 
+def is_unknown(speaker: str) -> bool:
+    """Whether a speaker is "unknown" or something that ends so, and hence may be any number of people."""
+    return speaker.endswith(UNKNOWN_SPEAKER)
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One sound file of a corpus."""
@@ -44,8 +49,8 @@ class Utterance:
 
     @property
     def has_unknown_speaker(self) -> bool:
-        """Whether the speaker is "unknown" or something that ends so, and hence may be any number of people."""
-        return self.speaker.endswith(UNKNOWN_SPEAKER)
+        """See `is_unknown`."""
+        return is_unknown(self.speaker)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from codec import audio
 from codec.errors import ConfigError
 from codec.limits import too_small
-from codec.manifest import UNKNOWN_SPEAKER
+from codec.manifest import is_unknown
 from codec.training.cache import AudioCache, bandwidth_of
 from codec.training.degradation import degrade
 
@@ -83,7 +83,7 @@ class WindowSampler:
     """Random windows of a cache, a batch for every step.
 
     Speakers are drawn by their minutes to the power of `speaker_balance`, then clips of the speaker by their length. A
-    clip without a known speaker (its folder is named `unknown` or ends in `_unknown`) counts as its own speaker.
+    clip whose speaker is not known (the name is or ends in "unknown") counts as its own speaker.
     Windows longer than what is left of a clip go on with further clips.
     """
 
@@ -92,10 +92,7 @@ class WindowSampler:
         self.config = config
         self.seed = seed
         self.num_samples = round(config.window_seconds * cache.sample_rate)
-        names = [
-            f"{UNKNOWN_SPEAKER} {clip}" if speaker.endswith(UNKNOWN_SPEAKER) else speaker
-            for clip, speaker in enumerate(cache.speakers)
-        ]
+        names = [f"{speaker} {clip}" if is_unknown(speaker) else speaker for clip, speaker in enumerate(cache.speakers)]
         _, speaker_of_clip = np.unique(names, return_inverse=True)
         samples_of_speaker = np.bincount(speaker_of_clip, weights=cache.lengths)
         weight = cache.lengths * samples_of_speaker[speaker_of_clip] ** (config.speaker_balance - 1.0)

@@ -18,7 +18,8 @@ from codec.training.data import Batch, WindowSampler
 from codec.training.distributed import Ranks
 
 AHEAD = 4  # batches cut before they are asked for; with processes, at least two for each
-ATTEMPTS = 3  # at a batch that cannot be read, with a longer pause each time
+ATTEMPTS = 3  # at a batch that cannot be read
+PAUSE = 1.0  # seconds before the second attempt, with each further one more of them
 NUM_THREADS = 2
 
 
@@ -31,7 +32,6 @@ class Loader:
         device: where batches go, without waiting for it.
         warn: told a sentence when a batch has to be cut again.
         num_workers: processes; 0: threads.
-        pause: seconds before the second attempt at a batch.
     """
 
     def __init__(
@@ -41,9 +41,8 @@ class Loader:
         device: torch.device,
         warn: Callable[[str], None],
         num_workers: int = 0,
-        pause: float = 1.0,
     ):
-        self.sampler, self.ranks, self.device, self.warn, self.pause = sampler, ranks, device, warn, pause
+        self.sampler, self.ranks, self.device, self.warn = sampler, ranks, device, warn
         self.num_workers = num_workers
         self._workers = self._start()
         self._num_ahead = max(AHEAD, 2 * num_workers)
@@ -111,7 +110,7 @@ class Loader:
                 if attempt == ATTEMPTS:
                     raise AudioError(f"the audio of step {step} cannot be read: {error}") from error
                 self.warn(f"the audio of step {step} could not be read, trying again: {error}")
-                time.sleep(attempt * self.pause)
+                time.sleep(attempt * PAUSE)
                 self._ahead[step] = self._submit(step)
                 attempt += 1
 

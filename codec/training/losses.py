@@ -62,10 +62,8 @@ def mel_filterbank(
     *,
     scale: str = "htk",
     normalize: bool = False,
-    f_min: float = 0.0,
-    f_max: float | None = None,
 ) -> Tensor:
-    """Triangular filters whose corners are equally spaced on the mel scale.
+    """Triangular filters from 0 Hz to half the sample rate whose corners are equally spaced on the mel scale.
 
     Args:
         sample_rate: Hz.
@@ -73,26 +71,20 @@ def mel_filterbank(
         num_mels: number of filters.
         scale: "htk" or "slaney".
         normalize: give each filter unit area over Hz instead of unit height.
-        f_min: lower corner of the first filter, Hz.
-        f_max: upper corner of the last filter, Hz; None means half the sample rate.
 
     Returns:
         (F, M) float32, F = n_fft // 2 + 1. A filter narrower than the bin spacing can be all zeros.
 
     Raises:
-        ConfigError: unknown scale, or corners out of order.
+        ConfigError: unknown scale, or no filters.
     """
-    f_max = sample_rate / 2 if f_max is None else f_max
     if scale not in MEL_SCALES:
         raise ConfigError(f"mel scale must be one of {', '.join(MEL_SCALES)}, got {scale!r}")
-    if num_mels < 1 or not 0 <= f_min < f_max <= sample_rate / 2:
-        raise ConfigError(
-            f"mel filters need num_mels >= 1 and 0 <= f_min < f_max <= {sample_rate / 2:g} Hz, "
-            f"got num_mels {num_mels}, f_min {f_min:g}, f_max {f_max:g}"
-        )
-    ends = hz_to_mel(torch.tensor([f_min, f_max], dtype=torch.float64), scale)
+    if num_mels < 1:
+        raise ConfigError(f"mel filters must be at least 1, got {num_mels}")
+    highest = hz_to_mel(torch.tensor(sample_rate / 2, dtype=torch.float64), scale)
     steps = torch.linspace(0.0, 1.0, num_mels + 2, dtype=torch.float64)
-    corners = mel_to_hz(ends[0] + (ends[1] - ends[0]) * steps, scale)  # (M + 2,)
+    corners = mel_to_hz(highest * steps, scale)  # (M + 2,)
     bins = torch.linspace(0.0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)  # (F,)
     rising = (bins[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])  # (F, M)
     falling = (corners[2:] - bins[:, None]) / (corners[2:] - corners[1:-1])

@@ -27,8 +27,13 @@ class Steps:
         return Batch(torch.full((2, 1, 3), float(step)), None)
 
 
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codec.training.loader.PAUSE", 0.01)
+
+
 def loader(sampler: Steps, warnings: list[str]) -> Loader:
-    return Loader(sampler, Ranks(), torch.device("cpu"), warnings.append, pause=0.01)  # type: ignore[arg-type]
+    return Loader(sampler, Ranks(), torch.device("cpu"), warnings.append)  # type: ignore[arg-type]
 
 
 def test_batches_are_those_of_their_steps_in_any_order():
@@ -67,7 +72,7 @@ def test_waiting_is_a_share_of_the_time():
 
 
 def cut_by_processes(sampler: Steps | WindowSampler, warnings: list[str]) -> Loader:
-    return Loader(sampler, Ranks(), torch.device("cpu"), warnings.append, num_workers=1, pause=0.01)  # type: ignore[arg-type]
+    return Loader(sampler, Ranks(), torch.device("cpu"), warnings.append, num_workers=1)  # type: ignore[arg-type]
 
 
 def test_processes_cut_the_windows_that_threads_cut(speech: Path, tmp_path: Path):

@@ -63,10 +63,10 @@ def test_filters_equal_librosa(scale):
     np.testing.assert_allclose(filters.T, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("setting", [{"scale": "bark"}, {"f_min": 100.0, "f_max": 50.0}, {"f_max": 13000.0}])
+@pytest.mark.parametrize("setting", [{"scale": "bark"}, {"num_mels": 0}])
 def test_impossible_filters_are_refused(setting):
     with pytest.raises(ConfigError, match="mel"):
-        losses.mel_filterbank(RATE, 1024, 80, **setting)
+        losses.mel_filterbank(RATE, 1024, **{"num_mels": 80} | setting)
 
 
 def test_impossible_mel_loss_settings_are_refused():
