@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from codec import __version__
-from codec.errors import CodecError
+from codec.errors import CodecError, sentence
 from codec.output import STANDARD_STREAM
 from codec.progress import CountLine, SpeedLine
 
@@ -97,7 +97,7 @@ def exit_code(main: Callable[[], object]) -> int:
         return PIPE_CLOSED
     except (CodecError, OSError) as error:
         _give_up_output()
-        return _complain(_sentence(error))
+        return _complain(sentence(error))
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             return _complain("the GPU has not enough memory; use --device cpu")
@@ -376,7 +376,11 @@ def roundtrip(
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes, of one thread each.  [default: one per core]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Processes, of one thread each.  [default: one per core, for a GPU this one]",
+)
 @click.option("--shard", default=10_000, show_default=True, metavar="N", help="Utterances in a file of codes.")
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
@@ -456,7 +460,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
             if len(paths) == 1:
                 raise
             num_bad += 1
-            _complain(_sentence(error))
+            _complain(sentence(error))
             continue
         num_bad += bool(facts.get("damage"))
         click.echo(json.dumps(facts, allow_nan=False) if as_json else _table(facts) + "\n" * (len(paths) > 1))
@@ -705,9 +709,9 @@ def _each(
             _report(_watched(one, str(file), str(output), label, quiet), as_json, quiet)
         except (CodecError, OSError) as error:
             num_bad += 1
-            _complain(_sentence(error))
+            _complain(sentence(error))
             if as_json:
-                click.echo(json.dumps({"source": str(file), "error": _sentence(error)}))
+                click.echo(json.dumps({"source": str(file), "error": sentence(error)}))
     if num_bad:
         raise Failed(f"{num_bad} of {_count(len(pairs), 'file')} could not be used")
 
@@ -850,8 +854,8 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
         click.echo(json.dumps(outcome.summary))
     elif not shared["quiet"]:
         click.echo("\n".join(describe(outcome)))
-    for sentence in outcome.warnings if not shared["quiet"] else ():
-        _complain(f"warning: {sentence}")
+    for warning in outcome.warnings if not shared["quiet"] else ():
+        _complain(f"warning: {warning}")
     if outcome.problems:
         raise Failed("; ".join(outcome.problems))
 
@@ -955,12 +959,6 @@ def _saturated(number: int) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _complain(sentence: str) -> int:

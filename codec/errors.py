@@ -3,6 +3,8 @@
 Each child also inherits the builtin it refines, so library users can catch either.
 """
 
+import os
+
 
 class CodecError(Exception):
     """Something outside our code is wrong; the message says what, and what to do."""
@@ -26,3 +28,15 @@ class ModelError(CodecError, ValueError):
 
 class CorpusError(CodecError, ValueError):
     """A corpus, its archives or a list of its utterances is missing, incomplete or damaged."""
+
+
+def sentence(error: BaseException) -> str:
+    """What happened, in one line; of system errors the file first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The point of an error that explains itself over many lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from codec.errors import ModelError
+from codec.errors import ModelError, first_line
 from codec.evaluation.metric import Column, Metric, Pair, Settings
 from codec.evaluation.weights import Artefact, check, sha256
 
@@ -142,14 +142,10 @@ def _session(artefact: Artefact, path: Path) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a type of its own for every cause
-        raise ModelError(f"{path}: is not a network that onnxruntime can load ({_first_line(error)})") from error
+        raise ModelError(f"{path}: is not a network that onnxruntime can load ({first_line(error)})") from error
     if [entry.name for entry in session.get_inputs()] != ["input_1"]:
         raise ModelError(f"{path}: is not the DNSMOS network {artefact.name}, its inputs are named otherwise")
     return session
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _mel(wav: np.ndarray) -> np.ndarray:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from codec import __version__, audio
-from codec.errors import AudioError, CodecError, ConfigError
+from codec.errors import AudioError, CodecError, ConfigError, sentence
 from codec.evaluation import reconstruction, resampling, scoring
-from codec.evaluation.journal import JOURNAL_NAME, Journal, sentence
+from codec.evaluation.journal import JOURNAL_NAME, Journal
 from codec.evaluation.metric import Column, Settings
 from codec.evaluation.pairs import (
     FOLDER_TOLERANCE,

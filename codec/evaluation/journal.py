@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from codec.digests import sha256
 from codec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,23 +89,12 @@ class Journal:
 
 def file_sum(path: Path) -> str:
     """16 hex digits of the content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 def text_sum(text: str) -> str:
     """16 hex digits of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def sentence(error: BaseException) -> str:
-    """What happened, in one line; of system errors the file first."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

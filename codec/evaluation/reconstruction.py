@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from codec import audio
-from codec.errors import CodecError
-from codec.evaluation.journal import file_sum, sentence
+from codec.errors import CodecError, sentence
+from codec.evaluation.journal import file_sum
 from codec.evaluation.reencoding import agreement
 
 AGAIN_SUFFIX = ".again.codes"

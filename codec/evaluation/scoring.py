@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from codec.errors import CodecError
+from codec.errors import CodecError, sentence
 from codec.evaluation.delay import delay_of
-from codec.evaluation.journal import file_sum, sentence, text_sum
+from codec.evaluation.journal import file_sum, text_sum
 from codec.evaluation.metric import Metric, Settings, Undefined
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.registry import METRICS

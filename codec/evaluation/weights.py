@@ -8,10 +8,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from codec import digests
 from codec.errors import ModelError
 
 TIMEOUT = 30.0  # seconds without a byte
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,7 @@ def sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, num_bytes: int, changed: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return digests.sha256(path)
 
 
 def download(artefact: Artefact) -> Path:
@@ -81,7 +77,7 @@ def download(artefact: Artefact) -> Path:
     digest, count = hashlib.sha256(), 0
     try:
         with urllib.request.urlopen(artefact.url, timeout=TIMEOUT) as response, open(part, "wb") as stream:
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read(digests.BLOCK_BYTES):
                 count += len(chunk)
                 if count > artefact.num_bytes:
                     break

@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from codec.errors import ModelError
+from codec.digests import blocks
+from codec.errors import ModelError, sentence
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -120,8 +121,7 @@ def fingerprint(directory: Path) -> str:
         config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{directory / CONFIG_NAME}: is not JSON ({error})") from error
-    with open(directory / WEIGHTS_NAME, "rb") as stream:
-        return fingerprint_of(config, iter(lambda: stream.read(1 << 20), b""))
+    return fingerprint_of(config, blocks(directory / WEIGHTS_NAME))
 
 
 def _download(hub_id: str) -> Path:
@@ -134,5 +134,6 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
     except Exception as error:  # the Hub client raises a dozen unrelated types
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{hub_id}: no such directory, and it cannot be had from the Hub ({reason})") from error
+        raise ModelError(
+            f"{hub_id}: no such directory, and it cannot be had from the Hub ({sentence(error)})"
+        ) from error

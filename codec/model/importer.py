@@ -4,7 +4,6 @@ The one place that opens pickled files: always with torch's restricted loader, a
 for, and never by a list that can grow at run time. Everything is checked before anything is written.
 """
 
-import hashlib
 import io
 import os
 import pickle
@@ -20,7 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from codec.errors import ConfigError, ModelError
+from codec.digests import sha256
+from codec.errors import ConfigError, ModelError, first_line
 from codec.model import upstream
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import SimVQConfig
@@ -146,7 +146,7 @@ def import_checkpoint(
         codec = replace_codebook(codec)
         report.config = codec.config
         report.notes.append("the codebook became the frozen one of a SimVQ whose linear layer is the identity")
-    report.source, report.sha256 = path, _sha256(path)
+    report.source, report.sha256 = path, sha256(path)
     _write(codec, report, discriminators, out_dir)
     return report
 
@@ -326,14 +326,6 @@ Imported from a published {report.kind} checkpoint, {report.weights} weights. Th
 """
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading files that may be anything
 
@@ -403,8 +395,7 @@ def _load(path: Path, mmap: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # the loader raises half a dozen types for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: cannot be read as a PyTorch file ({reason})") from error
+        raise ModelError(f"{path}: cannot be read as a PyTorch file ({first_line(error)})") from error
 
 
 def _refuse(path: Path, foreign: str | None) -> None:

@@ -10,10 +10,10 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from codec.digests import BLOCK_BYTES, blocks
 from codec.errors import CorpusError
 from codec.preparation.survey import Progress
 
-BLOCK_BYTES = 1 << 20
 TIMEOUT = 60.0  # s without a byte
 ATTEMPTS = 6  # in a row without a byte, per mirror
 _IS_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -80,12 +80,11 @@ def md5_of(path: Path, progress: Progress | None = None) -> str:
     """MD5 sum of a file, hexadecimal. Published sums of corpora are MD5; against malice it would not do."""
     digest = hashlib.md5(usedforsecurity=False)
     total, done = path.stat().st_size, 0
-    with open(path, "rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            done += len(block)
-            if progress:
-                progress(f"checked {path.name}", done, total)
+    for block in blocks(path):
+        digest.update(block)
+        done += len(block)
+        if progress:
+            progress(f"checked {path.name}", done, total)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from codec import audio
-from codec.errors import CodecError, ConfigError, CorpusError
+from codec.errors import CodecError, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
 from codec.manifest import UNKNOWN_SPEAKER, can_stand_in_manifest, read_manifest
 from codec.model import weights
@@ -265,7 +265,7 @@ def _encode(recording: Recording) -> Encoded:
     try:
         codes, num_samples = encode_sound(recording.path, _codec, _precision)
     except (CodecError, OSError) as error:
-        return " ".join(str(error).split()).removeprefix(f"{recording.path}: ")
+        return sentence(error).removeprefix(f"{recording.path}: ")
     seconds = num_samples / _codec.sample_rate
     if recording.seconds is not None and abs(seconds - recording.seconds) > _TOLERANCE:
         return f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"

@@ -1,0 +1,22 @@
+"""What tells whether a file is the one that was meant."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 20
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The content of a file, a piece at a time."""
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            yield block
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    for block in blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
