@@ -10,6 +10,7 @@ __version__ = "0.6.0"
 
 _HOME_OF = {
     "load": "codec.model.weights",
+    "save": "codec.model.weights",
     "Codec": "codec.model.codec",
     "SimVQ": "codec.model.quantizer",
     "StreamEncoder": "codec.streaming",
@@ -17,6 +18,8 @@ _HOME_OF = {
     "WindowDecoder": "codec.streaming",
     "encode_file": "codec.files",
     "decode_file": "codec.files",
+    "tokenize": "codec.tokenization.corpus",
+    "Tokens": "codec.tokenization.shards",
     "read_codes": "codec.bitstream",
     "write_codes": "codec.bitstream",
 }
@@ -26,12 +29,15 @@ __all__ = [
     "SimVQ",
     "StreamDecoder",
     "StreamEncoder",
+    "Tokens",
     "WindowDecoder",
     "__version__",
     "decode_file",
     "encode_file",
     "load",
     "read_codes",
+    "save",
+    "tokenize",
     "write_codes",
 ]
 
@@ -40,8 +46,10 @@ if TYPE_CHECKING:
     from codec.files import decode_file, encode_file
     from codec.model.codec import Codec
     from codec.model.quantizer import SimVQ
-    from codec.model.weights import load
+    from codec.model.weights import load, save
     from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
+    from codec.tokenization.corpus import tokenize
+    from codec.tokenization.shards import Tokens
 
 
 def __getattr__(name: str) -> Any:

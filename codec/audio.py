@@ -22,21 +22,33 @@ import soxr
 
 from codec import ogg
 from codec.errors import AudioError
+from codec.limits import MAX_MAGNITUDE
 from codec.output import STANDARD_STREAM, open_output
 
 INPUT_SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64",
 })  # fmt: skip
-"""Files that a folder is searched for. Any other file that libsndfile knows is read too when it is named."""
+"""Any other file that libsndfile knows is read too when it is named."""
+SOUND_SUFFIXES = INPUT_SUFFIXES | {".m4a", ".aac", ".wma", ".amr", ".webm"}
+"""Files that a folder is searched for: also those that cannot be read, so that they are named and not passed over."""
 
 OUTPUT_FORMATS = {"wav": ".wav", "flac": ".flac", "ogg": ".ogg", "wav-float": ".wav"}
 """Name of each format that can be written -> its suffix. wav and flac hold 16 bits, ogg is Vorbis."""
 
 MAX_SAMPLE_RATE = 1_000_000  # Hz
-MAX_MAGNITUDE = 100.0
-"""Samples beyond this are integers that were stored as floats, not loud speech (full scale is 1)."""
 
 _VALUES_PER_READ = 1 << 22  # 16 MiB of float32, all channels together
+SAMPLE_BYTES = {
+    **{"PCM_U8": 1, "PCM_S8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3},
+    **{"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8},
+}
+"""Of each subtype whose samples all take as much."""
+
+_SIZE_OF_SAMPLES = {
+    **dict.fromkeys(("WAV", "WAVEX"), ("data", 0)),
+    **{"AIFF": ("SSND", 0), "AU": ("Data Size", 0), "RF64": ("Data size", 0), "W64": ("data", 24)},
+}
+"""By format, how libsndfile's log calls the bytes of samples that the header promises, and what else they count."""
 _UNKNOWN_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write to a pipe promise this much or more
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
 
@@ -73,7 +85,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def find_sounds(folder: Path) -> list[Path]:
-    """The sound files below a folder in order, found by `walk`; hidden ones are left out.
+    """The sound files below a folder in order, found by `walk`; hidden ones, and pipes, are left out.
 
     Raises:
         AudioError: there is no such folder, none in it, or one that cannot be read.
@@ -81,7 +93,9 @@ def find_sounds(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
     paths = sorted(
-        path for path in walk(folder) if path.suffix.lower() in INPUT_SUFFIXES and not path.name.startswith(".")
+        path
+        for path in walk(folder)
+        if path.suffix.lower() in SOUND_SUFFIXES and not path.name.startswith(".") and not path.is_fifo()
     )
     if not paths:
         raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
@@ -114,6 +128,10 @@ class SoundReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], sample_rate: int | None = None, block_seconds: float = 10.0):
+        if not isinstance(path, str | os.PathLike):
+            raise AudioError(
+                f"the path of a sound file is meant, got {type(path).__name__}; Codec.encode takes samples"
+            )
         self.name = "standard input" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as guard:
@@ -192,7 +210,7 @@ class SoundReader:
         except soundfile.LibsndfileError as error:
             seconds = position / self.info.sample_rate
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
-            raise AudioError(f"{self.name}: damaged or cut off after {seconds:.2f} s ({reason})") from error
+            raise AudioError(f"{self.name}: damaged or cut off at {seconds:.2f} s or later ({reason})") from error
 
     def _open(self, path: str | os.PathLike[str]) -> soundfile.SoundFile:
         if os.fspath(path) == STANDARD_STREAM:
@@ -215,7 +233,8 @@ class SoundReader:
             empty = not self.is_live and source.seekable() and not source.seek(0, os.SEEK_END)
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
             what = "is empty" if empty else f"is not a sound file that can be read ({reason})"
-            raise AudioError(f"{self.name}: {what}; wav, flac, ogg, opus, mp3 and more can be") from error
+            remedy = "" if empty else "; convert it to wav or flac, for example with ffmpeg"
+            raise AudioError(f"{self.name}: {what}{remedy}") from error
 
     def _seekable(self, source: BinaryIO) -> str | bytes | int | BinaryIO:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
@@ -244,19 +263,19 @@ class SoundReader:
         return copy
 
     def _promised_samples(self) -> int | None:
-        frame_bytes = self._sound.channels * {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}.get(
-            self._sound.subtype, 4
-        )
+        frame_bytes = self._sound.channels * SAMPLE_BYTES.get(self._sound.subtype, 4)
         if self.is_live:
             promised = self._sound.frames
             return promised if promised * frame_bytes < _UNKNOWN_WAV_SIZE - frame_bytes else None
         # libsndfile quietly shortens a cut file, and says so only in its log.
-        chunk = re.search(r"^\s*(?:data|SSND) *: *(\d+) \(should be \d+\)", self._sound.extra_info, re.MULTILINE)
-        if chunk and self._sound.format in ("WAV", "WAVEX", "AIFF"):
-            size = int(chunk[1])
-            if self._sound.frames and size < _UNKNOWN_WAV_SIZE:
-                return max(size // frame_bytes, self._sound.frames + 1)
-        return self._sound.frames
+        pattern, overhead = _SIZE_OF_SAMPLES.get(self._sound.format, (r"(?!)", 0))
+        found = re.search(rf"^ *{pattern} *: *(\d+)( \(should be \d+\))?", self._sound.extra_info, re.MULTILINE)
+        if found is None or not self._sound.frames:
+            return self._sound.frames
+        size, is_corrected = int(found[1]) - overhead, bool(found[2])
+        if self._sound.format not in ("W64", "RF64") and (not is_corrected or size >= _UNKNOWN_WAV_SIZE):
+            return self._sound.frames
+        return max(size // frame_bytes, self._sound.frames + is_corrected)
 
     def _tolerance(self) -> int:
         """Samples that may be missing without suspicion: the lengths in mp3 files are estimates."""

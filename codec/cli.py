@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ from codec.progress import CountLine, SpeedLine
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
 PIPE_CLOSED = 141  # exit code
+STOP_SIGNALS = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+SIGNALLED = {128 + number for number in STOP_SIGNALS}  # exit codes
 UNITS = {
     "seconds": " s",
     "sample_rate": " Hz",
@@ -65,7 +68,7 @@ class Commands(click.Group):
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line, and end the process with its exit code."""
     _open_standard_streams()
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -83,6 +86,9 @@ def exit_code(main: Callable[[], object]) -> int:
         return 0
     except Failed as error:
         return _complain(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return BAD_INPUT
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "codec"
         return _complain(f"{error.format_message().rstrip('.')}; see {command} --help")
@@ -92,6 +98,10 @@ def exit_code(main: Callable[[], object]) -> int:
         cause = error.__cause__  # of what click makes of an interruption
         _complain(str(cause) if isinstance(cause, Stopped) else "interrupted; what was not complete is not there")
         return INTERRUPTED
+    except SystemExit as error:
+        if error.code in SIGNALLED:
+            _complain("stopped; what was not complete is not there")
+        raise
     except (PipeClosed, BrokenPipeError):
         _give_up_output()
         return PIPE_CLOSED
@@ -171,19 +181,26 @@ def option_model(default: str | None, text: str) -> Callable[[Function], Functio
     )
 
 
+def _checked_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:1 ... and mps")
+    return value
+
+
 option_device = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    callback=_checked_device,
+    metavar="auto|cpu|cuda|mps",
     default="auto",
     show_default=True,
-    help="Where to run; auto takes a CUDA GPU where there is one.",
+    help="Where to run; auto takes a CUDA GPU where there is one. The second GPU is cuda:1.",
 )
 option_precision = click.option(
     "--precision",
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors, and not quite exact.",
+    help="Of the network's large products; bf16 is faster on some processors; most codes differ.",
 )
 option_sound_format = click.option(
     "--format",
@@ -191,9 +208,11 @@ option_sound_format = click.option(
     help="Where the suffix of OUTPUT does not say it.",
 )
 option_overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+option_skip = click.option("--skip-existing", is_flag=True, help="Leave files that exist as they are, and go on.")
 option_json = click.option(
     "--json", "as_json", is_flag=True, help="Report as JSON on standard output, a line per file."
 )
+option_json_once = click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
 option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")
 argument_input = click.argument("source", metavar="INPUT", type=Name())
 argument_output = click.argument("target", metavar="OUTPUT", type=Name())
@@ -211,6 +230,7 @@ argument_output = click.argument("target", metavar="OUTPUT", type=Name())
     help="Where the suffix of OUTPUT does not say it; the last three are plain integers.",
 )
 @option_overwrite
+@option_skip
 @option_json
 @option_quiet
 def encode(
@@ -221,6 +241,7 @@ def encode(
     precision: str,
     format: str | None,
     overwrite: bool,
+    skip_existing: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -229,7 +250,7 @@ def encode(
     INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a file ending in
     .codes, .npy, .json or .txt, a folder, or - for standard output.
     """
-    from codec.audio import INPUT_SUFFIXES
+    from codec.audio import SOUND_SUFFIXES
     from codec.code_files import CODE_FORMATS
     from codec.files import encode_file
 
@@ -247,7 +268,7 @@ def encode(
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
         return _told(report, f"{report.num_frames} codes{rate}")
 
-    _each(source, target, INPUT_SUFFIXES, CODE_FORMATS[format or "codes"], one, as_json, quiet)
+    _each(source, target, SOUND_SUFFIXES, CODE_FORMATS[format or "codes"], one, skip_existing, as_json, quiet)
 
 
 @commands.command()
@@ -260,6 +281,7 @@ def encode(
 @click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
 @click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
 @option_overwrite
+@option_skip
 @option_json
 @option_quiet
 def decode(
@@ -272,6 +294,7 @@ def decode(
     recover: bool,
     force: bool,
     overwrite: bool,
+    skip_existing: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -303,7 +326,7 @@ def decode(
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     if not is_tokens(source):
-        _each(source, target, set(CODE_FORMATS.values()), suffix, one, as_json, quiet)
+        _each(source, target, set(CODE_FORMATS.values()), suffix, one, skip_existing, as_json, quiet)
         return
     tokens = Tokens(source)
 
@@ -319,7 +342,7 @@ def decode(
         if Path(id).is_absolute() or ".." in Path(id).parts:
             raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
-    _each(source, target, (), suffix, one_of_tokens, as_json, quiet, pairs)
+    _each(source, target, (), suffix, one_of_tokens, skip_existing, as_json, quiet, pairs)
 
 
 @commands.command()
@@ -330,6 +353,7 @@ def decode(
 @option_precision
 @option_sound_format
 @option_overwrite
+@option_skip
 @option_json
 @option_quiet
 def roundtrip(
@@ -340,6 +364,7 @@ def roundtrip(
     precision: str,
     format: str | None,
     overwrite: bool,
+    skip_existing: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -347,7 +372,7 @@ def roundtrip(
 
     INPUT and OUTPUT are sound files, folders, or - for standard input and output.
     """
-    from codec.audio import INPUT_SUFFIXES, OUTPUT_FORMATS
+    from codec.audio import OUTPUT_FORMATS, SOUND_SUFFIXES
     from codec.files import roundtrip_file
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
@@ -367,7 +392,7 @@ def roundtrip(
         text = f"{report.num_frames} codes, {report.bitrate:.3f} kbit/s{_saturated(decoded.num_saturated)}"
         return _told(report, text) | {"num_saturated": decoded.num_saturated}
 
-    _each(source, target, INPUT_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, as_json, quiet)
+    _each(source, target, SOUND_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, skip_existing, as_json, quiet)
 
 
 @commands.command()
@@ -381,11 +406,11 @@ def roundtrip(
     type=click.IntRange(min=1),
     help="Processes, of one thread each.  [default: one per core, for a GPU this one]",
 )
-@click.option("--shard", default=10_000, show_default=True, metavar="N", help="Utterances in a file of codes.")
+@click.option("--shard", default=1000, show_default=True, metavar="N", help="Utterances in a file of codes.")
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
 )
-@option_json
+@option_json_once
 @option_quiet
 def tokenize(
     source: str,
@@ -403,11 +428,11 @@ def tokenize(
 
     \b
     codec prepare folder recordings --out lists
-    codec tokenize lists/train.tsv tokens
+    codec tokenize lists/all.tsv tokens
 
     OUT_DIR gets a numpy array and a table for every N utterances. Started again, the command makes what is missing;
     with --share several machines or GPUs make one corpus together. Utterances that cannot be used are named in
-    OUT_DIR/*.failed.tsv.
+    OUT_DIR/*.failed.tsv, and tried again once their files have changed.
     """
     from codec.tokenization.corpus import tokenize as tokenize_corpus
 
@@ -447,8 +472,8 @@ def tokenize(
 def info(paths: tuple[str, ...], as_json: bool) -> None:
     """Tell what a file of codes, a sound file or a model is.
 
-    FILE is a .codes, .npy, .json or .txt file (also - for standard input), a sound file, a model directory or the name
-    of a boxed model. A damaged .codes file is described as far as it can be, with exit code 2.
+    FILE is a .codes, .npy, .json or .txt file (also - for standard input), a sound file, a folder of tokens, a model
+    directory or the name of a boxed model. A damaged .codes file is described as far as it can be, with exit code 2.
     """
     from codec.inspection import inspect
 
@@ -676,6 +701,7 @@ def _each(
     suffixes: Iterable[str],
     target_suffix: str,
     one: Callable[[str, str, Any], dict[str, Any]],
+    skip_existing: bool,
     as_json: bool,
     quiet: bool,
     pairs: list[tuple[Path, Path]] | None = None,
@@ -689,6 +715,8 @@ def _each(
     if not os.path.isdir(source):
         if os.path.isdir(target):
             target = os.path.join(target, Path(source).stem + target_suffix)
+        if skip_existing and os.path.isfile(target):
+            return
         _report(_watched(one, source, target, source, quiet), as_json, quiet)
         return
     if target == STANDARD_STREAM:
@@ -696,7 +724,8 @@ def _each(
     if pairs is None:
         pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
     if not pairs:
-        raise CodecError(f"{source}: has no files ending in {', '.join(sorted(suffixes))}")
+        kind = f"files ending in {', '.join(sorted(suffixes))}" if suffixes else "utterances"
+        raise CodecError(f"{source}: has no {kind}")
     num_bad = 0
     taken: dict[Path, Path] = {}
     for number, (file, output) in enumerate(pairs, 1):
@@ -704,9 +733,13 @@ def _each(
             first = taken.setdefault(output, file)
             if first != file:
                 raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
+            if skip_existing and output.is_file():
+                continue
             output.parent.mkdir(parents=True, exist_ok=True)
             label = f"[{number}/{len(pairs)}] {file}"
             _report(_watched(one, str(file), str(output), label, quiet), as_json, quiet)
+        except BrokenPipeError:  # nobody reads the report
+            raise
         except (CodecError, OSError) as error:
             num_bad += 1
             _complain(sentence(error))
@@ -721,7 +754,7 @@ def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -
     from codec.audio import walk
 
     for file in sorted(walk(source)):
-        if file.suffix.lower() in suffixes and not file.name.startswith("."):
+        if file.suffix.lower() in suffixes and not file.name.startswith(".") and not file.is_fifo():
             yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
 
 
@@ -753,7 +786,7 @@ def options_of_preparation(function: Function) -> Function:
         click.option("--max-damaged", default=0.001, show_default=True, help="Fail above this share of damaged files."),
         click.option("--strict", is_flag=True, help="Fail on any warning."),
         click.option("--jobs", type=int, help="Processes.  [default: one per core]"),
-        click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output."),
+        option_json_once,
         option_quiet,
     ]
     for option in reversed(options):
@@ -903,7 +936,7 @@ def _train(config: Any) -> None:
 @commands.command()
 @click.argument("folder", metavar="RUN", type=Name())
 @click.option("--curves", metavar="PNG", type=Name(), help="Also draw the run's curves, as one picture.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
+@option_json_once
 @option_overwrite
 def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> None:
     """Say which known failures a training run resembles, and what to try."""

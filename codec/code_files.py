@@ -104,6 +104,8 @@ def open_code_reader(path: str | os.PathLike[str], recover: bool = False) -> Ite
         FormatError: damaged, cut off, of a newer version, or no codes at all.
         OSError: cannot be opened.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise FormatError(f"the path of a file of codes is meant, got {type(path).__name__}; Codec.decode takes codes")
     if os.fspath(path) == STANDARD_STREAM:
         with naming(path, "standard input"):
             reader = _reader(sys.stdin.buffer, "standard input", "", recover)

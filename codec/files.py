@@ -3,6 +3,7 @@
 Here sound files, models and code files meet. What the command line does, these functions do.
 """
 
+import errno
 import functools
 import os
 import tempfile
@@ -93,7 +94,7 @@ def encode_file(
         model: name of a boxed model, directory, Hub id, or a loaded model. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
-            for it, some codes differ, and speech decodes a little less exactly.
+            for it. Most codes differ then, as each depends on those before it; sound decodes a little less exactly.
         format: "codes", "npy", "json" or "txt", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         progress: see `Progress`.
@@ -104,7 +105,7 @@ def encode_file(
     """
     start = time.perf_counter()
     format = code_format(target, format)
-    check_output(target, overwrite=overwrite)
+    _check_places(source, target, overwrite)
     with SoundReader(source, block_seconds=_READ_SECONDS) as sound:
         codec, name = _load(model, device)
         arithmetic = _arithmetic(codec, precision)
@@ -182,7 +183,7 @@ def decode_file(
             codes, for plain integers the default. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
-            for it, some codes differ, and speech decodes a little less exactly.
+            for it. Most codes differ then, as each depends on those before it; sound decodes a little less exactly.
         format: "wav", "flac", "ogg" or "wav-float", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         recover: keep what is intact of a damaged file, with silence in the holes.
@@ -195,7 +196,7 @@ def decode_file(
     """
     start = time.perf_counter()
     format = output_format(target, format)
-    check_output(target, overwrite=overwrite)
+    _check_places(source, target, overwrite)
     with open_code_reader(source, recover) as reader:
         codec, name = _load_for(reader.header, model, device, force, _shown(source))
         arithmetic = _arithmetic(codec, precision)
@@ -247,7 +248,7 @@ def roundtrip_file(
 ) -> tuple[EncodeReport, DecodeReport]:
     """Sound file -> codes -> sound file, through a temporary `.codes` file; arguments as for the two steps."""
     output_format(target, format)
-    check_output(target, overwrite=overwrite)
+    _check_places(source, target, overwrite)
 
     def half(share: float) -> Progress | None:
         return progress and (lambda done, total: progress(done / 2 + share * (total or 0.0), total))
@@ -266,6 +267,17 @@ def roundtrip_file(
             progress=half(0.5),
         )
     return encoded, decoded
+
+
+def _check_places(source: str | os.PathLike[str], target: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse a target that cannot be meant.
+
+    Raises:
+        OSError: see `check_output`; the target is the source.
+    """
+    check_output(target, overwrite=overwrite)
+    if os.path.isfile(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise FileExistsError(errno.EEXIST, "would be replaced by what is made of it; choose another name", target)
 
 
 def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) -> Iterator[np.ndarray]:
@@ -382,8 +394,6 @@ class _Counted:
 def _load(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:
     """A model ready for use, and the name that code files carry for people."""
     if isinstance(model, Codec):
-        if model.training:
-            raise ModelError("the model is in training mode, in which sound is never the same twice; call eval() first")
         model.fingerprint = model.fingerprint or weights.fingerprint(model)
         return model, ""
     directory = catalogue.resolve(model if isinstance(model, str) else Path(model)).resolve()

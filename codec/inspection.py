@@ -9,15 +9,18 @@ from codec.bitstream.header import MAGIC
 from codec.code_files import CODE_FORMATS, CodeReader, open_code_reader
 from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
 from codec.output import STANDARD_STREAM
+from codec.tokenization.shards import Tokens, is_tokens
 
 
 def inspect(path: str) -> dict[str, Any]:
-    """Facts about a file of codes, a sound file, a model directory or a boxed model, by the name `codec info` shows.
+    """Facts about codes, a sound file, tokens, a model directory or a boxed model, by the names `codec info` shows.
 
     Raises:
         CodecError: it is none of these, or too damaged to tell anything.
         OSError: it cannot be opened.
     """
+    if is_tokens(path):
+        return inspect_tokens(path)
     if os.path.isdir(path) or (not os.path.exists(path) and path in boxed_models()):
         model = describe(path)
         return inspect_model(model) | {"config": model.config}
@@ -37,6 +40,27 @@ def inspect_codes(path: str) -> dict[str, Any]:
         if reader.header is None:
             return facts
         return facts | _rates(reader.header, reader, num_frames) | _damage(reader.header, reader, num_lost)
+
+
+def inspect_tokens(path: str) -> dict[str, Any]:
+    """What a folder of tokens holds, and what it was made with."""
+    tokens = Tokens(path)
+    places = tokens.places.values()
+    return {
+        "tokens": path,
+        "num_utterances": len(tokens),
+        "num_failed": tokens.info.utterances - len(tokens),
+        "num_shards": tokens.info.num_shards,
+        "num_codes": sum(place.codes for place in places),
+        "seconds": sum(place.samples for place in places) / tokens.info.sample_rate,
+        "num_speakers": len({place.speaker for place in places}),
+        "sample_rate": tokens.info.sample_rate,
+        "hop_length": tokens.info.hop_length,
+        "codebook_size": tokens.info.codebook_size,
+        "precision": tokens.info.precision,
+        "model": tokens.info.model,
+        "fingerprint": tokens.info.fingerprint,
+    }
 
 
 def inspect_sound(path: str) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""What settings must not be below, told by their names."""
+"""What no setting may be below, and no sample beyond."""
 
 from collections.abc import Mapping, Sequence
+
+MAX_MAGNITUDE = 100.0
+"""Of samples. Those beyond are integers that were made floats, not loud speech (full scale is 1)."""
 
 
 def too_small(settings: object, group: str, least: Mapping[int, Sequence[str]]) -> list[str]:

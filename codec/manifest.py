@@ -31,6 +31,11 @@ def is_unknown(speaker: str) -> bool:
     return speaker.endswith(UNKNOWN_SPEAKER)
 
 
+def speaker_of(name: Path) -> str:
+    """Who speaks in a file of a folder that is no corpus with rules of its own: the first folder of its name says."""
+    return name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One sound file of a corpus."""

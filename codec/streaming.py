@@ -32,6 +32,7 @@ class StreamEncoder:
     """
 
     def __init__(self, codec: Codec):
+        codec.require_float32()
         self.codec = codec
         self._device = next(codec.parameters()).device
         # An encoder that mirrors the signal at its ends keeps its own state.
@@ -113,12 +114,13 @@ class StreamDecoder:
     def __init__(self, codec: Codec):
         if not isinstance(codec.decoder, SpectralDecoder):
             raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
+        codec.require_float32()
         self.codec = codec
         self._state: State = {}
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
-        """Feed codes (n,) int64, n >= 0, get their samples (n * hop_length,) float32.
+        """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
 
         Raises:
             ModelError: a code outside [0, K), or another shape.
@@ -150,13 +152,14 @@ class WindowDecoder:
     def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):
         if not isinstance(codec.decoder, VocosDecoder):
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
+        codec.require_float32()
         self.codec = codec
         self._windows = codec.decoder.stream(window, overlap)
         self._state: State = {}  # of the quantizer
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
-        """Feed codes (n,) int64, n >= 0, get the samples that are complete: (m * hop_length,) float32.
+        """Feed codes (n,) integers, n >= 0, get the samples that are complete: (m * hop_length,) float32.
 
         Raises:
             ModelError: a code outside [0, K), or another shape.
@@ -177,6 +180,7 @@ def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor]
     if codes.ndim != 1:
         raise ModelError(f"a stream takes codes of shape (n,), got {tuple(codes.shape)}")
     device = next(codec.parameters()).device
+    codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
     wav = [torch.zeros(0)]
     for some in codes.split(MAX_FRAMES):
         if len(some):

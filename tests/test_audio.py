@@ -167,6 +167,26 @@ def test_cut_file_is_refused(tmp_path, suffix, share):
         audio.read(path)
 
 
+@pytest.mark.parametrize("format", ["AU", "W64", "RF64"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "DOUBLE", "ULAW"])
+def test_cut_files_of_long_recordings_are_refused_and_whole_ones_are_read(tmp_path, format, subtype):
+    path = tmp_path / f"a.{format.lower()}"
+    wav = np.random.default_rng(0).uniform(-0.9, 0.9, 48000)
+    soundfile.write(path, wav, 24000, format=format, subtype=subtype)
+    assert audio.read(path)[0].shape == (1, 48000)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    with pytest.raises(AudioError, match="cut off"):
+        audio.read(path)
+
+
+def test_sound_that_cannot_be_read_is_found_and_pipes_are_not(tmp_path):
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    os.mkfifo(tmp_path / "b.wav")
+    assert audio.find_sounds(tmp_path) == [tmp_path / "a.m4a"]
+    with pytest.raises(AudioError, match=r"a\.m4a: is not a sound file that can be read .*; convert it to wav or flac"):
+        audio.read(tmp_path / "a.m4a")
+
+
 @pytest.mark.parametrize("promise", [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
 def test_wav_of_unknown_length_is_no_cut_file(tmp_path, promise):
     path = write_wav(tmp_path / "a.wav", tone(1000, 24000), 24000, "PCM_16")

@@ -397,6 +397,25 @@ def test_linked_folders_are_followed_once(run, speech, tmp_path):
     assert [path.as_posix() for path in sorted(Path("codes").rglob("*.codes"))] == ["codes/link/b.codes"]
 
 
+def test_files_that_exist_are_left_when_asked(run, speech):
+    Path("in").mkdir()
+    for name in ("a.flac", "b.flac"):
+        shutil.copy(speech, f"in/{name}")
+    Path("out").mkdir()
+    Path("out/a.codes").write_bytes(b"kept")
+    assert run("encode", "in", "out", "--model", run.model, "--skip-existing") == 0
+    assert Path("out/a.codes").read_bytes() == b"kept"
+    assert "b.codes" in run.err
+    assert "a.codes" not in run.err
+    assert run("encode", "in/a.flac", "out/a.codes", "--model", run.model, "--skip-existing") == 0
+    assert Path("out/a.codes").read_bytes() == b"kept"
+
+
+def test_without_a_command_there_is_help(run):
+    assert run() == 2
+    assert run.err.startswith("Usage: codec ")
+
+
 @pytest.mark.parametrize("arguments", [["encode", "", "a.codes"], ["info", ""], ["tokenize", "", "tokens"]])
 def test_empty_name_is_refused(run, arguments):
     assert "it is empty" in run.refuses(*arguments, left=set())

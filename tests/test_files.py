@@ -1,5 +1,7 @@
 """Files through models that look at whole clips: exact up to a documented length, in pieces and windows beyond it."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -112,18 +114,50 @@ def test_windows_do_not_depend_on_the_pieces_of_codes_that_look_back(codec):
     torch.testing.assert_close(decoded(150), whole)
 
 
-def test_a_trained_model_has_another_name_and_must_leave_training(codec, sound, tmp_path, model_directory):
+def test_what_was_changed_has_another_name(codec, sound, tmp_path, model_directory):
     model = load(model_directory)
-    boxed = model.fingerprint
-    model.train()
-    with pytest.raises(ModelError, match=r"training mode, .* call eval\(\) first"):
-        files.encode_file(sound, tmp_path / "a.codes", model=model)
+    made_by = model.fingerprint
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), load(model_directory).to("cpu")):
+        assert same.fingerprint == made_by
     with torch.no_grad():
         model.quantizer.projection.weight.mul_(1.01)
-    files.encode_file(sound, tmp_path / "a.codes", model=model.eval())
-    assert read_codes(tmp_path / "a.codes").header.fingerprint not in ("", boxed)
+    assert model.fingerprint == copy.deepcopy(model).fingerprint == ""
+    files.encode_file(sound, tmp_path / "a.codes", model=model)
+    assert read_codes(tmp_path / "a.codes").header.fingerprint not in ("", made_by)
     with pytest.raises(ModelError, match="made by model"):
         files.decode_file(tmp_path / "a.codes", tmp_path / "a.wav", model=model_directory)
+
+
+def test_a_model_in_training_mode_decodes_as_it_does_outside(model_directory):
+    """It may be part of a larger one that is trained."""
+    model = load(model_directory)
+    codes = torch.randint(model.codebook_size, (1, 50), generator=torch.Generator().manual_seed(0))
+    wav = model.decode(codes)
+    torch.testing.assert_close(model.train().decode(codes), wav, atol=1e-6, rtol=1e-4)
+    assert torch.equal(model.encode(wav), model.eval().encode(wav))
+
+
+def test_a_loaded_model_is_saved_as_it_was(model_directory, tmp_path):
+    model = load(model_directory)
+    save(model, tmp_path / "float32", dtype=torch.float32)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(tensor.half())
+    save(model, tmp_path / "first")  # in 16 bit, since nothing is lost
+    save(load(tmp_path / "first"), tmp_path / "second")
+    assert load(tmp_path / "first").fingerprint == load(tmp_path / "second").fingerprint
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("float32", "first")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize("encode", [True, False])
+def test_a_recording_is_not_replaced_by_what_is_made_of_it(codec, sound, tmp_path, encode):
+    path = sound.rename(tmp_path / "talk.json") if encode else sound
+    before = path.read_bytes()
+    call = files.encode_file if encode else files.roundtrip_file
+    with pytest.raises(FileExistsError, match="would be replaced by what is made of it"):
+        call(path, path, model=codec, overwrite=True)
+    assert path.read_bytes() == before
 
 
 def test_codes_of_live_sound_leave_before_it_ends(codec, wav, tmp_path):

@@ -1,5 +1,7 @@
 """Any chunking gives the codes and samples of the whole signal, with the latency and memory that are promised."""
 
+import copy
+
 import numpy as np
 import pytest
 import soundfile
@@ -9,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from codec.errors import AudioError, ModelError
 from codec.model.codec import Codec
 from codec.model.weights import load
-from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder
+from codec.streaming import MAX_ENCODED_FRAMES, MAX_FRAMES, StreamDecoder, StreamEncoder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,28 @@ def test_what_the_stream_remembers_does_not_grow(codec: Codec):
     assert len(set(sizes[1:])) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32])
+def test_codes_of_any_integer_type_sound_alike(codec: Codec, dtype: torch.dtype):
+    codes = torch.tensor([1, 5, 200])
+    assert torch.equal(StreamDecoder(codec).push(codes.to(dtype)), StreamDecoder(codec).push(codes))
+    assert torch.equal(codec.decode(codes.to(dtype)[None]), codec.decode(codes[None]))
+
+
+def test_codes_of_which_one_is_wrong_leave_a_stream_as_it_was(codec: Codec):
+    decoder, other = StreamDecoder(codec), StreamDecoder(codec)
+    with pytest.raises(ModelError, match="got 9999"):
+        decoder.push(torch.tensor([7] * MAX_FRAMES + [9999]))
+    assert torch.equal(decoder.push(torch.tensor([7, 8])), other.push(torch.tensor([7, 8])))
+
+
 def test_unusable_input_is_refused(codec: Codec):
+    with pytest.raises(AudioError, match="samples of 8000, full scale is 1"):
+        codec.encode(torch.full((1, 1, 1000), 8000.0))
+    half = copy.deepcopy(codec).half()
+    for use in (lambda: half.encode(torch.zeros(1, 1, 1000)), lambda: half.decode(torch.zeros(1, 3).long()),
+                lambda: StreamEncoder(half), lambda: StreamDecoder(half)):  # fmt: skip
+        with pytest.raises(ModelError, match=r"must be float32, they are torch\.float16; use torch\.autocast"):
+            use()
     with pytest.raises(AudioError, match="NaN"):
         StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
     with pytest.raises(AudioError, match="shape"):

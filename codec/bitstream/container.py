@@ -11,6 +11,7 @@ from codec.bitstream.reader import CodesReader
 from codec.bitstream.recovery import Damage
 from codec.bitstream.window import stream_error
 from codec.bitstream.writer import CodesWriter
+from codec.errors import FormatError
 from codec.output import open_output
 
 HOLE = -1  # stands for a lost code where an array must have a value
@@ -73,11 +74,17 @@ def read_codes(source: str | os.PathLike[str] | BinaryIO, recover: bool = False)
     """
     if not isinstance(source, (str, os.PathLike)):
         return _read_all(CodesReader(source, recover))
+    if reader := _READERS.get(os.path.splitext(source)[1].lower()):
+        raise FormatError(f"{os.fspath(source)}: is not a .codes file; {reader} reads it")
     try:
         with open(source, "rb") as stream:
             return _read_all(CodesReader(stream, recover, os.fspath(source)))
     except OSError as error:
         raise stream_error("read", os.fspath(source), error) from error
+
+
+_READERS = {".npy": "numpy.load", ".json": "json.load", ".txt": "numpy.loadtxt"}
+"""Of the plain integers that `encode_file` writes too."""
 
 
 def _write_all(writer: CodesWriter, codes: np.ndarray, num_samples: int | None) -> None:

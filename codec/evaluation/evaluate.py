@@ -87,7 +87,11 @@ class Plan:
 
 
 def make_plan(names: Sequence[str], settings: Settings) -> Plan:
-    """Find out which of the metrics can be computed here; weights are fetched where that is allowed, and tried."""
+    """Find out which of the metrics can be computed here; weights are fetched where that is allowed, and tried.
+
+    Raises:
+        ConfigError: none of them can.
+    """
     plan = Plan([], [])
     for name, metric in METRICS.items():
         command = (metric.obstacle(settings) or ("", f"--metrics {name}"))[1]
@@ -106,6 +110,9 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
             plan.names.append(name)
         else:
             plan.missing.append({"metric": name, "reason": obstacle[0], "command": obstacle[1]})
+    if names and not plan.names:
+        reasons = [f"{it['metric']}: {it['reason']}; {it['command']}" for it in plan.missing if it["metric"] in names]
+        raise ConfigError(f"nothing could be scored: {'; '.join(reasons)}")
     return plan
 
 

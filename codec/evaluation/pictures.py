@@ -42,6 +42,10 @@ def _palette() -> np.ndarray:
     return np.stack(channels, axis=1).round().astype(np.uint8)
 
 
+SMALLEST_RANGE = 1e-9
+"""Of values, relative to the largest: less is rounding, and has no distribution to show."""
+
+
 def spectrograms(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> tuple[bytes, bytes]:
     """Log-mel spectrograms of both as PNG, low frequencies below, on one scale: 80 dB under the loudest of both."""
     hop_length = max(256, len(reference) // _MAX_WIDTH)
@@ -58,7 +62,7 @@ def histogram(values: Sequence[float], mean: float, interval: tuple[float, float
     """An SVG of how values are distributed, with their mean and its interval."""
     width, height, num_bins = 220.0, 44.0, 24
     low, high = min(values), max(values)
-    if high <= low:
+    if high - low <= SMALLEST_RANGE * max(abs(low), abs(high)):
         return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img"><title>{escape(title)}</title></svg>'
     counts, _ = np.histogram(values, bins=num_bins, range=(low, high))
     step = width / num_bins

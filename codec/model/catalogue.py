@@ -85,6 +85,8 @@ def resolve(model: str | Path) -> Path:
     Raises:
         ModelError: there is no such model, or the directory lacks a file.
     """
+    if not isinstance(model, str | Path):
+        raise ModelError(f"the name or directory of a model is meant, got {type(model).__name__}")
     boxed = boxed_models()
     if str(model) in boxed:
         return boxed[str(model)]

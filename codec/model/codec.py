@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.errors import AudioError, ConfigError, ModelError
+from codec.limits import MAX_MAGNITUDE
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
@@ -125,8 +126,8 @@ class Codec(nn.Module):
     encoder: Any
     quantizer: Any
     decoder: Any
-    fingerprint: str = ""
-    """Names configuration and weights; set by `weights.load`, empty for a model that was never saved."""
+    _fingerprint: str = ""
+    _named_at: int = 0  # in-place changes of the weights when they got that name
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -150,12 +151,32 @@ class Codec(nn.Module):
                 f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
             )
 
-    def train(self, mode: bool = True) -> "Codec":
-        """As of any module. What is trained is another model than the one that `fingerprint` names."""
-        if mode:
-            self.fingerprint = ""
-        super().train(mode)
+    @property
+    def fingerprint(self) -> str:
+        """Names configuration and weights; set by `weights.load`. Empty for a model that was never saved, and for one
+        whose weights were changed since by any operation that torch counts."""
+        return self._fingerprint if self._num_changes() == self._named_at else ""
+
+    @fingerprint.setter
+    def fingerprint(self, name: str) -> None:
+        self._fingerprint, self._named_at = name, self._num_changes()
+
+    def _num_changes(self) -> int:
+        return sum(t._version for t in (*self.parameters(), *self.buffers()) if not t.is_inference())
+
+    def _apply(self, *arguments: Any, **options: Any) -> "Codec":
+        """What moves the weights to another device makes tensors without a past; their values stay."""
+        name = self.fingerprint
+        super()._apply(*arguments, **options)
+        self.fingerprint = name
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fingerprint": self.fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._named_at = self._num_changes()
 
     @property
     def sample_rate(self) -> int:
@@ -216,12 +237,14 @@ class Codec(nn.Module):
             not depend on the others.
 
         Raises:
-            AudioError: no tensor of floating-point samples, wrong rank, no samples, NaN or infinity, or lengths that do
-                not fit.
+            AudioError: no tensor of floating-point samples, wrong rank, no samples, NaN, infinity or values beyond
+                +-100, or lengths that do not fit.
+            ModelError: the weights are not float32.
         """
         check_samples(wav)
         if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[0] == 0 or wav.shape[-1] == 0:
             raise AudioError(f"encode takes audio of shape (B, 1, T) with at least one sample, got {tuple(wav.shape)}")
+        self.require_float32()
         if lengths is None:
             return self.quantizer.encode(self.encoder(wav))
         ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)
@@ -244,23 +267,21 @@ class Codec(nn.Module):
         """Turn codes into speech.
 
         Args:
-            codes: (B, N) int64 in [0, K), N >= 1; beyond the end of an item anything.
+            codes: (B, N) integers in [0, K), N >= 1; beyond the end of an item anything.
             lengths: (B,) int64, samples of each item, at most N * hop_length.
 
         Returns:
             (B, 1, T) float32, T = N * hop_length, or the largest of `lengths`; zeros beyond the end of an item.
 
         Raises:
-            ModelError: wrong rank or type, no codes, or a code outside [0, K).
+            ModelError: wrong rank or type, no codes, a code outside [0, K), or weights that are not float32.
             AudioError: lengths that do not fit.
         """
         if not isinstance(codes, Tensor):
             raise ModelError(f"decode takes a torch.Tensor, got {type(codes).__name__}")
-        if codes.ndim != 2 or codes.numel() == 0 or codes.dtype != torch.int64:
-            raise ModelError(
-                f"decode takes int64 codes of shape (B, N) with at least one code, got {codes.dtype} "
-                f"{tuple(codes.shape)}"
-            )
+        if codes.ndim != 2 or codes.numel() == 0:
+            raise ModelError(f"decode takes codes of shape (B, N) with at least one code, got {tuple(codes.shape)}")
+        self.require_float32()
         if lengths is None:
             return self.decoder(self.quantizer.lookup(codes))
         ends = self._ends(lengths, len(codes), codes.shape[1] * self.hop_length, smallest=0)
@@ -271,6 +292,11 @@ class Codec(nn.Module):
                 latent = self.quantizer.lookup(codes[item : item + 1, :frames])
                 wav[item, :, :end] = self.decoder(latent)[0, :, :end]
         return wav
+
+    def require_float32(self) -> None:
+        """Raises ModelError where the weights were brought to another type, in which the parts do not fit together."""
+        if (dtype := next(self.parameters()).dtype) != torch.float32:
+            raise ModelError(f"the weights must be float32, they are {dtype}; use torch.autocast for 16-bit arithmetic")
 
     def _ends(self, lengths: Tensor, num_items: int, longest: int, smallest: int) -> list[int]:
         if not isinstance(lengths, Tensor):
@@ -286,7 +312,8 @@ class Codec(nn.Module):
 
 
 def check_samples(wav: Tensor) -> None:
-    """Refuse what cannot be audio: other things than tensors, integers (their scale is unknown), NaN and infinity.
+    """Refuse what cannot be audio: other things than tensors, integers and values beyond +-100 (their scale is
+    unknown), NaN and infinity.
 
     Raises:
         AudioError: says which.
@@ -297,8 +324,10 @@ def check_samples(wav: Tensor) -> None:
         raise AudioError(
             f"audio must be floating-point samples in [-1, 1], got {wav.dtype}; divide by its largest value"
         )
-    if not torch.isfinite(wav).all():
-        raise AudioError("the audio has NaN or infinite samples")
+    if not (wav.abs() <= MAX_MAGNITUDE).all():
+        if not torch.isfinite(wav).all():
+            raise AudioError("the audio has NaN or infinite samples")
+        raise AudioError(f"the audio has samples of {wav.abs().max():g}, full scale is 1; divide by its largest value")
 
 
 def _build_quantizer(config: Any) -> nn.Module:

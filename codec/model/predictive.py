@@ -122,12 +122,12 @@ class PredictiveSimVQ(SimVQ):
         Raises:
             ModelError: codes that are no integers, of another rank, or a code outside [0, K).
         """
-        self._check_codes(codes)
+        codes = self.checked_codes(codes)
         if codes.ndim != 2:
             raise ModelError(f"this quantizer takes codes of shape (B, N), got {tuple(codes.shape)}")
         past = self._past(state, len(codes))
-        quantized = self._look_up(codes.long(), past)
-        self._remember(state, past, codes.long())
+        quantized = self._look_up(codes, past)
+        self._remember(state, past, codes)
         return quantized.transpose(1, 2)
 
     def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:

@@ -186,8 +186,7 @@ class Quantizer(nn.Module):
         Raises:
             ModelError: codes that are no integers, or a code outside [0, K).
         """
-        self._check_codes(codes)
-        return F.embedding(codes.long(), self.effective_codebook()).movedim(-1, 1)
+        return F.embedding(self.checked_codes(codes), self.effective_codebook()).movedim(-1, 1)
 
     def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:
         """What of a latent (B, D, *) its codes (B, *) stand for: all of it, unless the quantizer looks back."""
@@ -211,12 +210,19 @@ class Quantizer(nn.Module):
             _check_values(vectors)
         return vectors
 
-    def _check_codes(self, codes: Tensor) -> None:
-        if codes.is_floating_point() or codes.dtype == torch.bool:
+    def checked_codes(self, codes: Tensor) -> Tensor:
+        """Codes of any shape as int64.
+
+        Raises:
+            ModelError: no integers, or a code outside [0, K).
+        """
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ModelError(f"codes must be integers, got {codes.dtype}")
+        codes = codes.long()
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             worst = codes.min() if codes.min() < 0 else codes.max()
             raise ModelError(f"codes must lie in 0..{self.codebook_size - 1}, got {int(worst)}")
+        return codes
 
     def usage_loss(self, latent: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
         """How unevenly a latent (B, D, *) uses the codes: log K - H(p) >= 0, a scalar, with gradient to both.

@@ -31,7 +31,7 @@ class PitchPredictor(nn.Module):
     """Pitch of every frame from the codes up to it: quantized latent (B, D, N) -> log Hz (B, N) within given limits.
 
     The phase of the pulses is the sum of the pitch over the whole recording, so rounding must not add up: outside
-    training all is computed in float64. It reads the quantized latent, which is the same bit for bit however a
+    training steps all is computed in float64. It reads the quantized latent, which is the same bit for bit however a
     recording is cut, so the sound is too, up to the last digits of float32.
     """
 
@@ -47,7 +47,7 @@ class PitchPredictor(nn.Module):
     def forward(self, latent: Tensor, state: State | None = None) -> Tensor:
         """With a state, the frames after the last call's."""
         x = latent.transpose(1, 2).float()  # (B, N, D)
-        if not self.training:
+        if not (self.training and torch.is_grad_enabled()):
             x = x.double() if x.device.type != "mps" else x.cpu().double()
         x = F.gelu(self.input(x, state))
         x = F.gelu(self.hidden(x, state))
@@ -83,7 +83,7 @@ class Source(nn.Module):
             pitch = torch.cat([pitch[:, :1].expand(-1, overlap // self.hop_length), pitch], dim=1)
             # Every training batch meets another stretch of the noise, so that none is learned by heart.
             position = torch.zeros_like(pitch[:, :1])
-            if self.training:
+            if self.training and torch.is_grad_enabled():
                 position = position + torch.randint(NUM_NOISE_SAMPLES, (), device=pitch.device)
             past = torch.cat([pitch[:, :1], torch.zeros_like(pitch[:, :1]), position], dim=1)
         before, phase, position, tail = past.split([1, 1, 1, past.shape[1] - 3], dim=1)

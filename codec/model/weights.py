@@ -56,15 +56,17 @@ def blank(config: CodecConfig) -> Codec:
         return Codec(config)
 
 
-def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
+def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype | None = None) -> None:
     """Write a model directory; what is there of the same names is replaced.
 
     Args:
         codec: the model.
         directory: made where it is missing.
         card: text of the model card, Markdown.
-        dtype: of the stored weights; float16 halves the size. The loaded model is float32 in any case.
+        dtype: of the stored weights; None takes float16 where that changes none of them, as in a model from the box,
+            else float32. The loaded model is float32 in any case.
     """
+    dtype = dtype or (torch.float16 if _fits_16_bit(codec) else torch.float32)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -78,6 +80,11 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
     if card:
         with open_output(directory / CARD_NAME, overwrite=True) as stream:
             stream.write(card.encode())
+
+
+def _fits_16_bit(codec: Codec) -> bool:
+    tensors = (tensor for tensor in codec.state_dict().values() if tensor.is_floating_point())
+    return all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in tensors)
 
 
 def fingerprint(codec: Codec) -> str:
@@ -113,7 +120,10 @@ def choose_device(device: str | torch.device) -> torch.device:
     if not available.get(device.split(":")[0], False):
         usable = ", ".join(name for name, is_available in available.items() if is_available)
         raise ConfigError(f"device {device!r} is not available here, choose auto or one of: {usable}")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is none; one of several is named as cuda:1") from error
 
 
 _DRAWING = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}

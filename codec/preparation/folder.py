@@ -85,7 +85,7 @@ def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
     """The sound files below a folder, and the stubs that only look like some; sorted."""
     sounds, stubs = [], []
     for path in audio.walk(folder):
-        if path.suffix.lower() in audio.INPUT_SUFFIXES:
+        if path.suffix.lower() in audio.SOUND_SUFFIXES:
             if path.name.startswith(STUB_PREFIX):
                 stubs.append(path)
             elif not path.name.startswith("."):

@@ -28,7 +28,6 @@ FULL_SCALE = 0.999
 """Samples from here on count as clipped."""
 FILES_PER_TASK = 32
 _VERSION = 1  # of what is measured; a journal of another version is not used
-_SAMPLE_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done at the moment, how much of it is done and how much there is."""
@@ -75,7 +74,7 @@ def _header(sound: audio.SoundReader, num_bytes: int) -> tuple[int, int, int]:
     info = sound.info
     num_samples = info.num_samples or 0
     kind, _, subtype = info.format.partition(" ")
-    promised = num_samples * info.channels * _SAMPLE_BYTES.get(subtype, 0) if kind.startswith("WAV") else 0
+    promised = num_samples * info.channels * audio.SAMPLE_BYTES.get(subtype, 0) if kind.startswith("WAV") else 0
     if promised > num_bytes:
         raise AudioError(f"the file is cut off, its header promises {num_samples} samples; copy it again")
     if not num_samples:

@@ -15,16 +15,18 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
-from codec.manifest import UNKNOWN_SPEAKER, can_stand_in_manifest, read_manifest
+from codec.manifest import can_stand_in_manifest, read_manifest, speaker_of
 from codec.model import weights
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
+from codec.output import TEMPORARY_SUFFIX
 from codec.preparation.survey import Progress
 from codec.tokenization.shards import (
+    INFO_NAME,
     TokensInfo,
     count_failed,
+    is_finished,
     is_tokens,
-    is_whole,
     read_info,
     read_places,
     write_info,
@@ -32,8 +34,10 @@ from codec.tokenization.shards import (
 )
 from codec.workers import Died, num_cores, work
 
-UTTERANCES_PER_SHARD = 10_000
-"""About 16 hours of read speech, 8 MB of codes."""
+UTTERANCES_PER_SHARD = 1000
+"""About 1.6 hours of read speech, 0.8 MB of codes: what is lost at most of each shard that is under way."""
+MAX_NAMED = 5
+"""Of many files with the same fault."""
 _TOLERANCE = 0.1
 """Seconds by which a file may differ from its list: decoders of mp3 do not agree about its edges."""
 
@@ -111,7 +115,7 @@ def tokenize(
     recordings = list_recordings(Path(source))
     info = _begin(Path(target), recordings, model, precision, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
-    missing = [number for number in numbers if not is_whole(Path(target), number)]
+    missing = [number for number in numbers if not is_finished(Path(target), number, info)]
     shards = {number: _shard(recordings, number, info) for number in missing}
     done = sum(len(_shard(recordings, number, info)) for number in numbers if number not in shards)
     total = done + sum(map(len, shards.values()))
@@ -143,21 +147,29 @@ def list_recordings(source: Path) -> list[Recording]:
 
     Raises:
         AudioError: the folder has none.
-        CorpusError: there is no such folder or manifest, the manifest is not one, or two files have the same id.
+        CorpusError: there is no such folder or manifest, the manifest is not one, or a file has no id of its own.
     """
+    if source.suffix.lower() in audio.SOUND_SUFFIXES and source.is_file():
+        raise CorpusError(f"{source}: is a sound file, a manifest or a folder is meant; codec encode takes it")
     if source.is_file():
         utterances = read_manifest(source)
         return [Recording(u.id, u.path, u.seconds, u.speaker, u.part) for u in utterances]
     if not source.exists():
         raise CorpusError(f"{source}: no such folder or manifest")
     found: dict[str, Recording] = {}
+    mistakes = []
     for path in audio.find_sounds(source):
-        id = path.relative_to(source).with_suffix("").as_posix()
+        name = path.relative_to(source)
+        id = name.with_suffix("").as_posix()
         if not can_stand_in_manifest(id):
-            raise CorpusError(f"{path}: its name cannot stand in a table; rename it")
-        if id in found:
-            raise CorpusError(f"{path} and {found[id].path} would both have the id {id!r}; rename one")
-        found[id] = Recording(id, path, None, UNKNOWN_SPEAKER, "")
+            mistakes.append(f"{path}: its name cannot stand in a table; rename it")
+        elif id in found:
+            mistakes.append(f"{path} and {found[id].path} would both have the id {id!r}; rename one")
+        else:
+            found[id] = Recording(id, path, None, speaker_of(name), "")
+    if mistakes:
+        more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
+        raise CorpusError("; ".join(mistakes[:MAX_NAMED]) + more)
     return [found[id] for id in sorted(found)]
 
 
@@ -166,7 +178,8 @@ def _begin(target: Path, recordings: Sequence[Recording], model: str, precision:
     found = describe(model)
     digest = hashlib.sha256()
     for recording in recordings:
-        digest.update(f"{recording.id}\t{recording.seconds}\n".encode())
+        length = recording.path.stat().st_size if recording.seconds is None else recording.seconds
+        digest.update(f"{recording.id}\t{length}\t{recording.speaker}\t{recording.part}\n".encode())
     info = TokensInfo(
         model=found.name,
         fingerprint=found.fingerprint,
@@ -178,8 +191,12 @@ def _begin(target: Path, recordings: Sequence[Recording], model: str, precision:
         utterances_per_shard=size,
         list=digest.hexdigest()[:16],
     )
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file; name a folder for the tokens")
     if not is_tokens(target):
-        if target.is_dir() and any(target.iterdir()):
+        names = (path.name for path in target.iterdir()) if target.is_dir() else ()
+        # Others that share the work may begin at the same moment.
+        if any(name != INFO_NAME and not name.endswith(TEMPORARY_SUFFIX) for name in names):
             raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
         write_info(target, info)
         return info

@@ -80,7 +80,7 @@ class Tokens(Mapping[str, np.ndarray]):
         self.info = read_info(self.folder)
         self.places: dict[str, Place] = {}
         self._shard_of: dict[str, int] = {}
-        missing = [number for number in range(self.info.num_shards) if not is_whole(self.folder, number)]
+        missing = [number for number in range(self.info.num_shards) if not _path(folder, number, ".tsv").is_file()]
         if missing:
             raise FormatError(
                 f"{folder}: {len(missing)} of {self.info.num_shards} shards are missing, the first is "
@@ -88,9 +88,19 @@ class Tokens(Mapping[str, np.ndarray]):
             )
         self._codes = [self._open(number) for number in range(self.info.num_shards)]
 
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Another process opens the same files."""
+        return Tokens, (self.folder,)
+
     def __getitem__(self, id: str) -> np.ndarray:
         place = self.places[id]
-        return self._codes[self._shard_of[id]][place.start : place.start + place.codes]
+        codes = self._codes[self._shard_of[id]][place.start : place.start + place.codes]
+        if codes.max(initial=0) >= self.info.codebook_size:
+            raise FormatError(
+                f"{_path(self.folder, self._shard_of[id], '.npy')}: damaged, {id} has code {codes.max()} and the model "
+                f"{self.info.codebook_size} codes; delete the file and run codec tokenize again"
+            )
+        return codes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -113,20 +123,24 @@ class Tokens(Mapping[str, np.ndarray]):
             yield Path(folder) / "utterance.codes"
 
     def _open(self, number: int) -> np.ndarray:
-        path = _path(self.folder, number, ".npy")
         places = read_places(self.folder, number)
         self.places |= {place.id: place for place in places}
         self._shard_of |= dict.fromkeys((place.id for place in places), number)
-        if not places:
-            return np.zeros(0, self.info.dtype)
-        remedy = f"delete {_name(number)}.tsv beside it and run codec tokenize again"
-        try:
-            codes = np.load(path, mmap_mode="r")
-        except (OSError, EOFError, ValueError) as error:
-            raise FormatError(f"{path}: cannot be read ({error}); {remedy}") from error
-        if codes.dtype != self.info.dtype or codes.shape != (places[-1].start + places[-1].codes,):
-            raise FormatError(f"{path}: does not fit its table; {remedy}")
-        return codes
+        return _open_codes(self.folder, number, places, self.info.dtype)
+
+
+def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.ndarray:
+    """The codes of a shard, end to end (N,), mapped into memory."""
+    path = _path(folder, number, ".npy")
+    if not places:
+        return np.zeros(0, dtype)
+    try:
+        codes = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read ({error}); run codec tokenize again") from error
+    if codes.dtype != dtype or codes.shape != (places[-1].start + places[-1].codes,):
+        raise FormatError(f"{path}: does not fit its table; run codec tokenize again")
+    return codes
 
 
 def is_tokens(folder: str | os.PathLike[str]) -> bool:
@@ -151,8 +165,10 @@ def read_info(folder: Path) -> TokensInfo:
         return info
     except OSError as error:
         raise FormatError(f"{folder}: is not a folder of tokens, {INFO_NAME} cannot be read") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: does not describe tokens ({error!r})") from error
+    except KeyError as error:
+        raise FormatError(f"{path}: does not describe tokens, it lacks {error}; delete the folder") from error
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{path}: does not describe tokens ({error}); delete the folder") from error
 
 
 def write_info(folder: Path, info: TokensInfo) -> None:
@@ -194,9 +210,14 @@ def write_shard(
     _write_table(_path(folder, number, ".tsv"), Place._fields, places)
 
 
-def is_whole(folder: Path, number: int) -> bool:
-    """Whether a shard has been written to its end."""
-    return _path(folder, number, ".tsv").is_file()
+def is_finished(folder: Path, number: int, info: TokensInfo) -> bool:
+    """Whether a shard is there, undamaged, and no recording that it could not use was changed since."""
+    try:
+        _open_codes(folder, number, read_places(folder, number), info.dtype)
+    except FormatError:
+        return False
+    written = _path(folder, number, ".tsv").stat().st_mtime
+    return not any(path.exists() and path.stat().st_mtime > written for path in _failed_paths(folder, number))
 
 
 def read_places(folder: Path, number: int) -> list[Place]:
@@ -211,6 +232,8 @@ def read_places(folder: Path, number: int) -> list[Place]:
         if header.split("\t") != list(Place._fields):
             raise ValueError(f"its first line is {header!r}")
         rows = [line.split("\t") for line in lines]
+        if any(len(row) != len(Place._fields) for row in rows):
+            raise ValueError(f"a line has not {len(Place._fields)} columns")
         places = [Place(id, int(a), int(b), int(c), speaker, part) for id, a, b, c, speaker, part in rows]
         end = 0
         for place in places:
@@ -221,13 +244,18 @@ def read_places(folder: Path, number: int) -> list[Place]:
             raise ValueError("an id stands there twice")
         return places
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: is not the table of a shard ({error})") from error
+        raise FormatError(f"{path}: is not the table of a shard ({error}); run codec tokenize again") from error
 
 
 def count_failed(folder: Path, number: int) -> int:
     """Utterances of a shard that could not be used."""
+    return len(_failed_paths(folder, number))
+
+
+def _failed_paths(folder: Path, number: int) -> list[Path]:
     path = _path(folder, number, ".failed.tsv")
-    return path.read_text(encoding="utf-8").count("\n") - 1 if path.is_file() else 0
+    lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.is_file() else []
+    return [Path(line.split("\t")[1]) for line in lines]
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
@@ -236,8 +264,8 @@ def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[A
             stream.write(("\t".join(map(str, row)) + "\n").encode())
 
 
-def _path(folder: Path, number: int, suffix: str) -> Path:
-    return folder / f"{_name(number)}{suffix}"
+def _path(folder: str | os.PathLike[str], number: int, suffix: str) -> Path:
+    return Path(folder) / f"{_name(number)}{suffix}"
 
 
 def _name(number: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from codec import audio
 from codec.errors import AudioError, ConfigError
-from codec.manifest import UNKNOWN_SPEAKER, read_manifest
+from codec.manifest import read_manifest, speaker_of
 from codec.output import open_output
 from codec.processes import follow_parent
 from codec.workers import num_cores
@@ -170,8 +170,7 @@ def _sounds(source: Path) -> list[tuple[Path, str, str]]:
         return [(utterance.path, utterance.id, utterance.speaker) for utterance in read_manifest(source)]
     paths = audio.find_sounds(source)
     names = [path.relative_to(source) for path in paths]
-    speakers = [name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER for name in names]
-    return list(zip(paths, map(str, names), speakers, strict=True))
+    return list(zip(paths, map(str, names), map(speaker_of, names), strict=True))
 
 
 def _decode_all(tasks: list[tuple[Path, int]], is_small: bool) -> Generator[tuple[np.ndarray, float], None, None]:

@@ -109,6 +109,21 @@ def test_no_metric_that_can_be_computed_is_an_error(folders, tmp_path, monkeypat
     assert "nothing could be scored: utmos: its weights are not here; --metrics utmos --utmos-weights PATH" in complaint
 
 
+def test_no_metric_that_can_be_computed_is_an_error_before_a_model_works(model_directory, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODEC_CACHE", str(tmp_path))
+    options = Options(metrics=("dnsmos", "utmos"), jobs=0)
+    with pytest.raises(ConfigError, match=r"nothing could be scored: utmos: .*; dnsmos: "):
+        evaluate_model(str(model_directory), data, output=tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_scored_against_itself_is_perfect(folders, tmp_path):
+    result = evaluate_folders(folders[0], folders[0], output=tmp_path / "out", options=Options(jobs=0))
+    assert result.summary["metrics"]["mel"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert result.summary["metrics"]["stoi"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_every_metric_that_was_not_computed_is_told_with_its_command(folders):
     entries = evaluate_folders(*folders, options=FAST).summary["not_computed"]
     commands = {entry["metric"]: entry["command"] for entry in entries}

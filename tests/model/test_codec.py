@@ -86,11 +86,12 @@ def test_unusable_audio_is_refused(codec: Codec, wav: torch.Tensor, message: str
     [
         (torch.zeros(1, 0, dtype=torch.int64), "at least one code"),
         (torch.zeros(5, dtype=torch.int64), r"shape \(B, N\)"),
-        (torch.zeros(1, 5), "int64"),
+        (torch.zeros(1, 5), "must be integers"),
+        (torch.zeros(1, 5, dtype=torch.bool), "must be integers"),
         (torch.tensor([[0, 4096]]), "got 4096"),
         (torch.tensor([[0, -1]]), "got -1"),
     ],
-    ids=["empty", "rank", "floats", "too large", "negative"],
+    ids=["empty", "rank", "floats", "truth values", "too large", "negative"],
 )
 def test_unusable_codes_are_refused(codec: Codec, codes: torch.Tensor, message: str):
     with pytest.raises(ModelError, match=message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -223,10 +224,94 @@ def test_a_target_that_holds_something_else_is_refused(manifest, tmp_path, model
         tokenize(manifest, tmp_path, model=str(model_directory), jobs=0)
 
 
+def test_calls_that_share_the_work_may_begin_at_the_same_moment(manifest, tmp_path, model_directory):
+    """Of another one only the temporary name of what it begins with is there, or what a kill has left."""
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / ".0123456789abcdef.part").write_bytes(b"{")
+    assert len(tokens_of(manifest, tmp_path / "tokens", model_directory)) == 7
+    command = [sys.executable, "-m", "codec", "tokenize", manifest, tmp_path / "shared", "--model", model_directory]
+    calls = [
+        subprocess.Popen([*map(str, command), "--jobs", "1", "--shard", "1", "--share", f"{number}/4", "-q"])
+        for number in range(1, 5)
+    ]
+    assert [call.wait() for call in calls] == [0, 0, 0, 0]
+    assert len(Tokens(tmp_path / "shared")) == 7
+
+
+def test_recordings_are_tried_again_once_they_have_changed(recordings, tmp_path, model_directory, capsys):
+    folder = shutil.copytree(recordings, tmp_path / "recordings")
+    manifest = tmp_path / "list.tsv"
+    paths = sorted(folder.rglob("*.wav"))
+    write_manifest(manifest, [Utterance(p.stem, p, soundfile.info(p).frames, soundfile.info(p).samplerate, "s", "p")
+                              for p in paths])  # fmt: skip
+    good = paths[0].read_bytes()
+    paths[0].write_bytes(b"")
+    assert len(tokens_of(manifest, tmp_path / "tokens", model_directory)) == 6
+    before = content(tmp_path / "tokens")
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert content(tmp_path / "tokens") == before
+    paths[0].write_bytes(good)
+    later = os.stat(tmp_path / "tokens" / "00000.tsv").st_mtime + 10
+    os.utime(paths[0], (later, later))
+    assert len(tokens_of(manifest, tmp_path / "tokens", model_directory)) == 7
+    assert not list((tmp_path / "tokens").glob("*.failed.tsv"))
+
+
+def test_a_shard_without_its_codes_is_made_again(manifest, tmp_path, model_directory):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    before = content(tmp_path / "tokens")
+    (tmp_path / "tokens" / "00000.npy").unlink()
+    (tmp_path / "tokens" / "00001.npy").write_bytes(before["00001.npy"][:-10])
+    (tmp_path / "tokens" / "00002.tsv").write_bytes(before["00002.tsv"][:-10])
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert content(tmp_path / "tokens") == before
+
+
+def test_a_folder_with_another_recording_is_another_list(recordings, tmp_path, model_directory):
+    folder = shutil.copytree(recordings, tmp_path / "recordings")
+    tokens = tokens_of(folder, tmp_path / "tokens", model_directory)
+    assert {place.speaker for place in tokens.places.values()} == {"anna", "ben"}
+    soundfile.write(folder / "anna" / "0.wav", np.zeros(1000), 24000)
+    with pytest.raises(ConfigError, match="list was"):
+        tokens_of(folder, tmp_path / "tokens", model_directory)
+
+
+def test_another_process_opens_the_same_files(manifest, tmp_path, model_directory):
+    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory)
+    sent = pickle.dumps(tokens)
+    assert len(sent) < 200
+    assert {id: codes.tolist() for id, codes in pickle.loads(sent).items()} == {
+        id: codes.tolist() for id, codes in tokens.items()
+    }
+
+
+def test_a_code_that_the_model_does_not_have_is_named(manifest, tmp_path, model_directory, capsys):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    codes = np.load(tmp_path / "tokens" / "00000.npy")
+    codes[0] = 60000
+    np.save(tmp_path / "tokens" / "00000.npy", codes)
+    with pytest.raises(FormatError, match=r"00000\.npy: damaged, 0 has code 60000 .*run codec tokenize again"):
+        Tokens(tmp_path / "tokens")["0"]
+    assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "wavs"), "--model", str(model_directory)]) == 2
+    err = capsys.readouterr().err
+    assert "damaged, 0 has code 60000" in err
+    assert "1 of 7 files could not be used" in err
+
+
+def test_info_tells_what_a_folder_of_tokens_holds(manifest, tmp_path, model_directory, capsys):
+    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert run(["info", str(tmp_path / "tokens"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["num_utterances"] == 7
+    assert facts["num_codes"] == sum(map(len, tokens.values()))
+    assert facts["num_speakers"] == 2
+    assert facts["fingerprint"] == tokens.info.fingerprint
+
+
 def test_two_files_of_one_id_are_refused(tmp_path, speech, model_directory):
-    for name in ("a.flac", "a.wav"):
+    for name in ("a.flac", "a.wav", "b.flac", "b.wav"):
         shutil.copy(speech, tmp_path / name)
-    with pytest.raises(CorpusError, match="would both have the id 'a'; rename one"):
+    with pytest.raises(CorpusError, match=r"would both have the id 'a'; rename one; .* would both have the id 'b'"):
         tokenize(tmp_path, tmp_path / "tokens", model=str(model_directory), jobs=0)
 
 
@@ -237,12 +322,15 @@ def test_two_files_of_one_id_are_refused(tmp_path, speech, model_directory):
         (["SOURCE", "OUT", "--share", "half"], "--share takes I/N, for example 2/8, got half"),
         (["SOURCE", "OUT", "--shard", "0"], "a shard must have at least 1 utterance, got 0"),
         (["nowhere", "OUT"], "nowhere: no such folder or manifest"),
+        (["SOUND", "OUT"], "0.wav: is a sound file, a manifest or a folder is meant; codec encode takes it"),
+        (["SOURCE", "SOUND"], "0.wav: is a file; name a folder for the tokens"),
         (["EMPTY", "OUT"], "has no sound files"),
     ],
 )
 def test_misuse_is_one_sentence(arguments, message, recordings, tmp_path, model_directory, capsys):
     (tmp_path / "empty").mkdir()
-    names = {"SOURCE": str(recordings), "OUT": str(tmp_path / "tokens"), "EMPTY": str(tmp_path / "empty")}
+    names = {"SOURCE": str(recordings), "OUT": str(tmp_path / "tokens"), "EMPTY": str(tmp_path / "empty"),
+             "SOUND": str(recordings / "anna" / "0.wav")}  # fmt: skip
     words = [names.get(word, word) for word in arguments]
     assert run(["tokenize", *words, "--model", str(model_directory)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
