@@ -117,19 +117,31 @@ class StreamDecoder:
         codec.require_float32()
         self.codec = codec
         self._state: State = {}
+        self._num_signals: int | None = None
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
 
+        B signals go forward together as codes (B, n) -> (B, n * hop_length), which takes less time than one by one.
+
         Raises:
-            ModelError: a code outside [0, K), or another shape.
+            ModelError: a code outside [0, K), another shape, or another number of signals than before.
         """
-        return _decode(codes, self.codec, self._state, lambda latent: self.codec.decoder(latent, self._state))
+        if isinstance(codes, Tensor) and codes.ndim == 2:
+            return self._decode(codes)
+        return self._decode(_checked_stream(codes)[None])[0]
+
+    def _decode(self, codes: Tensor) -> Tensor:  # (B, n) -> (B, n * hop_length)
+        if self._num_signals not in (None, len(codes)):
+            raise ModelError(f"the stream began with {self._num_signals} signals, got codes of {len(codes)}")
+        wav = _decode(codes, self.codec, self._state, lambda latent: self.codec.decoder(latent, self._state))
+        self._num_signals = len(codes)
+        return wav
 
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
-        self._state = {}
+        self._state, self._num_signals = {}, None
         return torch.zeros(0)
 
 
@@ -164,7 +176,7 @@ class WindowDecoder:
         Raises:
             ModelError: a code outside [0, K), or another shape.
         """
-        return _decode(codes, self.codec, self._state, self._windows.push)
+        return _decode(_checked_stream(codes)[None], self.codec, self._state, self._windows.push)[0]
 
     @torch.no_grad()
     def flush(self) -> Tensor:
@@ -173,16 +185,21 @@ class WindowDecoder:
         return self._windows.flush()[0, 0].cpu()
 
 
-def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Codes (n,) -> samples (m,) on the CPU; `decode` turns latents (1, D, n) into sound (1, 1, m)."""
+def _checked_stream(codes: Tensor) -> Tensor:
+    """Codes (n,) as they are, or a ModelError."""
     if not isinstance(codes, Tensor):
         raise ModelError(f"a stream takes codes as a torch.Tensor, got {type(codes).__name__}")
     if codes.ndim != 1:
         raise ModelError(f"a stream takes codes of shape (n,), got {tuple(codes.shape)}")
+    return codes
+
+
+def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Codes (B, n) -> samples (B, m) on the CPU; `decode` turns latents (B, D, n) into sound (B, 1, m)."""
     device = next(codec.parameters()).device
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
-    wav = [torch.zeros(0)]
-    for some in codes.split(MAX_FRAMES):
-        if len(some):
-            wav.append(decode(codec.quantizer.lookup(some.to(device)[None], state))[0, 0].cpu())
-    return torch.cat(wav)
+    wav = [torch.zeros(len(codes), 0)]
+    for some in codes.split(MAX_FRAMES, dim=1):
+        if some.numel():
+            wav.append(decode(codec.quantizer.lookup(some.to(device), state))[:, 0].cpu())
+    return torch.cat(wav, dim=1)

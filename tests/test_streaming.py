@@ -57,6 +57,18 @@ def test_stream_decoding_equals_the_whole_file(codec: Codec, sizes: list[int]):
     torch.testing.assert_close(wav, codec.decode(codes[None])[0, 0], atol=1e-6, rtol=1e-4)
 
 
+def test_signals_that_go_forward_together_sound_as_each_by_itself(codec: Codec):
+    codes = torch.randint(codec.codebook_size, (3, 60), generator=torch.Generator().manual_seed(0))
+    decoder = StreamDecoder(codec)
+    together = torch.cat([decoder.push(piece) for piece in codes.split([1, 1, 0, 50, 8], dim=1)], dim=1)
+    for row, wav in zip(codes, together, strict=True):
+        torch.testing.assert_close(wav, StreamDecoder(codec).push(row), atol=1e-6, rtol=1e-4)
+    with pytest.raises(ModelError, match="began with 3 signals, got codes of 1"):
+        decoder.push(codes[0])
+    decoder.flush()
+    assert decoder.push(codes[0]).shape == (60 * codec.hop_length,)
+
+
 def test_every_code_gives_its_samples_at_once(codec: Codec):
     decoder = StreamDecoder(codec)
     assert all(len(decoder.push(torch.tensor([code]))) == codec.hop_length for code in (5, 0, 4095))

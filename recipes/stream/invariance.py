@@ -4,6 +4,9 @@
 
 Compared with the whole file, all in float32: streams of several chunk sizes, and batches padded to the longest of eight
 files. For a frame that differs the margin is shown too: by how much its code was nearer than the second nearest.
+
+Then what does change codes: sound or arithmetic that is not quite the same. As a code says what those before it do not,
+one that is another makes those behind it others too.
 """
 
 import argparse
@@ -38,6 +41,14 @@ def main() -> None:
     for name, size in CHUNKS.items():
         report(name, model, wavs, whole, [stream(model, wav, size) for wav in wavs])
     report(f"padded batches of {BATCH_SIZE}", model, wavs, whole, in_batches(model, wavs))
+    with torch.autocast("cpu", torch.bfloat16):
+        in_16_bit = [model.encode(wav[None, None])[0] for wav in wavs]
+    softer = [model.encode(0.999 * wav[None, None])[0] for wav in wavs]
+    silence = torch.zeros(model.hop_length)
+    later = [model.encode(torch.cat([silence, wav])[None, None])[0, 1:] for wav in wavs]
+    for name, other in (("bf16", in_16_bit), ("gain of 0.999", softer), ("a frame of silence before", later)):
+        changed = sum(int((a != b).sum()) for a, b in zip(whole, other, strict=True))
+        print(f"{name}: {changed / num_frames:.0%} of the codes are others")
 
 
 def stream(model: Codec, wav: Tensor, size: int) -> Tensor:
