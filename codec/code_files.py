@@ -4,6 +4,7 @@ Plain integers are for other programs. Only `.codes` is checked for damage; only
 the exact length of the recording.
 """
 
+import codecs
 import contextlib
 import io
 import json
@@ -181,7 +182,7 @@ class _PlainReader:
         return self._checked(array)
 
     def _from_txt(self, data: bytes) -> np.ndarray:
-        words = data.replace(b",", b" ").split()
+        words = data.removeprefix(codecs.BOM_UTF8).replace(b",", b" ").split()
         for word in words:
             if not word.isdigit() or len(word) > 10:
                 shown = word[:20].decode("utf-8", "backslashreplace")

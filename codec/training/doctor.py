@@ -32,12 +32,13 @@ class Record:
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # by name: step and value, nan if broken
     events: list[dict[str, Any]] = field(default_factory=list)  # step, event (its kind), text
     states: dict[str, str] = field(default_factory=dict)  # file name -> what is wrong with it, empty if nothing
+    saved_step: int = 0  # of the newest whole state
     seconds_silent: float = 0.0  # since the last line of the log
 
     @property
     def step(self) -> int:
-        """The last logged step."""
-        return max((points[-1][0] for points in self.series.values()), default=0)
+        """The last step that was logged or saved."""
+        return max([self.saved_step, *(points[-1][0] for points in self.series.values())])
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A setting by its dotted name."""
@@ -116,7 +117,9 @@ def read_run(run: Path) -> Record:
         record.seconds_silent = time.time() - (run / LOG_NAME).stat().st_mtime
         for line in (run / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines():
             _read_line(record, line)
-    record.states = {name: _damage(run / name) for name in (STATE_NAME, PREVIOUS_NAME) if (run / name).exists()}
+    for name in (PREVIOUS_NAME, STATE_NAME):
+        if (run / name).exists():
+            _read_state(record, run / name)
     return record
 
 
@@ -136,12 +139,15 @@ def _read_line(record: Record, line: str) -> None:
         points.append((step, float(value) if isinstance(value, int | float) else math.nan))
 
 
-def _damage(path: Path) -> str:
+def _read_state(record: Record, path: Path) -> None:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return "" if "counters" in (file.metadata() or {}) else "is not a training state"
+            record.saved_step = int(json.loads((file.metadata() or {})["counters"])["step"])
+        record.states[path.name] = ""
+    except (KeyError, TypeError):
+        record.states[path.name] = "is not a training state"
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        return f"is not whole ({error})"
+        record.states[path.name] = f"is not whole ({error})"
 
 
 # ------------------------------------------------------------------------------------------------- one failure each

@@ -59,7 +59,7 @@ def write_run(run: Path, change: Callable[[int, Values], Values] = lambda step, 
         part, setting = name.split("__")
         config[part][setting] = value
     (run / "config.json").write_text(json.dumps(config))
-    save_file({"codec/w": np.zeros(3)}, run / "state.safetensors", {"counters": "{}"})
+    save_file({"codec/w": np.zeros(3)}, run / "state.safetensors", {"counters": json.dumps({"step": STEPS})})
     noise = random.Random(0)
     with open(run / "log.jsonl", "w") as log:
         for step in range(EVERY, STEPS + 1, EVERY):
@@ -181,6 +181,12 @@ def test_a_damaged_state_is_named_with_what_remains(tmp_path: Path):
     assert "training.init" in diagnose(run).findings[0].advice
     (run / "state.safetensors").unlink()
     assert "no state" in diagnose(run).findings[0].evidence
+
+
+def test_a_run_shorter_than_its_log_is_where_its_state_is(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    (run / "log.jsonl").unlink()
+    assert f"step {STEPS} of {2 * STEPS}" in str(diagnose(run))
 
 
 def test_a_silent_run_is_noticed_unless_it_is_finished(tmp_path: Path):
