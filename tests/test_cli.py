@@ -186,7 +186,7 @@ def test_reader_that_goes_away_is_no_error_message(run, speech):
     process = spawn("encode", speech, "-", "--model", run.model, "--quiet")
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait() == cli.PIPE_CLOSED
+    assert process.wait() == 141
 
 
 def test_folder_is_mirrored(run, speech):

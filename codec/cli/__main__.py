@@ -1,0 +1,5 @@
+"""`python -m codec.cli` is the command `codec`."""
+
+from codec.cli import main
+
+main()

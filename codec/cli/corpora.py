@@ -1,0 +1,222 @@
+"""Commands for whole corpora: prepare, tokenize."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codec.cli.options import (
+    Function,
+    Name,
+    option_device,
+    option_json_once,
+    option_model,
+    option_precision,
+    option_quiet,
+)
+from codec.cli.reporting import count
+from codec.cli.running import Failed, complain
+from codec.progress import CountLine
+
+
+@click.group()
+def prepare() -> None:
+    """Check a corpus and list it in manifests to train and evaluate on."""
+
+
+def options_of_preparation(function: Function) -> Function:
+    """What every preparation can be told."""
+    options = [
+        click.option("--out", type=Name(Path), help="Where the manifests go.  [default: .../manifests]"),
+        click.option("--min-seconds", default=0.5, show_default=True, help="Drop shorter files."),
+        click.option("--max-seconds", default=40.0, show_default=True, help="Drop longer files."),
+        click.option("--max-silent", default=0.9, show_default=True, help="Drop files with a larger silent share."),
+        click.option(
+            "--max-clipped", default=0.01, show_default=True, help="Drop files with more samples at full scale."
+        ),
+        click.option("--headers-only", is_flag=True, help="Do not read samples: faster, finds less."),
+        click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, over all speakers."),
+        click.option("--seed", default=0, show_default=True, help="Of everything drawn."),
+        click.option("--max-damaged", default=0.001, show_default=True, help="Fail above this share of damaged files."),
+        click.option("--strict", is_flag=True, help="Fail on any warning."),
+        click.option("--jobs", type=int, help="Processes.  [default: one per core]"),
+        option_json_once,
+        option_quiet,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@prepare.command("libritts")
+@click.argument("root", type=Name(Path))
+@click.option("--variant", type=click.Choice(["libritts", "libritts-r"]), default="libritts", show_default=True)
+@click.option(
+    "--parts", default="", metavar="NAME,...", help="train, dev, test, test-clean ...  [default: those there, or all]"
+)
+@click.option("--archives", type=Name(Path), help="Folder of the .tar.gz files.  [default: ROOT]")
+@click.option("--download/--no-download", default=True, help="Fetch what is missing.  [default: download]")
+@click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Instead of openslr.org; may be repeated.")
+@click.option("--keep-archives", is_flag=True, help="Keep fetched archives after unpacking.")
+@click.option("--no-sums", is_flag=True, help="Accept archives whose MD5 sum is not the published one.")
+@click.option("--filter-all", is_flag=True, help="Drop from dev and test too, not only from train.")
+@click.option("--exclude", type=Name(Path), multiple=True, metavar="LIST", help="File with paths to leave out.")
+@options_of_preparation
+def prepare_libritts_command(
+    root: Path,
+    variant: str,
+    parts: str,
+    archives: Path | None,
+    download: bool,
+    mirrors: tuple[str, ...],
+    keep_archives: bool,
+    no_sums: bool,
+    filter_all: bool,
+    exclude: tuple[Path, ...],
+    **shared: Any,
+) -> None:
+    """LibriTTS or LibriTTS-R, from nothing, from archives or from a tree.
+
+    ROOT holds the folder LibriTTS (LibriTTS_R), or shall hold it. Parts that are named and are not there are fetched,
+    and all of them, 84 GB, where there is none. What is interrupted goes on where it stopped when it is started again.
+    """
+    from codec.preparation.libritts import MIRRORS, Sources, prepare_libritts
+
+    sources = Sources(archives, download, list(mirrors) or list(MIRRORS), not no_sums, keep_archives)
+    names = [name.strip() for name in parts.split(",") if name.strip() not in ("", "all")]
+    _prepare(
+        shared,
+        lambda **given: prepare_libritts(
+            root, variant=variant, parts=names, sources=sources, filter_all=filter_all, exclude=exclude, **given
+        ),
+    )
+
+
+@prepare.command("folder")
+@click.argument("source", type=Name(Path))
+@click.option(
+    "--layout",
+    default="speaker",
+    show_default=True,
+    help='Meaning of the folders above a file: "speaker", "part/speaker", "*/speaker", or "".',
+)
+@click.option("--dev", default=0.0, metavar="SHARE", help="Hold out this share of the utterances, with their speakers.")
+@click.option("--test", default=0.0, metavar="SHARE", help="The same for a second list.")
+@options_of_preparation
+def prepare_folder_command(source: Path, layout: str, dev: float, test: float, **shared: Any) -> None:
+    """Any folder of sound files."""
+    from codec.preparation.folder import prepare_folder
+
+    held_out = {name: share for name, share in (("dev", dev), ("test", test)) if share}
+    _prepare(shared, lambda **given: prepare_folder(source, layout=layout, held_out=held_out, **given))
+
+
+@prepare.command("check")
+@click.argument("manifest", type=Name(Path))
+def prepare_check_command(manifest: Path) -> None:
+    """Compare a manifest with the headers of its sound files."""
+    from codec.manifest import check_manifest, read_manifest
+
+    complaints = check_manifest(manifest)
+    for complaint in complaints:
+        complain(complaint)
+    utterances = read_manifest(manifest)
+    if complaints:
+        raise Failed(f"{len(complaints)} of {count(len(utterances), 'utterance')} do not agree with {manifest}")
+    hours = sum(utterance.seconds for utterance in utterances) / 3600
+    click.echo(f"{manifest}: {count(len(utterances), 'utterance')}, {hours:.2f} hours, all there")
+
+
+def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
+    """Run a preparation and report what it did; problems make the command fail."""
+    from codec.preparation.outcome import PreparationConfig, describe
+    from codec.preparation.selection import Filters
+
+    filters = Filters(*(shared[name] for name in ("min_seconds", "max_seconds", "max_silent", "max_clipped")))
+    settings = {name: shared[name] for name in ("headers_only", "subset", "seed", "max_damaged", "strict")}
+    config = PreparationConfig(filters, **settings, num_workers=shared["jobs"])
+    with CountLine(not shared["quiet"]) as progress:
+        outcome = start(folder=shared["out"], config=config, progress=progress)
+    if shared["as_json"]:
+        click.echo(json.dumps(outcome.summary))
+    elif not shared["quiet"]:
+        click.echo("\n".join(describe(outcome)))
+    for warning in outcome.warnings if not shared["quiet"] else ():
+        complain(f"warning: {warning}")
+    if outcome.problems:
+        raise Failed("; ".join(outcome.problems))
+
+
+@click.command()
+@click.argument("source", metavar="MANIFEST|DIR", type=Name())
+@click.argument("target", metavar="OUT_DIR", type=Name())
+@option_model("stream", "Boxed model, model directory or Hub id.")
+@option_device
+@option_precision
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Processes, of one thread each.  [default: one per core, for a GPU this one]",
+)
+@click.option("--shard", default=1000, show_default=True, metavar="N", help="Utterances in a file of codes.")
+@click.option(
+    "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
+)
+@option_json_once
+@option_quiet
+def tokenize(
+    source: str,
+    target: str,
+    model: str,
+    device: str,
+    precision: str,
+    jobs: int | None,
+    shard: int,
+    share: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn a whole corpus into codes, in few large files.
+
+    \b
+    codec prepare folder recordings --out lists
+    codec tokenize lists/all.tsv tokens
+
+    OUT_DIR gets a numpy array and a table for every N utterances. Started again, the command makes what is missing;
+    with --share several machines or GPUs make one corpus together. Utterances that cannot be used are named in
+    OUT_DIR/*.failed.tsv, and tried again once their files have changed.
+    """
+    from codec.tokenization.corpus import tokenize as tokenize_corpus
+
+    first, _, of = share.partition("/")
+    if not (first.isdecimal() and of.isdecimal()):
+        raise click.UsageError(f"--share takes I/N, for example 2/8, got {share}")
+    with CountLine(not quiet) as progress:
+        report = tokenize_corpus(
+            source,
+            target,
+            model=model,
+            device=device,
+            precision=precision,
+            jobs=jobs,
+            utterances_per_shard=shard,
+            share=(int(first), int(of)),
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+    elif not quiet:
+        already = f", {report.num_found} of them were there already" if report.num_found else ""
+        speed = f" ({report.new_seconds / report.elapsed_seconds:.1f} x real time)" if report.new_seconds else ""
+        click.echo(
+            f"{target}: {count(report.num_utterances, 'utterance')}, {report.seconds / 3600:.2f} hours, "
+            f"{report.num_codes} codes in {count(report.num_shards, 'shard')}{already}{speed}",
+            err=True,
+        )
+    if report.num_failed:
+        total = count(report.num_failed + report.num_utterances, "utterance")
+        raise Failed(f"{report.num_failed} of {total} could not be used, see {os.path.join(target, '*.failed.tsv')}")

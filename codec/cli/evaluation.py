@@ -1,0 +1,129 @@
+"""The command that scores codecs: evaluate."""
+
+import json
+from pathlib import Path
+
+import click
+
+from codec.cli.options import Name, option_device, option_json, option_model, option_quiet
+from codec.cli.reporting import count
+from codec.cli.running import Failed
+from codec.progress import SpeedLine
+
+
+@click.command()
+@click.argument("folders", metavar="[REFERENCE ESTIMATE]", type=Name(), nargs=-1)
+@option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
+@click.option("--data", metavar="DIR|MANIFEST", type=Name(), help="What to encode with --model.")
+@click.option(
+    "--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or core, paper (as SimVQ), full."
+)
+@click.option(
+    "--utmos-weights", metavar="FILE", type=Name(), help="Checkpoint of UTMOS22 strong, in any of its layouts."
+)
+@click.option("--dnsmos-weights", metavar="DIR", type=Name(), help="Folder with sig_bak_ovr.onnx and model_v8.onnx.")
+@click.option("--asr-model", metavar="DIR|ID", type=Name(), help="Speech recogniser of transformers, for wer and dwer.")
+@click.option("--speaker-model", metavar="DIR|ID", type=Name(), help="x-vector model of transformers, for speaker.")
+@click.option("--download", is_flag=True, help="Fetch weights of metrics that are not here.")
+@click.option(
+    "--output", "-o", metavar="DIR", type=Name(), help="Table, summary and report go here; a run begun there goes on."
+)
+@click.option("--jobs", type=int, help="Processes.  [default: one per core]")
+@click.option("--limit", type=int, metavar="N", help="Only N utterances, spread over the data.")
+@click.option(
+    "--hop-length",
+    type=int,
+    metavar="SAMPLES",
+    help="By how much lengths may differ.  [default: the model's hop length; for folders 25 ms]",
+)
+@click.option("--delay", type=int, default=0, metavar="SAMPLES", help="How late the codec is; removed before scoring.")
+@click.option("--no-audio", is_flag=True, help="No players in the report, which makes it small.")
+@click.option(
+    "--compare", nargs=2, metavar="A B", help="Compare two outputs of this command, utterance by utterance, instead."
+)
+@option_device
+@click.option("--strict", is_flag=True, help="Exit code 2 if anything at all has no score.")
+@option_json
+@option_quiet
+def evaluate(
+    folders: tuple[str, ...],
+    model: str | None,
+    data: str | None,
+    metrics: str,
+    utmos_weights: str | None,
+    dnsmos_weights: str | None,
+    asr_model: str | None,
+    speaker_model: str | None,
+    download: bool,
+    output: str | None,
+    jobs: int | None,
+    limit: int | None,
+    hop_length: int | None,
+    delay: int,
+    no_audio: bool,
+    compare: tuple[str, str] | None,
+    device: str,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score a codec, or the output of any other.
+
+    \b
+    codec evaluate REFERENCE ESTIMATE            sound files of the same names in two folders
+    codec evaluate --model stream --data DIR     encode, decode, score
+    codec evaluate --compare A B                 which of two is better, and how sure that is
+    """
+    from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
+    from codec.evaluation.metric import Settings
+    from codec.evaluation.registry import METRICS
+    from codec.evaluation.report import table
+
+    if compare:
+        _compare(compare, output, as_json, quiet)
+        return
+    if (len(folders) != 2) if model is None else (folders or data is None):
+        raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data, or --compare A B")
+    settings = Settings(
+        device=device,
+        utmos_weights=Path(utmos_weights) if utmos_weights else None,
+        dnsmos_weights=Path(dnsmos_weights) if dnsmos_weights else None,
+        asr_model=asr_model,
+        speaker_model=speaker_model,
+        allow_download=download,
+    )
+    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    options = Options(names, settings, jobs, hop_length, limit, delay, with_audio=not no_audio)
+    lines: dict[str, SpeedLine] = {}
+
+    def progress(what: str, done: float, total: float) -> None:
+        if what not in lines:
+            lines[what] = SpeedLine(what, not quiet)
+        lines[what](done, total)
+        if done >= total:
+            lines[what].clear()
+
+    if model is None:
+        result = evaluate_folders(*folders, output=output, options=options, progress=progress)
+    else:
+        result = evaluate_model(model, str(data), output=output, options=options, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.summary, allow_nan=False))
+    elif not quiet:
+        click.echo(table(result.summary))
+    missing = [entry["metric"] for entry in result.summary["not_computed"] if entry["metric"] in METRICS]
+    if strict and (result.problems or missing):
+        without = f"; not computed: {', '.join(missing)}" if missing else ""
+        raise Failed(f"{count(len(result.problems), 'problem')}, listed in the report{without}")
+
+
+def _compare(folders: tuple[str, str], output: str | None, as_json: bool, quiet: bool) -> None:
+    from codec.evaluation.comparison import compare, comparison_table, write_comparison
+
+    found = compare(*folders)
+    if output is not None:
+        write_comparison(found, Path(output))
+    if as_json:
+        click.echo(json.dumps(found, allow_nan=False))
+    elif not quiet:
+        click.echo(comparison_table(found))

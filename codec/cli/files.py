@@ -1,0 +1,275 @@
+"""Commands from files to files: encode, decode, roundtrip."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codec.cli.options import (
+    argument_input,
+    argument_output,
+    option_device,
+    option_json,
+    option_model,
+    option_overwrite,
+    option_precision,
+    option_quiet,
+    option_skip,
+    option_sound_format,
+)
+from codec.cli.reporting import count, saturated, show, told
+from codec.cli.running import Failed, complain
+from codec.errors import CodecError, sentence
+from codec.output import STANDARD_STREAM
+from codec.progress import SpeedLine
+
+
+@click.command()
+@argument_input
+@argument_output
+@option_model("stream", "Boxed model, model directory or Hub id.")
+@option_device
+@option_precision
+@click.option(
+    "--format",
+    type=click.Choice(["codes", "npy", "json", "txt"]),
+    help="Where the suffix of OUTPUT does not say it; the last three are plain integers.",
+)
+@option_overwrite
+@option_skip
+@option_json
+@option_quiet
+def encode(
+    source: str,
+    target: str,
+    model: str,
+    device: str,
+    precision: str,
+    format: str | None,
+    overwrite: bool,
+    skip_existing: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn speech into codes.
+
+    INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a file ending in
+    .codes, .npy, .json or .txt, a folder, or - for standard output.
+    """
+    from codec.audio import SOUND_SUFFIXES
+    from codec.code_files import CODE_FORMATS
+    from codec.files import encode_file
+
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        report = encode_file(
+            file,
+            output,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
+        return told(report, f"{report.num_frames} codes{rate}")
+
+    _each(source, target, SOUND_SUFFIXES, CODE_FORMATS[format or "codes"], one, skip_existing, as_json, quiet)
+
+
+@click.command()
+@argument_input
+@argument_output
+@option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
+@option_device
+@option_precision
+@option_sound_format
+@click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
+@click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
+@option_overwrite
+@option_skip
+@option_json
+@option_quiet
+def decode(
+    source: str,
+    target: str,
+    model: str | None,
+    device: str,
+    precision: str,
+    format: str | None,
+    recover: bool,
+    force: bool,
+    overwrite: bool,
+    skip_existing: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn codes back into speech.
+
+    INPUT is a file ending in .codes, .npy, .json or .txt, a folder of such, or one that codec tokenize has made, or -
+    for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output.
+    """
+    from codec.audio import OUTPUT_FORMATS
+    from codec.code_files import CODE_FORMATS
+    from codec.files import decode_file
+    from codec.tokenization.shards import Tokens, is_tokens
+
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        report = decode_file(
+            file,
+            output,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            recover=recover,
+            force=force,
+            progress=progress,
+        )
+        damage = f"; damaged: {report.damage}" if report.damage else ""
+        return told(report, f"{report.num_frames} codes{saturated(report.num_saturated)}{damage}", bool(damage))
+
+    suffix = OUTPUT_FORMATS[format or "wav"]
+    if not is_tokens(source):
+        _each(source, target, set(CODE_FORMATS.values()), suffix, one, skip_existing, as_json, quiet)
+        return
+    tokens = Tokens(source)
+
+    def one_of_tokens(name: str, output: str, progress: Any) -> dict[str, Any]:
+        with tokens.as_file(os.path.relpath(name, source)) as file:
+            try:
+                values = one(str(file), output, progress)
+            except CodecError as error:
+                raise type(error)(str(error).replace(str(file), name)) from error
+        return values | {"source": name, "text": values["text"].replace(str(file), name)}
+
+    for id in tokens:
+        if Path(id).is_absolute() or ".." in Path(id).parts:
+            raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
+    pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
+    _each(source, target, (), suffix, one_of_tokens, skip_existing, as_json, quiet, pairs)
+
+
+@click.command()
+@argument_input
+@argument_output
+@option_model("stream", "Boxed model, model directory or Hub id.")
+@option_device
+@option_precision
+@option_sound_format
+@option_overwrite
+@option_skip
+@option_json
+@option_quiet
+def roundtrip(
+    source: str,
+    target: str,
+    model: str,
+    device: str,
+    precision: str,
+    format: str | None,
+    overwrite: bool,
+    skip_existing: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn speech into codes and back, to hear what is left of it.
+
+    INPUT and OUTPUT are sound files, folders, or - for standard input and output.
+    """
+    from codec.audio import OUTPUT_FORMATS, SOUND_SUFFIXES
+    from codec.files import roundtrip_file
+
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        encoded, decoded = roundtrip_file(
+            file,
+            output,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        report = dataclasses.replace(
+            encoded, target=decoded.target, elapsed_seconds=encoded.elapsed_seconds + decoded.elapsed_seconds
+        )
+        text = f"{report.num_frames} codes, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
+        return told(report, text) | {"num_saturated": decoded.num_saturated}
+
+    _each(source, target, SOUND_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, skip_existing, as_json, quiet)
+
+
+def _each(
+    source: str,
+    target: str,
+    suffixes: Iterable[str],
+    target_suffix: str,
+    one: Callable[[str, str, Any], dict[str, Any]],
+    skip_existing: bool,
+    as_json: bool,
+    quiet: bool,
+    pairs: list[tuple[Path, Path]] | None = None,
+) -> None:
+    """Do `one` for a file, or for each file of a folder; there a bad file is reported and the rest goes on.
+
+    Of a folder that is no tree of files, `pairs` has the names of what is in it, with the output of each.
+    """
+    if as_json and target == STANDARD_STREAM:
+        raise click.UsageError("--json and OUTPUT - cannot both have standard output")
+    if not os.path.isdir(source):
+        if os.path.isdir(target):
+            target = os.path.join(target, Path(source).stem + target_suffix)
+        if skip_existing and os.path.isfile(target):
+            return
+        show(_watched(one, source, target, source, quiet), as_json, quiet)
+        return
+    if target == STANDARD_STREAM:
+        raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
+    if pairs is None:
+        pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
+    if not pairs:
+        kind = f"files ending in {', '.join(sorted(suffixes))}" if suffixes else "utterances"
+        raise CodecError(f"{source}: has no {kind}")
+    num_bad = 0
+    taken: dict[Path, Path] = {}
+    for number, (file, output) in enumerate(pairs, 1):
+        try:
+            first = taken.setdefault(output, file)
+            if first != file:
+                raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
+            if skip_existing and output.is_file():
+                continue
+            output.parent.mkdir(parents=True, exist_ok=True)
+            label = f"[{number}/{len(pairs)}] {file}"
+            show(_watched(one, str(file), str(output), label, quiet), as_json, quiet)
+        except BrokenPipeError:  # nobody reads the report
+            raise
+        except (CodecError, OSError) as error:
+            num_bad += 1
+            complain(sentence(error))
+            if as_json:
+                click.echo(json.dumps({"source": str(file), "error": sentence(error)}))
+    if num_bad:
+        raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
+
+
+def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -> Iterator[tuple[Path, Path]]:
+    """Each file with one of the suffixes, and its place in the mirrored tree; hidden files are left out."""
+    from codec.audio import walk
+
+    for file in sorted(walk(source)):
+        if file.suffix.lower() in suffixes and not file.name.startswith(".") and not file.is_fifo():
+            yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
+
+
+def _watched(
+    one: Callable[[str, str, Any], dict[str, Any]], source: str, target: str, label: str, quiet: bool
+) -> dict[str, Any]:
+    with SpeedLine(label, not quiet) as progress:
+        return one(source, target, progress)

@@ -1,0 +1,68 @@
+"""What several commands can be told."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Name(click.ParamType):
+    """A path, or the name of a model. It cannot be empty, as a variable of a script is that was not set."""
+
+    name = "path"
+
+    def __init__(self, kind: type = str):
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("it is empty", param, ctx)
+        return self._kind(value)
+
+
+def option_model(default: str | None, text: str) -> Callable[[Function], Function]:
+    """--model"""
+    return click.option(
+        "--model", metavar="NAME|DIR", type=Name(), default=default, show_default=bool(default), help=text
+    )
+
+
+def _checked_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:1 ... and mps")
+    return value
+
+
+option_device = click.option(
+    "--device",
+    callback=_checked_device,
+    metavar="auto|cpu|cuda|mps",
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes a CUDA GPU where there is one. The second GPU is cuda:1.",
+)
+option_precision = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network's large products; bf16 is faster on some processors; most codes differ.",
+)
+option_sound_format = click.option(
+    "--format",
+    type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
+    help="Where the suffix of OUTPUT does not say it.",
+)
+option_overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+option_skip = click.option("--skip-existing", is_flag=True, help="Leave files that exist as they are, and go on.")
+option_json = click.option(
+    "--json", "as_json", is_flag=True, help="Report as JSON on standard output, a line per file."
+)
+option_json_once = click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
+option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")
+argument_input = click.argument("source", metavar="INPUT", type=Name())
+argument_output = click.argument("target", metavar="OUTPUT", type=Name())

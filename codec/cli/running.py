@@ -1,0 +1,126 @@
+"""How a command runs and ends: every error a user can cause becomes one sentence and an exit code."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from codec.errors import CodecError, sentence
+
+BAD_INPUT = 2  # exit code
+INTERRUPTED = 130  # exit code
+PIPE_CLOSED = 141  # exit code
+STOP_SIGNALS = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+SIGNALLED = {128 + number for number in STOP_SIGNALS}  # exit codes
+
+
+class Failed(Exception):
+    """Some files of a folder could not be used; each was reported where it happened."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop, and has saved where it stands."""
+
+
+class PipeClosed(Exception):
+    """Whoever read our output has gone."""
+
+
+class Commands(click.Group):
+    """The group of all commands; click would end the process itself when a pipe is closed."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (CodecError, OSError) as error:
+            if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
+                raise PipeClosed from error
+            raise
+
+
+def exit_code(main: Callable[[], object]) -> int:
+    """Call a program; what a user can get wrong becomes one sentence on standard error and an exit code."""
+    try:
+        main()
+        sys.stdout.flush()
+        return 0
+    except Failed as error:
+        return complain(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return BAD_INPUT
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "codec"
+        return complain(f"{error.format_message().rstrip('.')}; see {command} --help")
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__  # of what click makes of an interruption
+        complain(str(cause) if isinstance(cause, Stopped) else "interrupted; what was not complete is not there")
+        return INTERRUPTED
+    except SystemExit as error:
+        if error.code in SIGNALLED:
+            complain("stopped; what was not complete is not there")
+        raise
+    except (PipeClosed, BrokenPipeError):
+        _give_up_output()
+        return PIPE_CLOSED
+    except (CodecError, OSError) as error:
+        _give_up_output()
+        return complain(sentence(error))
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            return complain("the GPU has not enough memory; use --device cpu")
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            return complain("there is not enough memory")
+        raise
+
+
+def open_standard_streams() -> None:
+    """Put something in the place of those that are closed, whose number the next file would get.
+
+    Input and output cannot be used then, and say so; messages are lost.
+    """
+    for number, name, way in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, way)  # gets the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+
+
+def _give_up_output() -> None:
+    """Throw away what cannot be written, or Python complains again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def positive(text: str) -> int:
+    """For `argparse` of the recipes: an integer from 1 on."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """For `argparse` of the recipes: a finite number from 0 on."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text}")
+    return float(text)
+
+
+def complain(sentence: str) -> int:
+    """Say what is wrong, and return the exit code of bad input."""
+    click.echo(f"codec: {sentence}", err=True)
+    return BAD_INPUT
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order on a signal: what is open is closed, and what is half written is removed."""
+    sys.exit(128 + number)

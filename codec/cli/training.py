@@ -1,0 +1,72 @@
+"""Commands for training runs: train, doctor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codec.cli.options import Name, option_json_once, option_overwrite
+from codec.cli.running import Stopped
+from codec.errors import CodecError
+
+
+@click.command()
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--multirun", "-m", is_flag=True, help="A run for each combination of values: KEY=A,B.")
+def train(settings: tuple[str, ...], multirun: bool) -> None:
+    """Train a model, or go on with a run.
+
+    \b
+    codec train recipe=stream-cpu data.train=FOLDER training.run=runs/mine
+
+    Settings are those of configs/, composed by hydra. The model is written to RUN/last, the best so far to RUN/best.
+    Started again on the same run, training goes on exactly where its state was last saved. On several GPUs:
+    torchrun --nproc-per-node 4 -m codec train ... Of --multirun each run has a folder below training.run.
+    """
+    try:
+        from codec.config import compose, sweep
+    except ImportError as error:
+        raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
+
+    if multirun:
+        sweep(list(settings), _train_one_of_many)
+    else:
+        _train(compose(list(settings)))
+
+
+def _train_one_of_many(config: Any) -> None:
+    click.echo(config.training.run, err=True)
+    _train(config)
+
+
+def _train(config: Any) -> None:
+    """Train. If it is asked to stop, no other run must start."""
+    from codec.training.trainer import Trainer
+
+    trainer = Trainer(config)
+    directory = trainer.fit()
+    if trainer.step < config.training.steps:
+        raise Stopped(f"{config.training.run}: stopped at step {trainer.step} of {config.training.steps} and saved")
+    click.echo(str(directory))
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=Name())
+@click.option("--curves", metavar="PNG", type=Name(), help="Also draw the run's curves, as one picture.")
+@option_json_once
+@option_overwrite
+def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> None:
+    """Say which known failures a training run resembles, and what to try."""
+    from codec.training.doctor import diagnose, read_run
+
+    record = read_run(Path(folder))
+    if curves is not None:
+        from codec.training.curves import draw_curves
+
+        try:
+            draw_curves(record.series, Path(curves), overwrite=overwrite)
+        except ImportError as error:
+            raise CodecError(f"curves need {error.name}; pip install 'codec[train]'") from error
+    diagnosis = diagnose(record)
+    click.echo(json.dumps(diagnosis.to_dict(), allow_nan=False) if as_json else str(diagnosis))
