@@ -28,9 +28,7 @@ from codec.output import STANDARD_STREAM, open_output
 INPUT_SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64",
 })  # fmt: skip
-"""Any other file that libsndfile knows is read too when it is named."""
-SOUND_SUFFIXES = INPUT_SUFFIXES | {".m4a", ".aac", ".wma", ".amr", ".webm"}
-"""Files that a folder is searched for: also those that cannot be read, so that they are named and not passed over."""
+"""Files that a folder is searched for. Any other file that libsndfile knows is read too when it is named."""
 
 OUTPUT_FORMATS = {"wav": ".wav", "flac": ".flac", "ogg": ".ogg", "wav-float": ".wav"}
 """Name of each format that can be written -> its suffix. wav and flac hold 16 bits, ogg is Vorbis."""
@@ -46,9 +44,10 @@ SAMPLE_BYTES = {
 
 _SIZE_OF_SAMPLES = {
     **dict.fromkeys(("WAV", "WAVEX"), ("data", 0)),
-    **{"AIFF": ("SSND", 0), "AU": ("Data Size", 0), "RF64": ("Data size", 0), "W64": ("data", 24)},
+    **{"AIFF": ("SSND", 0), "AU": ("Data Size", 0), "RF64": ("Data size", 0), "W64": ("data", 31)},
 }
-"""By format, how libsndfile's log calls the bytes of samples that the header promises, and what else they count."""
+"""By format, how libsndfile's log calls the bytes of samples that the header promises, and how many others they may
+count: of W64 a header of 24 and up to 7 of padding."""
 _UNKNOWN_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write to a pipe promise this much or more
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
 
@@ -66,6 +65,8 @@ class SoundInfo:
 def walk(folder: Path) -> Iterator[Path]:
     """Every file below a folder but those in hidden folders; links to folders are followed, each folder is seen once.
 
+    A folder that is linked to is seen in its own place, if that is below `folder` too.
+
     Raises:
         AudioError: a folder cannot be read.
     """
@@ -74,14 +75,17 @@ def walk(folder: Path) -> Iterator[Path]:
         raise AudioError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
     seen = set()
-    for place, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(place, name) for name in names)
+    waiting = [os.fspath(folder)]
+    for start in waiting:
+        for place, subfolders, names in os.walk(start, onerror=refuse):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                subfolders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            waiting += [link for name in subfolders if os.path.islink(link := os.path.join(place, name))]
+            yield from (Path(place, name) for name in names)
 
 
 def find_sounds(folder: Path) -> list[Path]:
@@ -95,7 +99,7 @@ def find_sounds(folder: Path) -> list[Path]:
     paths = sorted(
         path
         for path in walk(folder)
-        if path.suffix.lower() in SOUND_SUFFIXES and not path.name.startswith(".") and not path.is_fifo()
+        if path.suffix.lower() in INPUT_SUFFIXES and not path.name.startswith(".") and not path.is_fifo()
     )
     if not paths:
         raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
@@ -198,11 +202,10 @@ class SoundReader:
     def _refuse_damaged_pages(self) -> None:
         place = self._bytes.tell()  # libsndfile may read from the same stream
         self._bytes.seek(0)
-        damage = ogg.first_damage(self._bytes)
-        size = self._bytes.seek(0, os.SEEK_END)
+        fault = ogg.find_fault(self._bytes)
         self._bytes.seek(place)
-        if damage is not None:
-            raise AudioError(f"{self.name}: damaged or cut off at byte {damage} of {size}; copy it again")
+        if fault is not None:
+            raise AudioError(f"{self.name}: {fault}")
 
     def _read(self, position: int) -> np.ndarray:  # (T, C)
         try:

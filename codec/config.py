@@ -177,7 +177,7 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
 def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: list[str]) -> list[str]:
     """What else does not fit together; what has to do with a setting that is named already is left out."""
     config = Config(**parts)  # with the defaults of those that hold a mistake
-    for name in {"data", "training"} - set(parts):
+    for name in ({"data", "training"} - set(parts)) & set(composed):
         vars(getattr(config, name)).update(OmegaConf.to_container(composed[name]))  # plain values, unchecked
     try:
         check(config)

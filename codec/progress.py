@@ -2,6 +2,10 @@
 
 import sys
 import time
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done at the moment, how much of it is done and how much there is."""
 
 _SECONDS_BETWEEN = 0.2
 

@@ -123,7 +123,8 @@ class StreamDecoder:
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
 
-        B signals go forward together as codes (B, n) -> (B, n * hop_length), which takes less time than one by one.
+        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length), which takes less time than one by one
+        where n is small.
 
         Raises:
             ModelError: a code outside [0, K), another shape, or another number of signals than before.
@@ -133,6 +134,8 @@ class StreamDecoder:
         return self._decode(_checked_stream(codes)[None])[0]
 
     def _decode(self, codes: Tensor) -> Tensor:  # (B, n) -> (B, n * hop_length)
+        if not len(codes):
+            raise ModelError("a stream takes the codes of at least one signal, got none")
         if self._num_signals not in (None, len(codes)):
             raise ModelError(f"the stream began with {self._num_signals} signals, got codes of {len(codes)}")
         wav = _decode(codes, self.codec, self._state, lambda latent: self.codec.decoder(latent, self._state))
@@ -199,7 +202,7 @@ def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor]
     device = next(codec.parameters()).device
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
     wav = [torch.zeros(len(codes), 0)]
-    for some in codes.split(MAX_FRAMES, dim=1):
+    for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):
         if some.numel():
             wav.append(decode(codec.quantizer.lookup(some.to(device), state))[:, 0].cpu())
     return torch.cat(wav, dim=1)

@@ -179,10 +179,23 @@ def test_cut_files_of_long_recordings_are_refused_and_whole_ones_are_read(tmp_pa
         audio.read(path)
 
 
-def test_sound_that_cannot_be_read_is_found_and_pipes_are_not(tmp_path):
-    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "ULAW"])
+@pytest.mark.parametrize("num_samples", range(20008, 20017))
+def test_padding_of_w64_is_no_sound_that_is_missing(tmp_path, subtype, num_samples):
+    soundfile.write(tmp_path / "a.w64", np.zeros(num_samples), 16000, format="W64", subtype=subtype)
+    assert audio.read(tmp_path / "a.w64")[0].shape == (1, num_samples)
+
+
+def test_folders_are_searched_for_files_in_their_own_place(tmp_path, speech):
+    (tmp_path / "zoe").mkdir()
+    (tmp_path / "zoe" / "a.flac").write_bytes(speech.read_bytes())
+    os.symlink("zoe", tmp_path / "alias")
     os.mkfifo(tmp_path / "b.wav")
-    assert audio.find_sounds(tmp_path) == [tmp_path / "a.m4a"]
+    assert audio.find_sounds(tmp_path) == [tmp_path / "zoe" / "a.flac"]
+
+
+def test_other_sound_is_refused_with_advice(tmp_path):
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
     with pytest.raises(AudioError, match=r"a\.m4a: is not a sound file that can be read .*; convert it to wav or flac"):
         audio.read(tmp_path / "a.m4a")
 

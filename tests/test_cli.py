@@ -411,6 +411,13 @@ def test_files_that_exist_are_left_when_asked(run, speech):
     assert Path("out/a.codes").read_bytes() == b"kept"
 
 
+def test_skipping_and_overwriting_exclude_each_other(run, speech):
+    arguments = ("encode", speech, "a.codes", "--skip-existing", "--overwrite")
+    assert "exclude each other" in run.refuses(*arguments, left=set())
+    Path("a.codes").write_bytes(b"kept")
+    assert "there is no such file" in run.refuses("encode", "none.wav", "a.codes", "--skip-existing", left={"a.codes"})
+
+
 def test_without_a_command_there_is_help(run):
     assert run() == 2
     assert run.err.startswith("Usage: codec ")

@@ -41,9 +41,25 @@ def test_checksum_is_the_crc_of_the_specification():
 
 def test_a_whole_file_has_no_damage(file):
     data = file.read_bytes()
-    assert ogg.first_damage(io.BytesIO(data)) is None
-    assert ogg.first_damage(io.BytesIO(data + data)) is None  # one stream behind another
-    assert ogg.first_damage(io.BytesIO(data + b"TAG" + bytes(125))) is None
+    assert ogg.find_fault(io.BytesIO(data)) is None
+    assert ogg.find_fault(io.BytesIO(data + b"TAG" + bytes(125))) is None
+    assert ogg.find_fault(io.BytesIO(data + bytes(3 * ogg.BLOCK_BYTES))) is None
+    starts = pages(data)
+    assert ogg.find_fault(io.BytesIO(data[: starts[2]] + data[starts[4] :])) is None  # a broadcast, from its middle on
+
+
+def test_a_second_recording_is_not_left_out_in_silence(file):
+    data = file.read_bytes()
+    file.write_bytes(data + data)
+    with pytest.raises(AudioError, match=rf"holds a second recording from byte {len(data)} on"):
+        audio.read(file)
+
+
+def test_lost_and_swapped_pages_are_found(file):
+    data = file.read_bytes()
+    a, b, c = pages(data)[4:7]
+    for damaged in (data[:a] + data[b:], data[:a] + data[b:c] + data[a:b] + data[c:]):
+        assert ogg.find_fault(io.BytesIO(damaged)) == f"damaged or cut off at byte {a}; copy it again"
 
 
 def test_every_damaged_page_is_found(file):
@@ -54,15 +70,18 @@ def test_every_damaged_page_is_found(file):
     for start in starts:
         damaged = bytearray(data)
         damaged[start + 40] ^= 1
-        assert ogg.first_damage(io.BytesIO(damaged)) == start
+        assert ogg.find_fault(io.BytesIO(damaged)) == f"damaged or cut off at byte {start}; copy it again"
         file.write_bytes(damaged)
-        with pytest.raises(AudioError, match=rf"a\.ogg: (damaged or cut off at byte {start} of|is not a sound file)"):
+        with pytest.raises(AudioError, match=rf"a\.ogg: (damaged or cut off at byte {start};|is not a sound file)"):
             audio.read(file)
 
 
 def test_a_lost_beginning_of_a_page_and_a_cut_are_found(file):
     data = file.read_bytes()
     first, second = pages(data)[-2:]
-    assert ogg.first_damage(io.BytesIO(data[:first] + data[first + 9 :])) == first
-    assert ogg.first_damage(io.BytesIO(data[: second + 20])) == second
-    assert ogg.first_damage(io.BytesIO(data[:-1])) == second
+    for damaged, place in (
+        (data[:first] + data[first + 9 :], first),
+        (data[: second + 20], second),
+        (data[:-1], second),
+    ):
+        assert ogg.find_fault(io.BytesIO(damaged)) == f"damaged or cut off at byte {place}; copy it again"

@@ -66,6 +66,8 @@ def test_signals_that_go_forward_together_sound_as_each_by_itself(codec: Codec):
     with pytest.raises(ModelError, match="began with 3 signals, got codes of 1"):
         decoder.push(codes[0])
     decoder.flush()
+    with pytest.raises(ModelError, match="at least one signal"):
+        decoder.push(codes[:0])
     assert decoder.push(codes[0]).shape == (60 * codec.hop_length,)
 
 

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line, and end the process with its exit code."""
     open_standard_streams()
     for number in STOP_SIGNALS:
-        signal.signal(number, stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

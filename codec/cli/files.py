@@ -60,7 +60,7 @@ def encode(
     INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a file ending in
     .codes, .npy, .json or .txt, a folder, or - for standard output.
     """
-    from codec.audio import SOUND_SUFFIXES
+    from codec.audio import INPUT_SUFFIXES
     from codec.code_files import CODE_FORMATS
     from codec.files import encode_file
 
@@ -78,7 +78,9 @@ def encode(
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
         return told(report, f"{report.num_frames} codes{rate}")
 
-    _each(source, target, SOUND_SUFFIXES, CODE_FORMATS[format or "codes"], one, skip_existing, as_json, quiet)
+    _each(
+        source, target, INPUT_SUFFIXES, CODE_FORMATS[format or "codes"], one, overwrite, skip_existing, as_json, quiet
+    )
 
 
 @click.command()
@@ -136,7 +138,7 @@ def decode(
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     if not is_tokens(source):
-        _each(source, target, set(CODE_FORMATS.values()), suffix, one, skip_existing, as_json, quiet)
+        _each(source, target, set(CODE_FORMATS.values()), suffix, one, overwrite, skip_existing, as_json, quiet)
         return
     tokens = Tokens(source)
 
@@ -152,7 +154,7 @@ def decode(
         if Path(id).is_absolute() or ".." in Path(id).parts:
             raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
-    _each(source, target, (), suffix, one_of_tokens, skip_existing, as_json, quiet, pairs)
+    _each(source, target, (), suffix, one_of_tokens, overwrite, skip_existing, as_json, quiet, pairs)
 
 
 @click.command()
@@ -182,7 +184,7 @@ def roundtrip(
 
     INPUT and OUTPUT are sound files, folders, or - for standard input and output.
     """
-    from codec.audio import OUTPUT_FORMATS, SOUND_SUFFIXES
+    from codec.audio import INPUT_SUFFIXES, OUTPUT_FORMATS
     from codec.files import roundtrip_file
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
@@ -202,7 +204,9 @@ def roundtrip(
         text = f"{report.num_frames} codes, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
         return told(report, text) | {"num_saturated": decoded.num_saturated}
 
-    _each(source, target, SOUND_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, skip_existing, as_json, quiet)
+    _each(
+        source, target, INPUT_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, overwrite, skip_existing, as_json, quiet
+    )
 
 
 def _each(
@@ -211,6 +215,7 @@ def _each(
     suffixes: Iterable[str],
     target_suffix: str,
     one: Callable[[str, str, Any], dict[str, Any]],
+    overwrite: bool,
     skip_existing: bool,
     as_json: bool,
     quiet: bool,
@@ -220,12 +225,16 @@ def _each(
 
     Of a folder that is no tree of files, `pairs` has the names of what is in it, with the output of each.
     """
+    if skip_existing and overwrite:
+        raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
     if not os.path.isdir(source):
         if os.path.isdir(target):
             target = os.path.join(target, Path(source).stem + target_suffix)
         if skip_existing and os.path.isfile(target):
+            if source != STANDARD_STREAM and not os.path.exists(source):
+                raise CodecError(f"{source}: there is no such file")
             return
         show(_watched(one, source, target, source, quiet), as_json, quiet)
         return

@@ -127,7 +127,7 @@ class Codec(nn.Module):
     quantizer: Any
     decoder: Any
     _fingerprint: str = ""
-    _named_at: int = 0  # in-place changes of the weights when they got that name
+    _named: tuple[Any, ...] = ()  # the weights that have this name, see `_identities`
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -154,21 +154,23 @@ class Codec(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Names configuration and weights; set by `weights.load`. Empty for a model that was never saved, and for one
-        whose weights were changed since by any operation that torch counts."""
-        return self._fingerprint if self._num_changes() == self._named_at else ""
+        whose weights were changed or replaced since; what fused optimizers and `.data` change in place is not seen."""
+        return self._fingerprint if self._identities() == self._named else ""
 
     @fingerprint.setter
     def fingerprint(self, name: str) -> None:
-        self._fingerprint, self._named_at = name, self._num_changes()
+        self._fingerprint, self._named = name, self._identities()
 
-    def _num_changes(self) -> int:
-        return sum(t._version for t in (*self.parameters(), *self.buffers()) if not t.is_inference())
+    def _identities(self) -> tuple[Any, ...]:
+        """Of each weight its place in memory, its type and how often torch has changed it in place."""
+        weights = (*self.parameters(), *self.buffers())
+        return tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
 
     def _apply(self, *arguments: Any, **options: Any) -> "Codec":
-        """What moves the weights to another device makes tensors without a past; their values stay."""
-        name = self.fingerprint
+        """What moves weights to another device makes new tensors; their values stay, unless their type is another."""
+        name, types = self.fingerprint, [parameter.dtype for parameter in self.parameters()]
         super()._apply(*arguments, **options)
-        self.fingerprint = name
+        self.fingerprint = name if types == [parameter.dtype for parameter in self.parameters()] else ""
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,7 +178,7 @@ class Codec(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._named_at = self._num_changes()
+        self._named = self._identities()
 
     @property
     def sample_rate(self) -> int:

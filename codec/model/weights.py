@@ -66,15 +66,10 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
         dtype: of the stored weights; None takes float16 where that changes none of them, as in a model from the box,
             else float32. The loaded model is float32 in any case.
     """
-    dtype = dtype or (torch.float16 if _fits_16_bit(codec) else torch.float32)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in codec.state_dict().items()
-    }
     with open_output(directory / WEIGHTS_NAME, overwrite=True) as stream:
-        stream.write(safetensors.torch.save(tensors))
+        stream.write(_stored(codec, dtype))
     with open_output(directory / CONFIG_NAME, overwrite=True) as stream:
         stream.write((json.dumps(codec.config.to_dict(), indent=2) + "\n").encode())
     if card:
@@ -82,15 +77,24 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
             stream.write(card.encode())
 
 
-def _fits_16_bit(codec: Codec) -> bool:
-    tensors = (tensor for tensor in codec.state_dict().values() if tensor.is_floating_point())
-    return all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in tensors)
+def _stored(codec: Codec, dtype: torch.dtype | None = None) -> bytes:
+    """The weights as `save` writes them."""
+    state = codec.state_dict()
+    if dtype is None:
+        numbers = [tensor for tensor in state.values() if tensor.is_floating_point()]
+        fits = all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in numbers)
+        dtype = torch.float16 if fits else torch.float32
+    return safetensors.torch.save(
+        {
+            name: tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in state.items()
+        }
+    )
 
 
 def fingerprint(codec: Codec) -> str:
     """The fingerprint a model would have if it were saved as it is: 16 hex digits."""
-    tensors = {name: tensor.to("cpu").contiguous() for name, tensor in codec.state_dict().items()}
-    return fingerprint_of(codec.config.to_dict(), [safetensors.torch.save(tensors)])
+    return fingerprint_of(codec.config.to_dict(), [_stored(codec)])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

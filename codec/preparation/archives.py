@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from codec.errors import CorpusError
 from codec.output import naming
-from codec.preparation.survey import Progress
+from codec.progress import Progress
 
 
 def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> None:

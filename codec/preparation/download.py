@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codec.digests import BLOCK_BYTES, blocks
 from codec.errors import CorpusError
-from codec.preparation.survey import Progress
+from codec.progress import Progress
 
 TIMEOUT = 60.0  # s without a byte
 ATTEMPTS = 6  # in a row without a byte, per mirror

@@ -9,7 +9,8 @@ from codec.errors import ConfigError, CorpusError
 from codec.manifest import UNKNOWN_SPEAKER, Utterance
 from codec.preparation.outcome import SURVEY_FOLDER, Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import Candidate, Rejection, hold_out, select, shared_speakers
-from codec.preparation.survey import Progress, survey
+from codec.preparation.survey import survey
+from codec.progress import Progress
 
 LEVELS = ("part", "speaker", "*")
 WHOLE = "all"
@@ -85,7 +86,7 @@ def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
     """The sound files below a folder, and the stubs that only look like some; sorted."""
     sounds, stubs = [], []
     for path in audio.walk(folder):
-        if path.suffix.lower() in audio.SOUND_SUFFIXES:
+        if path.suffix.lower() in audio.INPUT_SUFFIXES:
             if path.name.startswith(STUB_PREFIX):
                 stubs.append(path)
             elif not path.name.startswith("."):

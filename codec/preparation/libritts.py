@@ -16,7 +16,8 @@ from codec.preparation.download import download, md5_of, require_space
 from codec.preparation.folder import find_sounds, journal_of, stub
 from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import Candidate, Rejection, select, shared_speakers
-from codec.preparation.survey import Measurement, Progress, survey
+from codec.preparation.survey import Measurement, survey
+from codec.progress import Progress
 
 SAMPLE_RATE = 24000  # Hz
 MIRRORS = ("https://www.openslr.org", "https://us.openslr.org", "https://openslr.elda.org",

@@ -13,7 +13,7 @@ from codec.errors import ConfigError, CorpusError
 from codec.manifest import SUFFIX, Utterance, place_of, write_manifest
 from codec.output import open_output
 from codec.preparation.selection import Filters, Rejection, subset
-from codec.preparation.survey import Progress
+from codec.progress import Progress
 
 REJECTED_NAME = "rejected.tsv"
 SUMMARY_NAME = "prepare.json"

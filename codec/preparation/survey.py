@@ -7,7 +7,7 @@ need no second look at the audio.
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -20,6 +20,7 @@ from codec import audio
 from codec.errors import AudioError, CorpusError
 from codec.output import naming
 from codec.processes import follow_parent
+from codec.progress import Progress
 
 SILENCE_DB = -50.0
 """A stretch whose root mean square is below this, relative to full scale, is silent."""
@@ -28,9 +29,6 @@ FULL_SCALE = 0.999
 """Samples from here on count as clipped."""
 FILES_PER_TASK = 32
 _VERSION = 1  # of what is measured; a journal of another version is not used
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done at the moment, how much of it is done and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from codec.model import weights
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
 from codec.output import TEMPORARY_SUFFIX
-from codec.preparation.survey import Progress
+from codec.progress import Progress
 from codec.tokenization.shards import (
     INFO_NAME,
     TokensInfo,
@@ -149,7 +149,7 @@ def list_recordings(source: Path) -> list[Recording]:
         AudioError: the folder has none.
         CorpusError: there is no such folder or manifest, the manifest is not one, or a file has no id of its own.
     """
-    if source.suffix.lower() in audio.SOUND_SUFFIXES and source.is_file():
+    if source.suffix.lower() in audio.INPUT_SUFFIXES and source.is_file():
         raise CorpusError(f"{source}: is a sound file, a manifest or a folder is meant; codec encode takes it")
     if source.is_file():
         utterances = read_manifest(source)
@@ -178,8 +178,7 @@ def _begin(target: Path, recordings: Sequence[Recording], model: str, precision:
     found = describe(model)
     digest = hashlib.sha256()
     for recording in recordings:
-        length = recording.path.stat().st_size if recording.seconds is None else recording.seconds
-        digest.update(f"{recording.id}\t{length}\t{recording.speaker}\t{recording.part}\n".encode())
+        digest.update(f"{recording.id}\t{recording.seconds}\t{recording.speaker}\t{recording.part}\n".encode())
     info = TokensInfo(
         model=found.name,
         fingerprint=found.fingerprint,

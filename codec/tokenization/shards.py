@@ -11,6 +11,7 @@ rate. The table is written last: a shard that has one is whole.
 """
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
@@ -27,6 +28,8 @@ from codec.output import open_output
 
 INFO_NAME = "tokens.json"
 FAILED_COLUMNS = ("id", "path", "reason")
+MAX_OPEN = 64
+"""Shards whose codes are kept mapped into memory."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,12 @@ class Tokens(Mapping[str, np.ndarray]):
                 f"{folder}: {len(missing)} of {self.info.num_shards} shards are missing, the first is "
                 f"{_name(missing[0])}; run codec tokenize again"
             )
-        self._codes = [self._open(number) for number in range(self.info.num_shards)]
+        self._codes = functools.lru_cache(maxsize=MAX_OPEN)(self._open)  # a process may have some 1000 files open
+        for number in range(self.info.num_shards):
+            places = read_places(self.folder, number)
+            _open_codes(self.folder, number, places, self.info.dtype)
+            self.places |= {place.id: place for place in places}
+            self._shard_of |= dict.fromkeys((place.id for place in places), number)
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         """Another process opens the same files."""
@@ -94,7 +102,7 @@ class Tokens(Mapping[str, np.ndarray]):
 
     def __getitem__(self, id: str) -> np.ndarray:
         place = self.places[id]
-        codes = self._codes[self._shard_of[id]][place.start : place.start + place.codes]
+        codes = self._codes(self._shard_of[id])[place.start : place.start + place.codes]
         if codes.max(initial=0) >= self.info.codebook_size:
             raise FormatError(
                 f"{_path(self.folder, self._shard_of[id], '.npy')}: damaged, {id} has code {codes.max()} and the model "
@@ -123,10 +131,7 @@ class Tokens(Mapping[str, np.ndarray]):
             yield Path(folder) / "utterance.codes"
 
     def _open(self, number: int) -> np.ndarray:
-        places = read_places(self.folder, number)
-        self.places |= {place.id: place for place in places}
-        self._shard_of |= dict.fromkeys((place.id for place in places), number)
-        return _open_codes(self.folder, number, places, self.info.dtype)
+        return _open_codes(self.folder, number, read_places(self.folder, number), self.info.dtype)
 
 
 def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.ndarray:
@@ -214,10 +219,12 @@ def is_finished(folder: Path, number: int, info: TokensInfo) -> bool:
     """Whether a shard is there, undamaged, and no recording that it could not use was changed since."""
     try:
         _open_codes(folder, number, read_places(folder, number), info.dtype)
+        failed = _failed_paths(folder, number)
     except FormatError:
         return False
     written = _path(folder, number, ".tsv").stat().st_mtime
-    return not any(path.exists() and path.stat().st_mtime > written for path in _failed_paths(folder, number))
+    # Not when it was modified, which is kept where a file is copied: when anything of it changed.
+    return not any(path.exists() and path.stat().st_ctime > written for path in failed)
 
 
 def read_places(folder: Path, number: int) -> list[Place]:
@@ -255,7 +262,10 @@ def count_failed(folder: Path, number: int) -> int:
 def _failed_paths(folder: Path, number: int) -> list[Path]:
     path = _path(folder, number, ".failed.tsv")
     lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.is_file() else []
-    return [Path(line.split("\t")[1]) for line in lines]
+    rows = [line.split("\t") for line in lines]
+    if any(len(row) != len(FAILED_COLUMNS) for row in rows):
+        raise FormatError(f"{path}: is not a table of failures; run codec tokenize again")
+    return [Path(path) for _, path, _ in rows]
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:

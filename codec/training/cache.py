@@ -5,7 +5,7 @@ Knows nothing of torch, so that the processes that decode start at once.
 
 import json
 import multiprocessing
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -19,11 +19,11 @@ from codec.errors import AudioError, ConfigError
 from codec.manifest import read_manifest, speaker_of
 from codec.output import open_output
 from codec.processes import follow_parent
+from codec.progress import Progress
 from codec.workers import num_cores
 
 INDEX_NAME = "clips.json"
 VERSION = 3  # of the cache; one of another version is made again
-Progress = Callable[[str, int, int], None]
 FILES_IN_FLIGHT = 512
 """Files decoded ahead of what is written to the cache, so that memory does not depend on the size of a corpus."""
 SMALL = 16 * 2**20
@@ -149,7 +149,10 @@ def _build_cache(
                 if progress:
                     progress("decoded", len(clips), len(sounds))
         except BrokenProcessPool as error:
-            raise AudioError(f"{_joined(sources)}: a process that decoded audio was killed; start again") from error
+            raise AudioError(
+                f"{_joined(sources)}: a process that decoded audio was killed; start again (a script of your own needs "
+                "`if __name__ == '__main__':` around what it does)"
+            ) from error
     if not offset:
         raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
     with open_output(cache_folder / INDEX_NAME, overwrite=True) as stream:

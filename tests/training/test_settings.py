@@ -37,6 +37,7 @@ def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
         ("data.window_seconds=0", "positive"),
         ("+training.stepz=1", "training.stepz"),
         ("++training.stepz=1", "training.stepz"),
+        ("~training", "training"),
         ("++training.steps=0", "training.steps must be at least 1, got 0"),
         ("model.encoder.width=0", "encoder.width must be at least 1, got 0"),
         ("model.decoder.pitch_width=0", "decoder.pitch_width must be at least 1, got 0"),
