@@ -93,14 +93,20 @@ def write_manifest(
     path = Path(path)
     root = path.parent if root is None else Path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(utterances, key=lambda utterance: utterance.id)
-    for before, after in pairwise(ordered):
-        if before.id == after.id:
-            raise CorpusError(f"{path}: {before.path} and {after.path} would both have the id {after.id!r}; rename one")
+    ordered = require_unique_ids(utterances, path)
     with open_output(path, overwrite=True) as stream:
         stream.write(("\t".join(COLUMNS) + "\n").encode())
         for utterance in ordered:
             stream.write(_line(utterance, path, root).encode())
+
+
+def require_unique_ids(utterances: Iterable[Utterance], path: Path) -> list[Utterance]:
+    """Utterances sorted by id. Raises CorpusError where two that a manifest is to hold have the same."""
+    ordered = sorted(utterances, key=lambda utterance: utterance.id)
+    for before, after in pairwise(ordered):
+        if before.id == after.id:
+            raise CorpusError(f"{path}: {before.path} and {after.path} would both have the id {after.id!r}; rename one")
+    return ordered
 
 
 def check_manifest(path: str | os.PathLike[str]) -> list[str]:

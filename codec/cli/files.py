@@ -23,7 +23,7 @@ from codec.cli.options import (
 )
 from codec.cli.reporting import count, saturated, show, told
 from codec.cli.running import Failed, complain
-from codec.errors import CodecError, sentence
+from codec.errors import CodecError, ModelError, sentence
 from codec.output import STANDARD_STREAM
 from codec.progress import SpeedLine
 
@@ -146,6 +146,8 @@ def decode(
         with tokens.as_file(os.path.relpath(name, source)) as file:
             try:
                 values = one(str(file), output, progress)
+            except ModelError as error:  # of all utterances
+                raise Failed(str(error).replace(str(file), source)) from error
             except CodecError as error:
                 raise type(error)(str(error).replace(str(file), name)) from error
         return values | {"source": name, "text": values["text"].replace(str(file), name)}

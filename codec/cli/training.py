@@ -29,6 +29,8 @@ def train(settings: tuple[str, ...], multirun: bool) -> None:
     except ImportError as error:
         raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
 
+    if not multirun and any(setting.lstrip("+").startswith("hydra.") for setting in settings):
+        raise CodecError("hydra's own settings are for --multirun; the folder of a run is training.run")
     if multirun:
         sweep(list(settings), _train_one_of_many)
     else:

@@ -94,11 +94,13 @@ def resolve(model: str | Path) -> Path:
     if directory.is_dir():
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             if not (directory / name).is_file():
-                raise ModelError(f"{directory}: is not a model directory, it has no {name}")
+                last = directory / "last"
+                advice = f"; {last} is one" if (last / CONFIG_NAME).is_file() else ""
+                raise ModelError(f"{directory}: is not a model directory, it has no {name}{advice}")
         return directory
     if directory.exists():
         raise ModelError(f"{directory}: is a file; name the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
-    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
+    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")) and not directory.parent.is_dir():
         return _download(str(model))
     known = ", ".join(boxed) or "none"
     raise ModelError(f"unknown model {str(model)!r}; boxed models: {known}; or give a directory or a Hub id owner/name")

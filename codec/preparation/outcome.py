@@ -10,7 +10,7 @@ from typing import Any
 
 from codec import __version__
 from codec.errors import ConfigError, CorpusError
-from codec.manifest import SUFFIX, Utterance, place_of, write_manifest
+from codec.manifest import SUFFIX, Utterance, place_of, require_unique_ids, write_manifest
 from codec.output import open_output
 from codec.preparation.selection import Filters, Rejection, subset
 from codec.progress import Progress
@@ -99,15 +99,23 @@ def conclude(
         root: paths below it are written relative to the manifests.
         folder: where all of it is written.
         parts: of the corpus.
-        lists: name of each manifest without suffix -> its utterances. Those without utterances are not written.
+        lists: name of each manifest without suffix -> its utterances. One without utterances is not written, and one of
+            an earlier preparation removed.
         warnings: what was seen that may be meant.
         config: what was asked for.
         progress: called with "written NAME", manifests and manifests in all.
+
+    Raises:
+        CorpusError: two files of a list have the same id; nothing is written then.
+        OSError: the system refuses.
     """
     chosen = {
         f"{name}{SUFFIX}": subset(utterances, config.subset, config.seed) if config.subset else list(utterances)
         for name, utterances in lists.items()
     }
+    for name, utterances in chosen.items():
+        require_unique_ids(utterances, folder / name)
+    empty = [name for name, utterances in chosen.items() if not utterances]
     chosen = {name: utterances for name, utterances in chosen.items() if utterances}
     outcome = Outcome(folder, list(parts), chosen, list(warnings), [])
     for part in parts:
@@ -116,6 +124,8 @@ def conclude(
         outcome.problems, outcome.warnings = outcome.problems + outcome.warnings, []
     folder.mkdir(parents=True, exist_ok=True)
     _write_rejections(folder / REJECTED_NAME, outcome.rejections, root)
+    for name in empty:
+        (folder / name).unlink(missing_ok=True)  # of an earlier preparation
     for number, (name, utterances) in enumerate(chosen.items(), 1):
         write_manifest(folder / name, utterances, root)
         if progress:

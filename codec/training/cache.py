@@ -44,23 +44,33 @@ class AudioCache:
 
     Raises:
         NoCache: there is none, or one of another version.
+        AudioError: it is damaged.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         path = folder / INDEX_NAME
-        index = json.loads(path.read_text()) if path.exists() else {}
-        if index.get("version") != VERSION:
-            raise NoCache(f"{folder}: holds no audio cache of this version; train with it as data.cache to make one")
-        self.sample_rate: int = index["sample_rate"]
-        self.paths: list[str] = [clip["path"] for clip in index["clips"]]
-        self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
-        self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
-        self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
-        self.file_sizes: list[int] = [clip["bytes"] for clip in index["clips"]]
-        self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
-        """Hz, at most half the cache's sample rate."""
-        self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
+        try:
+            index = json.loads(path.read_text()) if path.exists() else {}
+            if index.get("version") != VERSION:
+                raise NoCache(
+                    f"{folder}: holds no audio cache of this version; train with it as data.cache to make one"
+                )
+            self.sample_rate: int = index["sample_rate"]
+            self.paths: list[str] = [clip["path"] for clip in index["clips"]]
+            self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
+            self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
+            self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
+            self.file_sizes: list[int] = [clip["bytes"] for clip in index["clips"]]
+            self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
+            """Hz, at most half the cache's sample rate."""
+            self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
+        except NoCache:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AudioError(f"{folder}: the audio cache is damaged ({error}); delete the folder") from error
+        if len(self.audio) != self.lengths.sum():
+            raise AudioError(f"{folder}: its audio does not have the length of its index; delete the folder")
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         """Another process opens the same files."""
@@ -107,8 +117,6 @@ def open_cache(
             f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose another "
             "data.cache"
         )
-    if len(cache.audio) != cache.lengths.sum():
-        raise AudioError(f"{cache_folder}: its audio does not have the length of its index; delete the folder")
     if cache.sample_rate != sample_rate:
         raise ConfigError(
             f"{cache_folder}: holds audio at {cache.sample_rate} Hz, the model needs {sample_rate} Hz; "

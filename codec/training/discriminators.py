@@ -68,6 +68,10 @@ class GroupConfig:
             raise ConfigError(f"{name} needs one {' and one '.join(_PER_LAYER)} per layer, got lists of other lengths")
         if any(size < 1 or size % 2 == 0 for sizes in getattr(self, "kernel_sizes", []) for size in _as_list(sizes)):
             raise ConfigError(f"{name}.kernel_sizes must be odd, got {self.kernel_sizes}")  # type: ignore[attr-defined]
+        for view in _VIEWS:
+            values = getattr(self, view, None)
+            if values is not None and (not values or min(values) < 1):
+                raise ConfigError(f"{name}.{view} must be numbers from 1 on, at least one, got {values}")
 
     def networks(self) -> list[nn.Module]:
         """One network per view of the waveform, not yet weight-normalised."""
@@ -85,6 +89,7 @@ class GroupConfig:
         return networks
 
 
+_VIEWS = ("periods", "factors", "n_ffts")
 _PER_LAYER = ("channels", "kernel_sizes", "strides", "groups")
 
 

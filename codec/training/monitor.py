@@ -130,7 +130,7 @@ class Monitor:
         """The writer; opened late, and again after it failed."""
         if self._writer is None:
             assert self.run is not None
-            self._writer = SummaryWriter(self.run / "tensorboard", purge_step=self._last_step)
+            self._writer = SummaryWriter(self.run / "tensorboard", purge_step=self._last_step + 1)
         return self._writer
 
     def _on_dying_thread(self, death: threading.ExceptHookArgs) -> None:

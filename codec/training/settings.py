@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from codec.errors import ConfigError
+from codec.errors import ConfigError, first_line
 from codec.limits import too_small
 from codec.model import weights
-from codec.model.codec import Codec, CodecConfig
+from codec.model.codec import CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
@@ -163,11 +163,13 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
 
 def _of_model(config: Config) -> Iterator[str]:
     try:
-        with torch.device("meta"):  # shapes only
-            codec = Codec(config.model)
-            hop_length = codec.hop_length
+        codec = weights.blank(config.model)
+        hop_length = codec.hop_length
     except ConfigError as error:
         yield str(error)
+        return
+    except RuntimeError as error:
+        yield f"no model of these sizes can be made here ({first_line(error)})"
         return
     if config.training.standardize_encoder and not hasattr(codec.encoder, "standardize"):
         yield f"training.standardize_encoder is for a seanet encoder, model.encoder.kind is {config.model.encoder.kind}"
@@ -192,6 +194,12 @@ def _of_spectra(config: Config) -> Iterator[str]:
         if num_mels > n_fft // 2 + 1:
             yield f"{name}: an STFT of {n_fft} has only {n_fft // 2 + 1} bins for {num_mels} mel bands"
     for name, group in config.adversary.discriminators.groups().items():
+        try:
+            with torch.device("meta"):  # shapes only
+                group.build()
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            yield f"adversary.discriminators.{name}: cannot be built ({first_line(error)})"
+            continue
         shortest = 0
         if isinstance(group, SpectrumConfig):
             shortest = max(group.n_ffts) // 2

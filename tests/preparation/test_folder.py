@@ -146,6 +146,17 @@ def test_folder_without_sound_is_refused(tmp_path):
         prepare_folder(tmp_path / "file")
 
 
+def test_a_list_that_is_empty_now_does_not_stay_from_before(folder, tmp_path):
+    prepare_folder(folder, tmp_path / "lists", layout="part/speaker", config=ALONE)
+    assert (tmp_path / "lists" / "dev.tsv").exists()
+    for path in (folder / "dev").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    outcome = prepare_folder(folder, tmp_path / "lists", layout="part/speaker", config=ALONE)
+    assert any("dev: no utterance is left" in problem for problem in outcome.problems)
+    assert not (tmp_path / "lists" / "dev.tsv").exists()
+
+
 def test_manifests_in_a_file_are_refused(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CorpusError, match="file: is a file; name a folder for the manifests"):

@@ -123,6 +123,20 @@ def test_missing_files_of_a_manifest_are_counted_and_what_is_done_is_told(traini
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("clips.json", b'{"version": 3, "cl'), ("clips.json", b"[]"), ("clips.json", b'{"version": 3}'),
+     ("audio.int16", b""), ("audio.int16", None), ("audio.int16", b"12")],
+)  # fmt: skip
+def test_a_damaged_cache_is_named(training_folder: Path, tmp_path: Path, name: str, content: bytes | None):
+    open_cache([training_folder], tmp_path, 24000)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioError, match=r"delete the folder"):
+        open_cache([training_folder], tmp_path, 24000)
+
+
 def test_a_cache_of_another_version_is_made_again(training_folder: Path, tmp_path: Path):
     open_cache([training_folder], tmp_path, 24000)
     index = json.loads((tmp_path / "clips.json").read_text())

@@ -8,6 +8,7 @@ pytest.importorskip("hydra", reason="training needs hydra-core")
 
 from codec.config import compose
 from codec.errors import ConfigError
+from codec.model.codec import QUANTIZERS
 from codec.training.settings import check, defining_settings, differences
 
 
@@ -163,11 +164,21 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         (["data.batch_size=100000000"], "are 5556 hours of speech in a step, more than 24"),
         (["training.device=toaster"], "training.device: device 'toaster' is not available here"),
         (["training.record=true"], "training.record needs an NVIDIA GPU"),
+        (["adversary.discriminators.scale.groups=[3,3,3,3]"], "adversary.discriminators.scale: cannot be built (in_ch"),
+        (["adversary.discriminators.period.periods=[]"], "PeriodConfig.periods must be numbers from 1 on"),
+        (["adversary.discriminators.period.periods=[0]"], "PeriodConfig.periods must be numbers from 1 on"),
         (["training.adversarial_seconds=0.01"], "adversary.discriminators.spectrum needs more than 256 samples"),
     ],
 )
 def test_settings_that_do_not_fit_together(tiny_run: list[str], overrides: list[str], message: str):
     assert any(message in found for found in mistakes([*tiny_run, *overrides]))
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_every_quantizer_fits_together(training_folder: Path, kind: str):
+    if kind == "fsq":
+        pytest.importorskip("vector_quantize_pytorch", reason="fsq needs vector-quantize-pytorch")
+    check(compose([f"model/quantizer={kind}", f"data.train={training_folder}"]))
 
 
 def test_every_shipped_recipe_fits_together(training_folder: Path):
