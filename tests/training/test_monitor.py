@@ -209,3 +209,16 @@ def test_everything_to_watch_is_in_tensorboard(tiny_run: list[str], training_fol
         (image, _) = events.Images(f"reference above estimate/{example}")
         assert image.encoded_image_string.startswith(b"\x89PNG")
         assert image.height == 2 * 513 + 4
+
+
+def test_a_resumed_run_keeps_its_points_in_tensorboard_and_does_those_after_its_state_again(tmp_path: Path):
+    """Of what is there already TensorBoard leaves out what lies at or behind the step that a new file begins with."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    watch = Watch(attainable_perplexity=64, undecided_loss=6)
+    for first, steps in ((0, range(1, 6)), (3, range(4, 6))):  # killed after step 5, gone on with from step 3
+        with Monitor(tmp_path, first, 10, watch) as log:
+            for step in steps:
+                log.log(step, {"loss/mel": torch.tensor(1.0)}, {})
+    events = [event for path in (tmp_path / "tensorboard").iterdir() for event in EventFileLoader(str(path)).Load()]
+    assert sorted(event.step for event in events if event.HasField("session_log")) == [1, 4]

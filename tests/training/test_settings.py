@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("hydra", reason="training needs hydra-core")
 
+from codec.cli import run
 from codec.config import compose
 from codec.errors import ConfigError
 from codec.model.codec import QUANTIZERS
@@ -202,3 +203,8 @@ def test_defining_settings_ignore_how_long_one_trains():
     assert differences(one, defining_settings(compose(["model.decoder.width=48"]))) == [
         "model.decoder.width was 384 and is 48"
     ]
+
+
+def test_hydras_own_settings_are_for_several_runs(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "hydra.run.dir=elsewhere", "data.train=nowhere"]) == 2
+    assert "hydra's own settings are for --multirun; the folder of a run is training.run" in capsys.readouterr().err
