@@ -69,8 +69,8 @@ class Monitor:
         now = time.monotonic()
         self._num_steps += max(step - self._last_step, 0)
         values["steps_per_second"] = max(step - self._last_step, 0) / max(now - self._last_time, 1e-9)
-        self._last_step, self._last_time = step, now
         self._record(step, values)
+        self._last_step, self._last_time = step, now
         seconds_left = (self.last_step - step) * (now - self._started) / max(self._num_steps, 1)
         print(terminal_line(step, self.last_step, seconds_left, values), file=sys.stderr, flush=True)
         for sentence in self.watch.alarms(values):
