@@ -11,7 +11,7 @@ import struct
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -88,19 +88,24 @@ def walk(folder: Path) -> Iterator[Path]:
             yield from (Path(place, name) for name in names)
 
 
+def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:
+    """The files that `walk` finds with one of the suffixes (".wav"), in order; hidden ones, and pipes, are left out."""
+    return sorted(
+        path
+        for path in walk(folder)
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_fifo()
+    )
+
+
 def find_sounds(folder: Path) -> list[Path]:
-    """The sound files below a folder in order, found by `walk`; hidden ones, and pipes, are left out.
+    """The sound files below a folder, see `find_files`.
 
     Raises:
         AudioError: there is no such folder, none in it, or one that cannot be read.
     """
     if not folder.is_dir():
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
-    paths = sorted(
-        path
-        for path in walk(folder)
-        if path.suffix.lower() in INPUT_SUFFIXES and not path.name.startswith(".") and not path.is_fifo()
-    )
+    paths = find_files(folder, INPUT_SUFFIXES)
     if not paths:
         raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
     return paths

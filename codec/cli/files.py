@@ -272,11 +272,10 @@ def _each(
 
 def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -> Iterator[tuple[Path, Path]]:
     """Each file with one of the suffixes, and its place in the mirrored tree; hidden files are left out."""
-    from codec.audio import walk
+    from codec.audio import find_files
 
-    for file in sorted(walk(source)):
-        if file.suffix.lower() in suffixes and not file.name.startswith(".") and not file.is_fifo():
-            yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
+    for file in find_files(source, suffixes):
+        yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
 
 
 def _watched(

@@ -26,6 +26,7 @@ from codec.model.rivals import (
     LFQConfig,
 )
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
+from codec.model.timeconv import identities
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
 
 ENCODERS: dict[str, tuple[type, type]] = {
@@ -127,7 +128,7 @@ class Codec(nn.Module):
     quantizer: Any
     decoder: Any
     _fingerprint: str = ""
-    _named: tuple[Any, ...] = ()  # the weights that have this name, see `_identities`
+    _named: tuple[Any, ...] = ()  # the weights that have this name, see `identities`
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -162,9 +163,7 @@ class Codec(nn.Module):
         self._fingerprint, self._named = name, self._identities()
 
     def _identities(self) -> tuple[Any, ...]:
-        """Of each weight its place in memory, its type and how often torch has changed it in place."""
-        weights = (*self.parameters(), *self.buffers())
-        return tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
+        return identities((*self.parameters(), *self.buffers()))
 
     def _apply(self, *arguments: Any, **options: Any) -> "Codec":
         """What moves weights to another device makes new tensors; their values stay, unless their type is another."""

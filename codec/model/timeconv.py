@@ -4,7 +4,7 @@ Plain functions of tensors and the two layers built on them; networks and config
 (B, N, C), the channels of one step next to each other in memory. B batch, N steps in time, C and D channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,11 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
     return F.conv2d(image, weight.unsqueeze(2), bias, stride=steps, groups=groups).squeeze(2).transpose(1, 2)
 
 
+def identities(tensors: Iterable[Tensor]) -> tuple[object, ...]:
+    """Of each tensor its place in memory, its type and how often torch has changed it in place."""
+    return tuple((t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version) for t in tensors)
+
+
 class DerivedWeight:
     """A tensor computed from parameters, kept as long as those parameters stay what they were.
 
@@ -57,7 +62,7 @@ class DerivedWeight:
         """`compute()`, or what it gave last time if `sources` are unchanged. With gradients on always `compute()`."""
         if torch.is_grad_enabled():
             return compute()
-        key = tuple((s.data_ptr(), s.dtype, s.device, 0 if s.is_inference() else s._version) for s in sources)
+        key = identities(sources)
         if self._value is None or key != self._key:
             self._key, self._value = key, compute()
         return self._value

@@ -131,7 +131,7 @@ class Tokens(Mapping[str, np.ndarray]):
             yield Path(folder) / "utterance.codes"
 
     def _open(self, number: int) -> np.ndarray:
-        return _open_codes(self.folder, number, read_places(self.folder, number), self.info.dtype)
+        return _map(_path(self.folder, number, ".npy"))
 
 
 def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.ndarray:
@@ -139,12 +139,17 @@ def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype
     path = _path(folder, number, ".npy")
     if not places:
         return np.zeros(0, dtype)
-    try:
-        codes = np.load(path, mmap_mode="r")
-    except (OSError, EOFError, ValueError) as error:
-        raise FormatError(f"{path}: cannot be read ({error}); run codec tokenize again") from error
+    codes = _map(path)
     if codes.dtype != dtype or codes.shape != (places[-1].start + places[-1].codes,):
         raise FormatError(f"{path}: does not fit its table; run codec tokenize again")
+    return codes
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        codes: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read ({error}); run codec tokenize again") from error
     return codes
 
 
