@@ -32,6 +32,7 @@ OPTIONAL = (
     "torchcrepe",
     "onnxruntime",
     "vector_quantize_pytorch",
+    "triton",
 )
 
 
@@ -110,6 +111,7 @@ def test_left_never_imports_right(rule):
         ("torchcrepe", ["evaluation"]),
         ("onnxruntime", ["evaluation"]),
         ("vector_quantize_pytorch", ["model/rivals.py"]),
+        ("triton", ["model/beam_gpu.py"]),
         ("click", ["cli"]),
         ("pickle", ["model/importer.py"]),
     ],

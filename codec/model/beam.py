@@ -4,59 +4,68 @@ Where a code takes part in predicting the frames after it, the nearest code is n
 of codes so far, the paths, are all continued, and a code is decided L frames later, from the path that is then best.
 Paths that began otherwise are given up, so what was decided is one sequence, which a decoder can follow.
 
-Legend: B batch, N frames, D width of the latent, K codes, P frames that a prediction looks back, M paths, L frames of
-delay. The paths of all items lie in one dimension, BM.
+Legend: B batch, N frames, D width of the latent, K codes, P frames that a prediction looks back, H width of the network
+that hears codes, M paths, L frames of delay. The paths of all items lie in one dimension, BM.
 
 Source: the (M, L) algorithm, Jelinek and Anderson, 1971.
 """
 
+import functools
 import math
+import warnings
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from codec.model.search import half_squared_norms
 
 GROUP = 64
 """Numbers that are compared before the smallest are sought among the groups' smallest; a power of two."""
 
 
 class Tables(NamedTuple):
-    """What each code means for its frame and for the P frames after it."""
+    """What the weights of a `PredictiveSimVQ` come to, for the search.
 
-    search: Tensor  # (D + 2, K), `search_table` of the codebook
-    echoes: Tensor  # (K, P, D + 1), its part of their predictions, in units of its gain, and of their log gains
+    What codes say to a later frame, H numbers to the network and D by the taps, is added up; the network's part is cut
+    off at 0, and both together make prediction and gains.
+    """
+
+    search: Tensor  # (2 D + 1, K), `search_table` of the codebook
+    codes: Tensor  # (K, 2 D), the effective codes, to be multiplied by their gains, and the rows that the network hears
+    echoes: Tensor  # (2 D, P * (H + D)), what those say to the P frames after them: each to its part, else 0
+    silence: Tensor  # (H + D,), what is said without any code; 0 by the taps
+    floor: Tensor  # (H + D,), below which it is raised: 0 for the network, -inf for the taps
+    expectation: Tensor  # (H + D, 2 D), the prediction and the logarithms of the gains; what the taps say is passed on
+    offset: Tensor  # (2 D,), to be added
 
 
 class Paths(NamedTuple):
     """The sequences of codes that are being followed, the best of each item first."""
 
     costs: Tensor  # (B, M) squared error so far, less that of the best; infinite for those given up
-    ahead: Tensor  # (BM, P, D + 1), what the codes so far say about the next P frames: predictions and log gains
+    ahead: Tensor  # (BM, P, H + D), what the codes so far say to the next P frames
     undecided: Tensor  # (BM, L), the last codes; zeros in place of those before the first
 
 
 def search_table(codebook: Tensor) -> Tensor:
-    """(K, D) -> (D + 2, K), with which one product gives the errors of all codes, at any gain, on top of a cost.
+    """(K, D) -> (2 D + 1, K), with which one product gives the errors of all codes, at any gains, on top of a cost.
 
-    c + ||v - g e||^2 = (g v, g^2, c + ||v||^2) . (-2 e, ||e||^2, 1).
+    c + ||v - g * e||^2 = (g * v, g^2, c + ||v||^2) . (-2 e, e^2, 1).
     """
-    norms = 2 * half_squared_norms(codebook)[:, None]
-    return torch.cat([-2 * codebook, norms, torch.ones_like(norms)], dim=1).T.contiguous()
+    return torch.cat([-2 * codebook, codebook.square(), torch.ones_like(codebook[:, :1])], dim=1).T.contiguous()
 
 
 def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
     """One path, without any code so far."""
-    _, memory, width = tables.echoes.shape
     costs = tables.search.new_full((batch, num_paths), torch.inf)
     costs[:, 0].zero_()
     undecided = torch.zeros(batch * num_paths, delay, dtype=torch.int64, device=costs.device)
-    return Paths(costs, costs.new_zeros(batch * num_paths, memory, width), undecided)
+    memory = tables.echoes.shape[1] // len(tables.silence)
+    return Paths(costs, tables.silence.repeat(batch * num_paths, memory, 1), undecided)
 
 
 def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -> tuple[Paths, Tensor, Tensor]:
-    """Continue all paths by some frames.
+    """Continue all paths by some frames; on a GPU by one kernel, where it works and suits.
 
     Args:
         vectors: (B, N, D), latents, N >= 1.
@@ -68,6 +77,9 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
         The paths then; (B, N) the code that each frame decides, which is that of L frames earlier; (B, N, L) the codes
         that the best path has for the L frames up to each.
     """
+    if vectors.is_cuda and (kernel := _kernel(vectors.device)) and kernel.suits(paths, tables):
+        result: tuple[Paths, Tensor, Tensor] = kernel.follow(vectors, paths, tables, largest_gain)
+        return result
     num_paths = paths.costs.shape[1]
     beam = _Beam(paths, tables, vectors.shape[1], math.log(largest_gain))
     for frame, vector in enumerate(vectors.repeat_interleave(num_paths, dim=0).unbind(1)):
@@ -78,6 +90,23 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
     return beam.paths(), of_best[..., 0], of_best[..., 1:]
 
 
+@functools.cache
+def _kernel(device: torch.device) -> ModuleType | None:
+    """The module that does all of this at once, if it works on a GPU: it needs triton, and that a C compiler."""
+    shapes = (3, 4), (4, 2), (2, 2), (2,), (2,), (2, 2), (2,)  # with all of D, P and H 1, and four codes
+    tables = Tables(*(torch.ones(shape, device=device) for shape in shapes))
+    try:
+        from codec.model import beam_gpu
+
+        beam_gpu.follow(tables.search[None, :1, :1], start(1, 1, 0, tables), tables, 1.0)
+    except ImportError:
+        return None
+    except Exception as error:  # each thing that may be missing has its own
+        warnings.warn(f"triton does not work here, codes are chosen more slowly: {error}", stacklevel=2)
+        return None
+    return beam_gpu
+
+
 class _Beam:
     """The work on a frame, in tensors that are made once, with all views of them, and written over by each frame.
 
@@ -86,24 +115,28 @@ class _Beam:
 
     def __init__(self, paths: Paths, tables: Tables, num_frames: int, largest_log_gain: float):
         batch, num_paths = paths.costs.shape
-        num_all, memory, width = paths.ahead.shape  # BM, P, D + 1
-        self.search, self.echoes = tables.search, tables.echoes.flatten(1)
-        self.codebook_size = self.search.shape[1]
+        num_all, memory, _ = paths.ahead.shape  # BM, P
+        codebook_size, dim = tables.codes.shape[0], tables.codes.shape[1] // 2
+        self.tables = tables
+        self.codebook_size = codebook_size
         self.largest_log_gain = largest_log_gain
-        self.first_paths = torch.arange(0, num_all, num_paths, device=self.search.device)[:, None]
+        self.first_paths = torch.arange(0, num_all, num_paths, device=paths.ahead.device)[:, None]
 
-        self.now_and_ahead = torch.cat([paths.ahead, torch.zeros_like(paths.ahead[:, :1])], dim=1)  # (BM, P + 1, D + 1)
-        self.prediction, self.log_gain = self.now_and_ahead[:, 0].split([width - 1, 1], dim=1)
-        self.ahead = self.now_and_ahead[:, :memory]
-        parted = torch.empty_like(self.now_and_ahead)  # the same in the order of the paths that were continued
-        self.of_parents, self.scale, self.ahead_of_parents = parted, parted[:, :1], parted[:, 1:]
-        self.chosen_echoes = torch.empty_like(self.ahead).flatten(1)
-        self.new_echoes = self.chosen_echoes.view(self.ahead.shape)
-        self.gain, self.rest = torch.empty_like(self.log_gain), torch.empty_like(self.prediction)
-        self.square = torch.empty_like(self.rest)
-        self.query = self.rest.new_empty(num_all, width + 1)
-        self.scaled_rest, self.squared_gain, self.cost = self.query.split([width - 1, 1, 1], dim=1)
-        self.errors = self.rest.new_empty(num_all, self.codebook_size)
+        silence = tables.silence.expand(num_all, 1, -1)
+        self.now_and_ahead = torch.cat([paths.ahead, silence], dim=1)  # (BM, P + 1, H + D)
+        self.now, self.ahead = self.now_and_ahead[:, 0], self.now_and_ahead[:, :memory]
+        self.of_parents = torch.empty_like(self.now_and_ahead)  # in the order of the paths that were continued
+        self.ahead_of_parents = self.of_parents[:, 1:]
+        self.said, self.echoes = torch.empty_like(self.now), torch.empty_like(self.ahead)
+        self.flat_echoes = self.echoes.flatten(1)
+        self.expected = self.now.new_empty(num_all, 2 * dim)
+        self.prediction, self.log_gains = self.expected.chunk(2, dim=1)
+        self.gains, self.gains_of_parents, self.rest, self.square = self.now.new_empty(4, num_all, dim)
+        self.query = self.now.new_empty(num_all, 2 * dim + 1)
+        self.scaled_rest, self.squared_gains, self.cost = self.query.split([dim, dim, 1], dim=1)
+        self.errors = self.now.new_empty(num_all, codebook_size)
+        self.chosen = torch.empty_like(self.expected)
+        self.innovation = self.chosen[:, :dim]
 
         self.smallest = Smallest(self.errors.view(batch, -1), num_paths)
         self.smallest.values.copy_(paths.costs)
@@ -123,13 +156,15 @@ class _Beam:
 
     def add_errors(self, vector: Tensor) -> None:
         """Set `errors` to the cost of each path (BM,) with each code for a frame's vector (BM, D)."""
-        torch.clamp(self.log_gain, -self.largest_log_gain, self.largest_log_gain, out=self.gain).exp_()
+        torch.maximum(self.now, self.tables.floor, out=self.said)
+        torch.addmm(self.tables.offset, self.said, self.tables.expectation, out=self.expected)
+        torch.clamp(self.log_gains, -self.largest_log_gain, self.largest_log_gain, out=self.gains).exp_()
         torch.sub(vector, self.prediction, out=self.rest)
-        torch.mul(self.rest, self.gain, out=self.scaled_rest)
-        torch.mul(self.gain, self.gain, out=self.squared_gain)
+        torch.mul(self.rest, self.gains, out=self.scaled_rest)
+        torch.mul(self.gains, self.gains, out=self.squared_gains)
         torch.mul(self.rest, self.rest, out=self.square)
         torch.sum(self.square, 1, keepdim=True, out=self.cost).add_(self.costs_so_far)
-        torch.mm(self.query, self.search, out=self.errors)
+        torch.mm(self.query, self.tables.search, out=self.errors)
 
     def choose(self, frame: int) -> None:
         """Continue the best paths by their codes, and give up those that began otherwise than the best."""
@@ -143,12 +178,12 @@ class _Beam:
 
     def predict(self, frame: int) -> None:
         """Let the codes of a frame say what they mean for those after it."""
-        # What was said about this frame is not needed any more: in its place now, what its echoes are multiplied by.
-        self.prediction.copy_(self.gain)
-        self.log_gain.fill_(1)
+        torch.index_select(self.gains, 0, self.flat_parents, out=self.gains_of_parents)
+        torch.index_select(self.tables.codes, 0, self.codes[frame], out=self.chosen)
+        self.innovation.mul_(self.gains_of_parents)
+        torch.mm(self.chosen, self.tables.echoes, out=self.flat_echoes)
         torch.index_select(self.now_and_ahead, 0, self.flat_parents, out=self.of_parents)
-        torch.index_select(self.echoes, 0, self.codes[frame], out=self.chosen_echoes)
-        torch.addcmul(self.ahead_of_parents, self.scale, self.new_echoes, out=self.ahead)
+        torch.add(self.ahead_of_parents, self.echoes, out=self.ahead)
 
     def paths(self) -> Paths:
         """Where the last frame led."""

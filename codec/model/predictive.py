@@ -1,17 +1,18 @@
 """SimVQ inside a prediction loop: codes describe what the codes before them do not tell.
 
-The latent of speech moves slowly: codes that describe each frame anew spend bits on what is already known. Here a frame
-is predicted from the last few codes, and so is how far it may be from that prediction: the code is chosen for what
-remains, in units of that distance. Within a vowel codes are thus fine corrections, at its end large ones. Both
-predictions are moving averages over codes, not over reconstructions, so a code has no say beyond a few frames: sound
-can be decoded from anywhere, a lost code is soon forgotten, and the decoder's side is a sum of table rows.
+The latent of speech moves slowly: codes that describe each frame anew spend bits on what is already known. Here the
+last few codes say what to expect of a frame, and how far off each of its values may be: the code is chosen for what
+remains, in units of that distance. Within a vowel codes are thus fine corrections, at its end large ones, and where
+there is no voice none are spent on its pitch. All is told by a few codes, not by reconstructions, so a code has no say
+beyond some frames: sound can be decoded from anywhere, and a lost code is soon forgotten.
 
 Since a code has a say in what follows, codes are chosen by what they lead to, a few frames later (`beam`).
 
-Legend: B batch, N frames, D width of the latent, K codes, P frames that a prediction looks back.
+Legend: B batch, N frames, D width of the latent, K codes, P frames that a prediction looks back, H hidden width.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,42 +37,45 @@ class PredictiveSimVQConfig(SimVQConfig):
 
     kind: str = "predictive"
     memory: int = 8  # frames that a prediction looks back
-    gain_width: int = 64  # inner width of the network that says what a code means for the gains after it
+    context_width: int = 64  # inner width of the network that hears the last codes
     num_paths: int = 8  # sequences of codes that are followed at once
     delay: int = 3  # frames until a code is decided; 0 with one path: the nearest code
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"memory": 1, "gain_width": 1, "num_paths": 1, "delay": 0}.items():
+        for name, least in {"memory": 1, "context_width": 1, "num_paths": 1, "delay": 0}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"quantizer.{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class PredictiveSimVQ(SimVQ):
-    """SimVQ of the part of a latent (B, D, N) that its past codes do not predict, in units of a gain that they do.
+    """SimVQ of the part of a latent (B, D, N) that its past codes do not predict, in units of gains that they tell.
 
-    With e_n the effective code of frame n, a row of C W + b, and c_n the row of the frozen C that it is made of, the
-    gain, the prediction, the code and the quantized latent of a frame are
+    With e_n the effective code of frame n, a row of C W + b, and c_n the row of the frozen C that it is made of, a
+    network hears the last codes. With it the gains, the prediction and the quantized latent of a frame are
 
-        log g_n = sum_i f_i(c_{n-i}),   p_n = sum_i g_{n-i} e_{n-i} A_i,   i = 1 .. P,
-        q_n = p_n + g_n e_n,            k_1 .. k_N = argmin sum_n ||z_n - q_n||^2 ,
+        h_n = max(0, sum_i sqrt(D) c_{n-i} F_i + f),   (m_n, log g_n) = h_n G + b',
+        v_n = g_n * e_n,   p_n = m_n W + sum_i v_{n-i} A_i,   q_n = p_n + v_n,   i = 1 .. P,
 
-    with f a small network. The minimum is sought among `num_paths` sequences, and a code is decided `delay` frames
-    later; with one path and no delay it is the one nearest to (z_n - p_n) / g_n. The loss is that of `SimVQ` with q_n
-    in the place of the code; it trains A_i and f too. Codes are found frame by frame, all else at once.
+    each value of a frame with a gain of its own, between 1 / 20 and 20; before the first frame c and v are 0. The codes
+    are those of the least sum_n ||z_n - q_n||^2. It is sought among `num_paths` sequences, and a code is decided
+    `delay` frames later; with one path and no delay it is the one nearest to z_n - p_n. The loss is that of `SimVQ`
+    with q_n in the place of the code; it trains A, F and G too. Codes are found frame by frame, all else at once.
 
     Args:
         memory: P.
-        gain_width: inner width of f.
+        context_width: H, the width of h.
         num_paths, delay: of the search; what codes mean does not depend on them.
         Others are as for `SimVQ`.
 
     Attributes:
         taps: (P, D, D), the A_i; zero at first.
-        gain: f, (*, D) -> (*, P); zero at first. With both zero this is `SimVQ`.
+        hear: F and f, (*, P * D) -> (*, H), the last codes first.
+        expect: G and b', (*, H) -> (*, 2 * D); zero at first. With it and the taps zero this is `SimVQ`.
 
     Source: moving-average predictive vector quantization as in ITU-T G.729, section 3.2.4, there of line spectra; gains
-    told by past codes as in ITU-T G.728, section 3.8, there from the energy of the excitation.
+    told by past codes as in ITU-T G.728, section 3.8, there from the energy of the excitation. Means and scales told by
+    a network, as in the entropy models of learned image compression (arXiv:1809.02736).
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class PredictiveSimVQ(SimVQ):
         codebook_dim: int,
         *,
         memory: int = 8,
-        gain_width: int = 64,
+        context_width: int = 64,
         num_paths: int = 8,
         delay: int = 3,
         **settings: object,
@@ -88,15 +92,17 @@ class PredictiveSimVQ(SimVQ):
         super().__init__(codebook_size, codebook_dim, **settings)  # type: ignore[arg-type]
         self.memory, self.num_paths, self.delay = memory, num_paths, delay
         self.taps = nn.Parameter(torch.zeros(memory, codebook_dim, codebook_dim))
-        self.gain = nn.Sequential(nn.Linear(codebook_dim, gain_width), nn.GELU(), nn.Linear(gain_width, memory))
-        self._forget_gains()
+        self.hear = nn.Linear(memory * codebook_dim, context_width)
+        self.expect = nn.Linear(context_width, 2 * codebook_dim)
+        self._expect_nothing()
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """As `SimVQ.forward`, for (B, D, N)."""
         with torch.autocast(latent.device.type, enabled=False):
             vectors = self._checked(latent)  # (B, N, D)
             codes = self._choose(vectors)
-            quantized = self._assemble(codes) if self.training else self._look_up(codes, self._past(None, len(codes)))
+            expected, innovations, _ = self._unroll(codes) if self.training else self._unroll_exactly(codes)
+            quantized = expected + innovations
             loss = self._loss(vectors, quantized)
             if self.training:
                 quantized = self._pass_gradient(vectors, quantized)
@@ -125,20 +131,21 @@ class PredictiveSimVQ(SimVQ):
         codes = self.checked_codes(codes)
         if codes.ndim != 2:
             raise ModelError(f"this quantizer takes codes of shape (B, N), got {tuple(codes.shape)}")
-        past = self._past(state, len(codes))
-        quantized = self._look_up(codes, past)
-        self._remember(state, past, codes)
-        return quantized.transpose(1, 2)
+        past = None if state is None else state.get(self)
+        expected, innovations, _ = self._unroll_exactly(codes, past)
+        if state is not None:
+            seen = codes if past is None else torch.cat([past, codes], dim=1)
+            state[self] = seen[:, -2 * self.memory :].clone()  # the caller may write into its tensor again
+        return (expected + innovations).transpose(1, 2)
 
     def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:
-        """What is left of a latent (B, D, N) once its codes (B, N) have predicted it, in units of the gain."""
-        with torch.no_grad():
-            gains = self._gains(codes)
-            predicted = self._predict(gains * F.embedding(codes, self.effective_codebook()))
-        return (latent.float() - predicted.transpose(1, 2)) / gains.transpose(1, 2)
+        """What is left of a latent (B, D, N) once its codes (B, N) have predicted it, in units of the gains."""
+        with torch.no_grad(), torch.autocast(latent.device.type, enabled=False):
+            expected, _, gains = self._unroll(codes)
+        return (latent.float() - expected.transpose(1, 2)) / gains.transpose(1, 2)
 
     def code_parameters(self) -> list[nn.Parameter]:
-        others = {self.taps, *self.gain.parameters()}
+        others = {self.taps, *self.hear.parameters(), *self.expect.parameters()}
         return [parameter for parameter in super().code_parameters() if parameter not in others]
 
     def _checked(self, latent: Tensor) -> Tensor:
@@ -152,11 +159,7 @@ class PredictiveSimVQ(SimVQ):
     def _choose(self, vectors: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
         """Codes of vectors (B, N, D), as `encode` gives them."""
         batch, length, _ = vectors.shape
-        codebook = self.effective_codebook()
-        tables = beam.Tables(
-            self._derive("search", lambda: beam.search_table(codebook)),
-            self._derive("search echoes", lambda: self._make_search_echoes(codebook)),
-        )
+        tables = beam.Tables(*(self._derive(name, make) for name, make in self._table_makers()))
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
             paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
@@ -171,93 +174,85 @@ class PredictiveSimVQ(SimVQ):
             codes[item, end - due : end] = pending[item, end - 1, self.delay - due :]
         return codes
 
-    def _assemble(self, codes: Tensor) -> Tensor:
-        """q of codes (B, N) with its gradient: (B, N, D)."""
-        vectors = self._gains(codes) * self._project(F.embedding(codes, self.codebook).float())
-        return vectors + self._predict(vectors)
+    def _unroll(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions p, innovations v and gains g of codes (B, N), each (B, N, D) with its gradient."""
 
-    def _predict(self, vectors: Tensor) -> Tensor:
-        """What the code vectors (B, N, D) before each frame, times their gains, say about it: (B, N, D)."""
-        num_frames, memory = vectors.shape[1], self.memory
-        before = F.pad(vectors, (0, 0, memory, 0))
-        terms = [
-            before[:, memory - i : memory - i + num_frames] @ self.taps[i - 1].float() for i in range(1, memory + 1)
-        ]
-        return torch.stack(terms).sum(0)
+        def like(parameter: Tensor) -> Tensor:  # to the device first: an Apple GPU has no float64
+            return parameter.to(codes.device).to(dtype)
 
-    def _gains(self, codes: Tensor) -> Tensor:
-        """The gain of each frame of codes (B, N), with its gradient: (B, N, 1)."""
-        num_frames, memory = codes.shape[1], self.memory
-        before = F.pad(self._log_gain_echoes(F.embedding(codes, self.codebook)), (0, 0, memory, 0))  # (B, P + N, P)
-        terms = [before[:, memory - i : memory - i + num_frames, i - 1] for i in range(1, memory + 1)]
-        logs = torch.stack(terms).sum(0)
-        return logs.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp().unsqueeze(-1)
+        def apply(layer: nn.Module, x: Tensor) -> Tensor:
+            return F.linear(x, *map(like, layer.parameters()))
 
-    def _log_gain_echoes(self, rows: Tensor) -> Tensor:
-        """What rows of C (*, D) mean for the logarithm of the P gains after them: (*, P)."""
-        result: Tensor = self.gain(rows.float() * self.codebook_dim**0.5)  # the network sees unit variance
-        return result
+        rows = F.embedding(codes, like(self.codebook))
+        hidden = F.relu(apply(self.hear, self._past_of(rows) * self.codebook_dim**0.5))  # it hears unit variance
+        mean, log_gains = apply(self.expect, hidden).chunk(2, dim=-1)
+        gains = log_gains.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp()
+        innovations = gains * apply(self.projection, rows)
+        predictions = mean @ like(self.projection.weight).T + self._past_of(innovations) @ like(self.taps).flatten(0, 1)
+        return predictions, innovations, gains
 
-    def _look_up(self, codes: Tensor, past: Tensor) -> Tensor:
-        """q of codes (B, N) after those in `past`, without gradient: (B, N, D).
-
-        Sums and products of table rows, always in this order: a product of matrices would round differently for other
-        numbers of frames.
-        """
-        memory, num_frames = self.memory, codes.shape[1]
-        with torch.no_grad():
-            codebook = self.effective_codebook()
-            echoes, gain_echoes = self._echoes(codebook), self._gain_echoes()
-            seen = torch.cat([past, codes], dim=1)  # (B, 2 P + N)
-            gains = torch.ones(len(codes), memory + num_frames, 1).to(codebook)  # of all but the first P
-            for i in range(1, memory + 1):
-                gains *= F.embedding(seen[:, memory - i : 2 * memory - i + num_frames], gain_echoes[:, i - 1 : i])
-            gains = gains.clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
-            quantized = gains[:, memory:] * F.embedding(codes, codebook)
-            for i in range(1, memory + 1):
-                before = slice(2 * memory - i, 2 * memory - i + num_frames)
-                gain = gains[:, memory - i : memory - i + num_frames]
-                quantized = quantized + gain * F.embedding(seen[:, before], echoes[:, i - 1])
-            return quantized
-
-    def _echoes(self, codebook: Tensor) -> Tensor:
-        """What each code says about the P frames after it: (K, D) -> (K + 1, P, D), zeros last, for no code."""
-
-        def make() -> Tensor:
-            taps = self.taps.float().transpose(0, 1).flatten(1)  # (D, P * D)
-            return F.pad((codebook @ taps).unflatten(1, (self.memory, self.codebook_dim)), (0, 0, 0, 0, 0, 1))
-
-        return self._derive("echoes", make)
-
-    def _gain_echoes(self) -> Tensor:
-        """The factors by which each code changes the P gains after it: (K + 1, P), ones last, for no code."""
-        return self._derive("gain echoes", lambda: F.pad(self._log_gain_echoes(self.codebook), (0, 0, 0, 1)).exp())
-
-    def _make_search_echoes(self, codebook: Tensor) -> Tensor:
-        """What each code says about the P frames after it and about the logarithms of their gains: (K, P, D + 1)."""
-        return torch.cat([self._echoes(codebook)[:-1], self._log_gain_echoes(self.codebook)[..., None]], dim=-1)
-
-    def _forget_gains(self) -> None:
-        nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.gain[-1].bias)  # type: ignore[arg-type]
-
-    def _past(self, state: State | None, batch: int) -> Tensor:
-        """The codes of the 2 P frames before, of which P decide the gains of the others: (B, 2 P), K for no code."""
-        if state is not None and self in state:
-            return state[self]
-        return torch.full((batch, 2 * self.memory), self.codebook_size, device=self.taps.device)
-
-    def _remember(self, state: State | None, past: Tensor, codes: Tensor) -> None:
-        if state is not None:
-            state[self] = torch.cat([past, codes], dim=1)[:, -2 * self.memory :]
+    def _past_of(self, x: Tensor) -> Tensor:
+        """The P frames before each frame, the last one first, zeros before the first: (B, N, D) -> (B, N, P * D)."""
+        memory, num_frames = self.memory, x.shape[1]
+        before = F.pad(x, (0, 0, memory, 0))
+        return torch.cat([before[:, memory - i : memory - i + num_frames] for i in range(1, memory + 1)], dim=2)
 
     @torch.no_grad()
-    def match(self, latent: Tensor) -> None:
-        """Set taps and projection to what suits a latent (B, D, N), once, before training with them starts.
+    def _unroll_exactly(self, codes: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_unroll`, without gradient, of codes after those in `past` (B, at most 2 P).
+
+        Matrix products round differently for other numbers of frames; computed in float64 and then rounded, frames are
+        the same in whatever pieces codes arrive (a value in some hundred million may differ in its last bit). Codes
+        before the last 2 P have no say: P of them decide the gains of the other P.
+        """
+        num_before = 0 if past is None else past.shape[1]
+        seen = codes if past is None else torch.cat([past, codes], dim=1)
+        exact = self._unroll(seen if codes.device.type != "mps" else seen.cpu(), torch.float64)
+        predictions, innovations, gains = (part[:, num_before:].float().to(codes.device) for part in exact)
+        return predictions, innovations, gains
+
+    def _table_makers(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """How each field of `beam.Tables` is made."""
+        dim, hidden = self.codebook_dim, self.hear.out_features
+        hear, expect, projection = self.hear.weight.float(), self.expect.weight.float(), self.projection.weight.float()
+        codebook = self.effective_codebook()
+
+        def codes() -> Tensor:
+            return torch.cat([codebook, self.codebook.float() * dim**0.5], dim=1)
+
+        def echoes() -> Tensor:
+            of_rows = hear.T.unflatten(0, (self.memory, dim)).transpose(0, 1)  # (D, P, H)
+            of_innovations = self.taps.float().transpose(0, 1)  # (D, P, D)
+            blocks = [F.pad(of_innovations, (hidden, 0)), F.pad(of_rows, (0, dim))]
+            return torch.cat(blocks).flatten(1)
+
+        def expectation() -> Tensor:
+            means, log_gains = expect.T.chunk(2, dim=1)
+            passed_on = torch.eye(dim, 2 * dim, device=means.device)
+            return torch.cat([torch.cat([means @ projection.T, log_gains], dim=1), passed_on])
+
+        def offset() -> Tensor:
+            mean, log_gain = self.expect.bias.float().chunk(2)
+            return torch.cat([mean @ projection.T, log_gain])
+
+        yield "search", lambda: beam.search_table(codebook)
+        yield "codes", codes
+        yield "echoes", echoes
+        yield "silence", lambda: F.pad(self.hear.bias.float(), (0, dim))
+        yield "floor", lambda: F.pad(hear.new_zeros(hidden), (0, dim), value=-torch.inf)
+        yield "expectation", expectation
+        yield "offset", offset
+
+    def _expect_nothing(self) -> None:
+        nn.init.zeros_(self.expect.weight)
+        nn.init.zeros_(self.expect.bias)
+
+    def _match_latent(self, latent: Tensor) -> None:
+        """Set taps and projection to what suits a latent (B, D, N).
 
         The latent is taken for an autoregression z_n = m + (z_{n-1} - m) R + e_n: the taps become R, R^2, ..., the
-        codes get the covariance of e, and all gains are 1. Items with NaN or infinity are left out; with too few frames
-        nothing is changed.
+        codes get the covariance of e, and the network expects nothing. Items with NaN or infinity are left out; with
+        too few frames nothing is changed.
         """
         frames = latent.double().transpose(1, 2)  # so that all processes find the same float32 values
         frames = frames[torch.isfinite(frames).all(dim=(1, 2))]  # (B, N, D)
@@ -273,7 +268,7 @@ class PredictiveSimVQ(SimVQ):
             powers.append(powers[-1] @ transition)
         taps = torch.stack(powers)
         self.taps.copy_(taps)
-        self._forget_gains()
+        self._expect_nothing()
         # A latent that stays at m is made of codes that stay at m (1 + sum of the taps)^-1.
         offset = torch.linalg.solve((torch.eye(len(mean)).to(mean) + taps.sum(0)).T, mean)
         self._match((after - before @ transition + offset).float())

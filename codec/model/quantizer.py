@@ -257,7 +257,12 @@ class Quantizer(nn.Module):
 
         Vectors with NaN or infinity are left out; with fewer than two others nothing is changed.
         """
-        vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
+        with torch.autocast(latent.device.type, enabled=False):
+            self._match_latent(latent.float())
+
+    def _match_latent(self, latent: Tensor) -> None:
+        """`match` for (B, D, *) float32."""
+        vectors = latent.movedim(1, -1).reshape(-1, self.codebook_dim)
         vectors = vectors[torch.isfinite(vectors).all(dim=1)]
         if len(vectors) >= 2:
             self._match(vectors)

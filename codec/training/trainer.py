@@ -83,7 +83,7 @@ class Trainer:
         self.optimizer = adamw(
             [
                 {"params": [p for p in self.trained if p not in of_codes], "factor": 1.0},
-                # What decays in the codes, gains or a later layer would make up for: only their scale would drift.
+                # What decays in the codes, a later layer would make up for: only their scale would drift.
                 {
                     "params": [p for p in self.trained if p in of_codes],
                     "factor": settings.quantizer_rate,

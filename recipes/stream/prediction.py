@@ -3,8 +3,8 @@
     python recipes/stream/prediction.py --train ../shared/data/train --test ../shared/data/dev
 
 Quantizers of several memories learn on latents that the encoder of a stream model makes of some files of `--train`,
-each from what `match` gives, with the same steps: with all gains 1, and with gains that past codes tell; memory 0 is
-SimVQ. Then they quantize the latents of `--test`. The encoder stays as it is, so this shows what prediction gives
+each from what `match` gives, with the same steps: by the taps alone, and with the network that hears past codes; memory
+0 is SimVQ. Then they quantize the latents of `--test`. The encoder stays as it is, so this shows what prediction gives
 before the encoder makes use of it.
 """
 
@@ -43,14 +43,14 @@ def main() -> None:
     train, test = windows(files[: options.files], model), windows(audio.find_sounds(options.test), model)
     print(f"{train.shape[0] * WINDOW} frames to learn on, {test.shape[0] * WINDOW} to measure")
     for memory in options.memories:
-        for has_gains in (False, True) if memory else (False,):
+        for is_heard in (False, True) if memory else (False,):
             torch.manual_seed(options.seed)
-            quantizer = learn(memory, has_gains, model, train, options.steps)
+            quantizer = learn(memory, is_heard, model, train, options.steps)
             with torch.no_grad():
                 output = quantizer.eval()(test)
             error = (output.quantized - test).square().mean() / test.var(dim=(0, 2), keepdim=True).mean()
             evenness = perplexity(torch.bincount(output.codes.flatten()))
-            name = f"memory {memory}{', gains' if has_gains else ''}"
+            name = f"memory {memory}{', heard' if is_heard else ''}"
             print(f"{name}: error {error:.4f} of the latents' variance, perplexity {evenness:.0f}", flush=True)
 
 
@@ -65,13 +65,13 @@ def windows(paths: list[Path], model: codec.Codec) -> Tensor:
     return torch.stack(parts)
 
 
-def learn(memory: int, has_gains: bool, model: codec.Codec, train: Tensor, num_steps: int) -> SimVQ:
+def learn(memory: int, is_heard: bool, model: codec.Codec, train: Tensor, num_steps: int) -> SimVQ:
     """A quantizer that has learned with Adam, at 0.05 for the codes and 3e-3 for the rest, both falling to 0."""
     size, dim = model.codebook_size, model.quantizer.codebook_dim
     quantizer = PredictiveSimVQ(size, dim, memory=memory) if memory else SimVQ(size, dim)
     quantizer.match(train)
     if isinstance(quantizer, PredictiveSimVQ):
-        quantizer.gain.requires_grad_(has_gains)
+        quantizer.expect.requires_grad_(is_heard)
     codes = quantizer.code_parameters()
     others = [p for p in quantizer.parameters() if p.requires_grad and not any(p is code for code in codes)]
     optimizer = torch.optim.Adam([{"params": codes, "lr": 0.05}, {"params": others, "lr": 3e-3}])

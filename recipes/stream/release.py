@@ -229,8 +229,8 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
   LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
   domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
-  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). The runs on a GPU saw
-  5.8 h of it, with at most 3 MB of each named voice.
+  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). The first runs on a
+  GPU saw 5.8 h of it, with at most 3 MB of each named voice.
 - Steps: {arguments.earlier_steps} of the releases before, then
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage

@@ -2,10 +2,13 @@
 
 import copy
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from codec import model
 from codec.errors import ConfigError, ModelError
 from codec.model import beam
 from codec.model.predictive import LARGEST_GAIN, PredictiveSimVQ, PredictiveSimVQConfig
@@ -17,25 +20,28 @@ K, D, P = 64, 4, 3
 @pytest.fixture
 def quantizer() -> PredictiveSimVQ:
     torch.manual_seed(0)
-    quantizer = PredictiveSimVQ(K, D, memory=P, gain_width=16)
+    quantizer = PredictiveSimVQ(K, D, memory=P, context_width=16)
     with torch.no_grad():
         quantizer.taps.copy_(0.3 * torch.randn(P, D, D))
-        quantizer.gain[-1].weight.copy_(0.5 * torch.randn(P, 16))
-        quantizer.gain[-1].bias.copy_(0.1 * torch.randn(P))
+        quantizer.expect.weight.copy_(0.5 * torch.randn(2 * D, 16))
+        quantizer.expect.bias.copy_(0.1 * torch.randn(2 * D))
     return quantizer
 
 
 def by_formula(quantizer: PredictiveSimVQ, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gains (B, N, 1), predictions and quantized latent (B, N, D), as the equations have them and with gradient."""
-    f = quantizer.gain(quantizer.codebook * D**0.5)
+    """Gains, predictions and quantized latent, (B, N, D), as the equations have them and with gradient."""
+    f = torch.stack(
+        [quantizer.codebook @ w.T for w in (quantizer.hear.weight * D**0.5).split(D, dim=1)], 1
+    )  # (K, P, H)
     e = quantizer.projection(quantizer.codebook)
     gains, predictions, quantized = [], [], []
     for n in range(codes.shape[1]):
         past = range(1, min(P, n) + 1)
-        log_gain = sum((f[codes[:, n - i], i - 1] for i in past), torch.zeros(len(codes)).to(e))
-        gains.append(log_gain.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp()[:, None])
+        heard = sum((f[codes[:, n - i], i - 1] for i in past), quantizer.hear.bias.expand(len(codes), -1))
+        outputs = torch.relu(heard) @ quantizer.expect.weight.T + quantizer.expect.bias
+        gains.append(outputs[:, D:].clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp())
         terms = (gains[n - i] * e[codes[:, n - i]] @ quantizer.taps[i - 1] for i in past)
-        predictions.append(sum(terms, torch.zeros(len(codes), D).to(e)))
+        predictions.append(sum(terms, outputs[:, :D] @ quantizer.projection.weight.T))
         quantized.append(predictions[n] + gains[n] * e[codes[:, n]])
     return torch.stack(gains, 1), torch.stack(predictions, 1), torch.stack(quantized, 1)
 
@@ -57,17 +63,17 @@ def test_codes_and_quantized_latent_follow_the_equations(quantizer: PredictiveSi
     gains, predictions, quantized = by_formula(exact, output.codes)
     assert gains.max() > 1.5
     assert gains.min() < 0.7
-    targets = (latent.double().transpose(1, 2) - predictions) / gains
-    codebook = exact.projection(exact.codebook)
-    assert torch.equal(output.codes, (targets[:, :, None] - codebook).square().sum(-1).argmin(-1))
+    rest = latent.double().transpose(1, 2) - predictions
+    innovations = gains[:, :, None] * exact.projection(exact.codebook)  # (B, N, K, D)
+    assert torch.equal(output.codes, (rest[:, :, None] - innovations).square().sum(-1).argmin(-1))
     torch.testing.assert_close(output.quantized.transpose(1, 2).double(), quantized, atol=1e-5, rtol=0)
 
 
 def test_with_all_paths_the_codes_are_the_best_of_all_sequences():
     torch.manual_seed(0)
-    quantizer = PredictiveSimVQ(4, D, memory=2, gain_width=8, num_paths=4**5, delay=5).eval()
+    quantizer = PredictiveSimVQ(4, D, memory=2, context_width=8, num_paths=4**5, delay=5).eval()
     torch.nn.init.normal_(quantizer.taps, std=0.3)
-    torch.nn.init.normal_(quantizer.gain[-1].weight, std=0.5)
+    torch.nn.init.normal_(quantizer.expect.weight, std=0.5)
     latent = autoregression(3, 5, 0.8)
     sequences = torch.cartesian_prod(*[torch.arange(4)] * 5)
     errors = (quantizer.lookup(sequences)[None] - latent[:, None]).square().sum(dim=(2, 3))  # (3, 1024)
@@ -84,7 +90,7 @@ def test_waiting_with_several_paths_lowers_the_error(quantizer: PredictiveSimVQ)
 
 
 @pytest.mark.parametrize("is_training", [False, True])
-def test_without_taps_and_gains_it_is_simvq(is_training: bool):
+def test_without_taps_and_expectations_it_is_simvq(is_training: bool):
     torch.manual_seed(0)
     plain = SimVQ(K, D).train(is_training)
     predictive = PredictiveSimVQ(K, D, memory=P, num_paths=1, delay=0).train(is_training)
@@ -115,7 +121,11 @@ def test_pieces_give_what_the_whole_gives(quantizer: PredictiveSimVQ, piece: int
     assert sum(part.shape[1] for part in codes) == 40 - quantizer.delay
     assert torch.equal(torch.cat([*codes, quantizer.finish(state)], dim=1), whole.codes)
     assert quantizer.finish(state).shape[1] == 0
-    parts = [quantizer.lookup(part, other_state) for part in whole.codes.split(piece, dim=1)]
+    buffer = torch.empty(2, piece, dtype=torch.int64)  # that is written over by each piece
+    parts = [quantizer.lookup(whole.codes[:, :0], other_state)]
+    for part in whole.codes.split(piece, dim=1):
+        buffer[:, : part.shape[1]] = part
+        parts.append(quantizer.lookup(buffer[:, : part.shape[1]], other_state))
     assert torch.equal(torch.cat(parts, dim=2), whole.quantized)
 
 
@@ -147,6 +157,21 @@ def test_the_smallest_are_those_of_a_whole_sort(rows: int, count: int):
         expected, order = seen.sort(dim=1)
         assert torch.equal(smallest.values, expected[:, :count])
         assert torch.equal(smallest.places, order[:, :count])
+
+
+def test_without_a_working_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch):
+    find_kernel, device = beam._kernel.__wrapped__, torch.device("cpu")
+
+    def fail(*_):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(model, "beam_gpu", SimpleNamespace(follow=fail), raising=False)
+    with pytest.warns(UserWarning, match="no C compiler"):
+        assert find_kernel(device) is None
+    monkeypatch.delattr(model, "beam_gpu")
+    monkeypatch.delitem(sys.modules, "codec.model.beam_gpu", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert find_kernel(device) is None
 
 
 def test_a_code_is_forgotten_after_twice_its_memory(quantizer: PredictiveSimVQ):
@@ -183,11 +208,27 @@ def test_gradients_are_those_of_the_equations(quantizer: PredictiveSimVQ):
 
 def test_gains_and_damage_stay_within_bounds(quantizer: PredictiveSimVQ):
     with torch.no_grad():
-        quantizer.gain[-1].bias.fill_(10.0)
+        quantizer.expect.bias.fill_(10.0)
     codes = torch.randint(K, (1, 50), generator=torch.Generator().manual_seed(0))
     largest = LARGEST_GAIN * float(quantizer.eval().effective_codebook().norm(dim=1).max())
     bound = largest * (1 + sum(float(torch.linalg.matrix_norm(taps, 2)) for taps in quantizer.taps.detach()))
+    bound += 10 * float((quantizer.projection.weight.detach().abs().sum(1)).norm()) + 10
     assert 5 < float(quantizer.lookup(codes).norm(dim=1).max()) < bound
+
+
+def test_the_search_keeps_gains_within_the_same_bounds():
+    torch.manual_seed(0)
+    quantizer = PredictiveSimVQ(K, D, memory=P, num_paths=1, delay=0).eval()
+    with torch.no_grad():
+        quantizer.expect.bias[D:] = 10.0
+    latent = 8 * torch.randn(1, D, 20)
+    largest = LARGEST_GAIN * quantizer.effective_codebook()
+    nearest = (latent.transpose(1, 2)[:, :, None] - largest).square().sum(-1).argmin(-1)
+    assert torch.equal(quantizer(latent).codes, nearest)
+
+
+def test_only_the_projection_follows_the_latents_at_the_codes_rate(quantizer: PredictiveSimVQ):
+    assert {id(p) for p in quantizer.code_parameters()} == {id(p) for p in quantizer.projection.parameters()}
 
 
 def test_gradient_at_the_quantized_latent_is_passed_to_the_latent(quantizer: PredictiveSimVQ):
@@ -243,6 +284,7 @@ def test_matching_leaves_out_what_is_not_finite_and_needs_enough_frames(quantize
     latent[3, 0, 7] = torch.nan
     quantizer.match(latent)
     assert torch.isfinite(quantizer.taps).all()
+    assert not quantizer.expect.weight.any()  # what was expected of another latent
     assert torch.isfinite(quantizer.projection.weight).all()
 
 
@@ -260,6 +302,6 @@ def test_bad_values_codes_and_settings_are_refused(quantizer: PredictiveSimVQ):
         quantizer.lookup(torch.tensor([[K]]))
     with pytest.raises(ModelError, match="codes of shape"):
         quantizer.lookup(torch.tensor([0]))
-    for name in ("memory", "gain_width", "num_paths"):
+    for name in ("memory", "context_width", "num_paths"):
         with pytest.raises(ConfigError, match=name):
             PredictiveSimVQConfig(**{name: 0})

@@ -8,6 +8,7 @@ import torch
 
 import codec
 from codec import errors
+from codec.model.predictive import PredictiveSimVQ
 from codec.model.quantizer import VQ, SimVQ, VQConfig, rotate
 from codec.model.search import half_squared_norms_of_products, nearest_code
 
@@ -307,6 +308,18 @@ def test_matching_gives_the_codes_the_latents_mean_and_covariance():
     scale = torch.cov(latent[0]).diagonal().max()
     assert (codes.mean(0) - latent[0].mean(1)).abs().max() < 0.1 * scale.sqrt()
     assert (torch.cov(codes.T) - torch.cov(latent[0])).abs().max() < 0.1 * scale
+
+
+@pytest.mark.parametrize("kind", [SimVQ, PredictiveSimVQ])
+def test_matching_is_exact_where_training_computes_in_16_bit(kind: type[SimVQ]):
+    weights = []
+    for is_on in (False, True):
+        torch.manual_seed(0)
+        quantizer = kind(64, D)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            quantizer.match(latents(2, D, 200))
+        weights.append(quantizer.projection.weight)
+    assert torch.equal(*weights)
 
 
 def test_relative_loss_does_not_depend_on_the_latents_scale():

@@ -136,14 +136,14 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
             "data.train=/nowhere",
             "data.window_seconds=0.01",
             "mel.resolutions=[[1024,256,80],[64,128,40]]",
-            "model.quantizer.codebook_dim=8",
+            "model.quantizer.codebook_dim=16",
         ],
         num_processes=3,
     )
     assert found == [
         "data.train: there is no /nowhere",
         "data.batch_size must be a multiple of the 3 processes, got 4",
-        "encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got (16, 8, 16)",
+        "encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got (8, 16, 8)",
         "mel.resolutions [1024, 256, 80] needs more than 512 samples, data.window_seconds gives 240",
         "mel.resolutions [64, 128, 40]: the hop leaves out samples between STFTs of 64",
         "mel.resolutions [64, 128, 40]: an STFT of 64 has only 33 bins for 40 mel bands",
