@@ -70,12 +70,17 @@ def write_sound(path: str, samples: np.ndarray, sample_rate: int = 24000, **opti
 
 def spawn(*arguments: object, **options) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "codec.cli", *map(str, arguments)]
-    # A shell runs background jobs with Ctrl-C ignored, and children inherit that.
+
+    def heed_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    # A shell runs background jobs with Ctrl-C ignored, nohup with SIGHUP, and children inherit that.
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
         **options,
     )
 
