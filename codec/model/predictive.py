@@ -12,7 +12,6 @@ Legend: B batch, N frames, D width of the latent, K codes, P frames that a predi
 """
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -159,7 +158,7 @@ class PredictiveSimVQ(SimVQ):
     def _choose(self, vectors: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
         """Codes of vectors (B, N, D), as `encode` gives them."""
         batch, length, _ = vectors.shape
-        tables = beam.Tables(*(self._derive(name, make) for name, make in self._table_makers()))
+        tables = self._derive("tables", self._make_tables)
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
             paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
@@ -211,37 +210,24 @@ class PredictiveSimVQ(SimVQ):
         predictions, innovations, gains = (part[:, num_before:].float().to(codes.device) for part in exact)
         return predictions, innovations, gains
 
-    def _table_makers(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        """How each field of `beam.Tables` is made."""
+    def _make_tables(self) -> beam.Tables:
         dim, hidden = self.codebook_dim, self.hear.out_features
         hear, expect, projection = self.hear.weight.float(), self.expect.weight.float(), self.projection.weight.float()
         codebook = self.effective_codebook()
-
-        def codes() -> Tensor:
-            return torch.cat([codebook, self.codebook.float() * dim**0.5], dim=1)
-
-        def echoes() -> Tensor:
-            of_rows = hear.T.unflatten(0, (self.memory, dim)).transpose(0, 1)  # (D, P, H)
-            of_innovations = self.taps.float().transpose(0, 1)  # (D, P, D)
-            blocks = [F.pad(of_innovations, (hidden, 0)), F.pad(of_rows, (0, dim))]
-            return torch.cat(blocks).flatten(1)
-
-        def expectation() -> Tensor:
-            means, log_gains = expect.T.chunk(2, dim=1)
-            passed_on = torch.eye(dim, 2 * dim, device=means.device)
-            return torch.cat([torch.cat([means @ projection.T, log_gains], dim=1), passed_on])
-
-        def offset() -> Tensor:
-            mean, log_gain = self.expect.bias.float().chunk(2)
-            return torch.cat([mean @ projection.T, log_gain])
-
-        yield "search", lambda: beam.search_table(codebook)
-        yield "codes", codes
-        yield "echoes", echoes
-        yield "silence", lambda: F.pad(self.hear.bias.float(), (0, dim))
-        yield "floor", lambda: F.pad(hear.new_zeros(hidden), (0, dim), value=-torch.inf)
-        yield "expectation", expectation
-        yield "offset", offset
+        of_rows = hear.T.unflatten(0, (self.memory, dim)).transpose(0, 1)  # (D, P, H)
+        of_innovations = self.taps.float().transpose(0, 1)  # (D, P, D)
+        means, log_gains = expect.T.chunk(2, dim=1)  # (H, D) each
+        mean, log_gain = self.expect.bias.float().chunk(2)
+        passed_on = torch.eye(dim, 2 * dim, device=means.device)
+        return beam.Tables(
+            search=beam.search_table(codebook),
+            codes=torch.cat([codebook, self.codebook.float() * dim**0.5], dim=1),
+            echoes=torch.cat([F.pad(of_innovations, (hidden, 0)), F.pad(of_rows, (0, dim))]).flatten(1),
+            silence=F.pad(self.hear.bias.float(), (0, dim)),
+            floor=F.pad(hear.new_zeros(hidden), (0, dim), value=-torch.inf),
+            expectation=torch.cat([torch.cat([means @ projection.T, log_gains], dim=1), passed_on]),
+            offset=torch.cat([mean @ projection.T, log_gain]),
+        )
 
     def _expect_nothing(self) -> None:
         nn.init.zeros_(self.expect.weight)

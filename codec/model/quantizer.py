@@ -22,7 +22,7 @@ from codec.model.search import (
     linear,
     nearest_code,
 )
-from codec.model.timeconv import DerivedWeight
+from codec.model.timeconv import Derived, DerivedWeight
 
 LARGEST_VALUE = 1e18
 """Latents beyond it would overflow float32 once squared."""
@@ -300,7 +300,7 @@ class Quantizer(nn.Module):
     def _make_half_norms(self) -> Tensor:
         return half_squared_norms(self.effective_codebook())
 
-    def _derive(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def _derive(self, name: str, make: Callable[[], Derived]) -> Derived:
         """What `make` gives, without gradient; in eval mode made once and kept under its name."""
         with torch.no_grad():
             if self.training:  # fused optimizers change parameters without torch's count of changes seeing it

@@ -5,6 +5,7 @@ Plain functions of tensors and the two layers built on them; networks and config
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+Derived = TypeVar("Derived")  # a tensor, or several
 SMALLEST_DEVIATION = 1e-5  # of a channel, relative to its mean: below it there is only rounding
 
 
@@ -44,7 +46,7 @@ def identities(tensors: Iterable[Tensor]) -> tuple[object, ...]:
 
 
 class DerivedWeight:
-    """A tensor computed from parameters, kept as long as those parameters stay what they were.
+    """A tensor, or several, computed from parameters, kept as long as those parameters stay what they were.
 
     Parameters are recognised by address and by torch's count of in-place changes. A change behind torch's back (through
     `.data`) is not seen: modules call `clear` when they move between training and evaluation.
@@ -52,20 +54,21 @@ class DerivedWeight:
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] | None = None
-        self._value: Tensor | None = None
+        self._value: Any = None
 
     def clear(self) -> None:
         """Forget the tensor."""
         self._key = self._value = None
 
-    def get(self, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
+    def get(self, sources: tuple[Tensor, ...], compute: Callable[[], Derived]) -> Derived:
         """`compute()`, or what it gave last time if `sources` are unchanged. With gradients on always `compute()`."""
         if torch.is_grad_enabled():
             return compute()
         key = identities(sources)
         if self._value is None or key != self._key:
             self._key, self._value = key, compute()
-        return self._value
+        value: Derived = self._value
+        return value
 
     def __deepcopy__(self, memo: dict[int, object]) -> "DerivedWeight":
         return DerivedWeight()
