@@ -118,7 +118,7 @@ def print_fit(latents: Tensor, coded: Tensor, errors: Tensor, codebook: Tensor) 
     for name, vectors in {"latents": latents, "coded": coded, "codebook": codebook, "error": errors}.items():
         print(f"{name:9s} std", *(f"{float(value):.2f}" for value in ((vectors - vectors.mean(0)) @ axes).std(0)))
     share = errors.square().sum() / (latents - latents.mean(0)).square().sum()
-    print(f"error {float(share):.3f} of the variance")
+    print(f"error {float(share):.5f} of the variance")
 
 
 if __name__ == "__main__":
