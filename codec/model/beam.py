@@ -16,8 +16,12 @@ import warnings
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from codec.errors import ModelError
 
 GROUP = 64
 """Numbers that are compared before the smallest are sought among the groups' smallest; a power of two."""
@@ -65,7 +69,7 @@ def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
 
 
 def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -> tuple[Paths, Tensor, Tensor]:
-    """Continue all paths by some frames; on a GPU by one kernel, where it works and suits.
+    """Continue all paths by some frames; on a GPU by one kernel, where it works and suits, else on the CPU.
 
     Args:
         vectors: (B, N, D), latents, N >= 1.
@@ -76,17 +80,30 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
     Returns:
         The paths then; (B, N) the code that each frame decides, which is that of L frames earlier; (B, N, L) the codes
         that the best path has for the L frames up to each.
+
+    Raises:
+        ModelError: a CUDA graph is being recorded, and the kernel cannot be used.
     """
     if vectors.is_cuda and (kernel := _kernel(vectors.device)) and kernel.suits(paths, tables):
         result: tuple[Paths, Tensor, Tensor] = kernel.follow(vectors, paths, tables, largest_gain)
         return result
-    num_paths = paths.costs.shape[1]
-    beam = _Beam(paths, tables, vectors.shape[1], math.log(largest_gain))
-    for frame, vector in enumerate(vectors.repeat_interleave(num_paths, dim=0).unbind(1)):
-        beam.add_errors(vector)
-        beam.choose(frame)
-        beam.predict(frame)
-    of_best = beam.histories[1:, ::num_paths].transpose(0, 1)  # (B, N, L + 1)
+    if vectors.device.type != "cpu":
+        if vectors.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ModelError(
+                "codes can be chosen in a recorded step only by the Triton kernel, which does not work here or for "
+                "these sizes; set training.record=false"
+            )
+        on_cpu = vectors.cpu(), Paths(*(tensor.cpu() for tensor in paths)), Tables(*(tensor.cpu() for tensor in tables))
+        paths, *codes = follow(*on_cpu, largest_gain)
+        decided, pending = (tensor.to(vectors.device) for tensor in codes)
+        return Paths(*(tensor.to(vectors.device) for tensor in paths)), decided, pending
+    beam = _Beam(vectors, paths, tables, largest_gain)
+    with np.errstate(all="ignore"):  # of latents that are not finite the loss tells
+        for frame in range(vectors.shape[1]):
+            beam.add_errors(frame)
+            beam.choose(frame)
+            beam.predict(frame)
+    of_best = torch.from_numpy(beam.of_items[1:, :, 0]).transpose(0, 1)  # (B, N, L + 1)
     return beam.paths(), of_best[..., 0], of_best[..., 1:]
 
 
@@ -108,86 +125,95 @@ def _kernel(device: torch.device) -> ModuleType | None:
 
 
 class _Beam:
-    """The work on a frame, in tensors that are made once, with all views of them, and written over by each frame.
+    """The work on a frame, in arrays that are made once, with all views of them, and written over by each frame.
 
-    With so few numbers to a frame, making a tensor takes longer than computing it.
+    With so few numbers to a frame, asking for an operation takes longer than computing it. NumPy is the quicker to ask;
+    torch does what is large, in the same memory.
     """
 
-    def __init__(self, paths: Paths, tables: Tables, num_frames: int, largest_log_gain: float):
+    def __init__(self, vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float):
         batch, num_paths = paths.costs.shape
-        num_all, memory, _ = paths.ahead.shape  # BM, P
+        num_all, memory, width = paths.ahead.shape  # BM, P, H + D
         codebook_size, dim = tables.codes.shape[0], tables.codes.shape[1] // 2
-        self.tables = tables
         self.codebook_size = codebook_size
-        self.largest_log_gain = largest_log_gain
-        self.first_paths = torch.arange(0, num_all, num_paths, device=paths.ahead.device)[:, None]
+        self.search = tables.search
+        self.codes, self.echoes, self.floor = tables.codes.numpy(), tables.echoes.numpy(), tables.floor.numpy()
+        self.largest_log_gain = np.float32(math.log(largest_gain))
 
-        silence = tables.silence.expand(num_all, 1, -1)
-        self.now_and_ahead = torch.cat([paths.ahead, silence], dim=1)  # (BM, P + 1, H + D)
-        self.now, self.ahead = self.now_and_ahead[:, 0], self.now_and_ahead[:, :memory]
-        self.of_parents = torch.empty_like(self.now_and_ahead)  # in the order of the paths that were continued
+        now_and_ahead = torch.cat([paths.ahead, tables.silence.expand(num_all, 1, width)], dim=1).numpy()
+        self.now, self.ahead = now_and_ahead[:, 0], now_and_ahead[:, :memory]
+        self.now_and_ahead = now_and_ahead
+        self.of_parents = np.empty_like(now_and_ahead)  # in the order of the paths that were continued
         self.ahead_of_parents = self.of_parents[:, 1:]
-        self.said, self.echoes = torch.empty_like(self.now), torch.empty_like(self.ahead)
-        self.flat_echoes = self.echoes.flatten(1)
-        self.expected = self.now.new_empty(num_all, 2 * dim)
-        self.prediction, self.log_gains = self.expected.chunk(2, dim=1)
-        self.gains, self.gains_of_parents, self.rest, self.square = self.now.new_empty(4, num_all, dim)
-        self.query = self.now.new_empty(num_all, 2 * dim + 1)
-        self.scaled_rest, self.squared_gains, self.cost = self.query.split([dim, dim, 1], dim=1)
-        self.errors = self.now.new_empty(num_all, codebook_size)
-        self.chosen = torch.empty_like(self.expected)
-        self.innovation = self.chosen[:, :dim]
+        self.said, self.new = np.empty_like(self.now), np.empty_like(self.ahead)
+        self.flat_new = self.new.reshape(num_all, -1)
+
+        # What is said, times `signed`, plus `offsets` of the frame: vector - prediction, and the gains' logarithms.
+        signs = np.array([-1, 1], np.float32).repeat(dim)
+        self.signed = tables.expectation.numpy() * signs
+        self.offsets = F.pad(vectors, (0, dim)).transpose(0, 1)[:, :, None].numpy() + signs * tables.offset.numpy()
+        self.told = np.empty((batch, num_paths, 2 * dim), np.float32)
+        self.flat_told = self.told.reshape(num_all, 2 * dim)
+        self.told_of_parents, self.chosen = np.empty_like(self.flat_told), np.empty_like(self.flat_told)
+        self.rest, self.gains = self.flat_told[:, :dim], self.flat_told[:, dim:]
+        self.innovation, self.gains_of_parents = self.chosen[:, :dim], self.told_of_parents[:, dim:]
+        self.pairs, self.both = self.flat_told.reshape(num_all, 2, dim), self.gains[:, None]
+        self.square, self.ones = np.empty_like(self.rest), np.ones(dim, np.float32)
+        self.distance = np.empty(num_all, np.float32)
+        self.query = torch.empty(num_all, 2 * dim + 1)
+        self.products = self.query[:, : 2 * dim].unflatten(1, (2, dim)).numpy()
+        self.cost = self.query[:, 2 * dim].numpy()
+        self.errors = torch.empty(num_all, codebook_size)
 
         self.smallest = Smallest(self.errors.view(batch, -1), num_paths)
-        self.smallest.values.copy_(paths.costs)
-        self.costs, self.places = self.smallest.values, self.smallest.places  # (B, M)
-        self.costs_so_far, self.flat_places = self.costs.view(-1, 1), self.places.view(-1)
-        self.parents = torch.empty_like(self.places)
-        self.flat_parents = self.parents.view(-1)
-        self.is_given_up = torch.empty_like(self.costs, dtype=torch.bool)
+        self.smallest.values[:] = paths.costs
+        self.costs = self.smallest.values  # (B, M)
+        self.flat_costs, self.flat_places = self.costs.reshape(-1), self.smallest.places.reshape(-1)
+        self.parents = np.empty_like(self.flat_places)
+        self.is_given_up = np.empty(self.costs.shape, bool)
         # The codes of a frame and of the L before it, of all paths; at first of the frame before.
         delay = paths.undecided.shape[1]
-        self.histories = self.places.new_empty(num_frames + 1, num_all, delay + 1)
+        self.histories = np.empty((vectors.shape[1] + 1, num_all, delay + 1), np.int64)
         self.histories[0, :, 1:] = paths.undecided
-        self.undecided, self.inherited = self.histories[:, :, 1:].unbind(), self.histories[1:, :, :delay].unbind()
-        self.codes = self.histories[1:, :, delay].unbind()
-        oldest = self.histories[1:, :, 0].unflatten(1, (batch, num_paths))
-        self.oldest, self.decided = oldest.unbind(), oldest[..., :1].unbind()
+        self.of_items = self.histories.reshape(-1, batch, num_paths, delay + 1)
 
-    def add_errors(self, vector: Tensor) -> None:
-        """Set `errors` to the cost of each path (BM,) with each code for a frame's vector (BM, D)."""
-        torch.maximum(self.now, self.tables.floor, out=self.said)
-        torch.addmm(self.tables.offset, self.said, self.tables.expectation, out=self.expected)
-        torch.clamp(self.log_gains, -self.largest_log_gain, self.largest_log_gain, out=self.gains).exp_()
-        torch.sub(vector, self.prediction, out=self.rest)
-        torch.mul(self.rest, self.gains, out=self.scaled_rest)
-        torch.mul(self.gains, self.gains, out=self.squared_gains)
-        torch.mul(self.rest, self.rest, out=self.square)
-        torch.sum(self.square, 1, keepdim=True, out=self.cost).add_(self.costs_so_far)
-        torch.mm(self.query, self.tables.search, out=self.errors)
+    def add_errors(self, frame: int) -> None:
+        """Set `errors` to the cost of each path with each code for a frame's vector."""
+        np.maximum(self.now, self.floor, out=self.said)
+        np.dot(self.said, self.signed, out=self.flat_told)
+        np.add(self.told, self.offsets[frame], out=self.told)
+        np.maximum(self.gains, -self.largest_log_gain, out=self.gains)
+        np.minimum(self.gains, self.largest_log_gain, out=self.gains)
+        np.exp(self.gains, out=self.gains)
+        np.multiply(self.pairs, self.both, out=self.products)
+        np.multiply(self.rest, self.rest, out=self.square)
+        np.dot(self.square, self.ones, out=self.distance)
+        np.add(self.distance, self.flat_costs, out=self.cost)
+        torch.mm(self.query, self.search, out=self.errors)
 
     def choose(self, frame: int) -> None:
         """Continue the best paths by their codes, and give up those that began otherwise than the best."""
+        before, now, of_items = self.histories[frame], self.histories[frame + 1], self.of_items[frame + 1]
         self.smallest.find()
-        torch.floor_divide(self.places, self.codebook_size, out=self.parents)
-        torch.sub(self.flat_places, self.flat_parents, alpha=self.codebook_size, out=self.codes[frame])
-        self.parents.add_(self.first_paths)
-        torch.index_select(self.undecided[frame], 0, self.flat_parents, out=self.inherited[frame])
-        torch.ne(self.oldest[frame], self.decided[frame], out=self.is_given_up)
-        self.costs.sub_(self.costs[:, :1].clone()).masked_fill_(self.is_given_up, torch.inf)
+        np.divmod(self.flat_places, self.codebook_size, out=(self.parents, now[:, -1]))
+        before[:, 1:].take(self.parents, axis=0, out=now[:, :-1], mode="clip")
+        np.subtract(self.costs, self.costs[:, :1], out=self.costs)
+        np.not_equal(of_items[:, :, 0], of_items[:, :1, 0], out=self.is_given_up)
+        np.putmask(self.costs, self.is_given_up, np.inf)
 
     def predict(self, frame: int) -> None:
         """Let the codes of a frame say what they mean for those after it."""
-        torch.index_select(self.gains, 0, self.flat_parents, out=self.gains_of_parents)
-        torch.index_select(self.tables.codes, 0, self.codes[frame], out=self.chosen)
-        self.innovation.mul_(self.gains_of_parents)
-        torch.mm(self.chosen, self.tables.echoes, out=self.flat_echoes)
-        torch.index_select(self.now_and_ahead, 0, self.flat_parents, out=self.of_parents)
-        torch.add(self.ahead_of_parents, self.echoes, out=self.ahead)
+        self.flat_told.take(self.parents, axis=0, out=self.told_of_parents, mode="clip")
+        self.codes.take(self.histories[frame + 1, :, -1], axis=0, out=self.chosen, mode="clip")
+        np.multiply(self.innovation, self.gains_of_parents, out=self.innovation)
+        np.dot(self.chosen, self.echoes, out=self.flat_new)
+        self.now_and_ahead.take(self.parents, axis=0, out=self.of_parents, mode="clip")
+        np.add(self.ahead_of_parents, self.new, out=self.ahead)
 
     def paths(self) -> Paths:
         """Where the last frame led."""
-        return Paths(self.costs, self.ahead.clone(), self.undecided[-1].clone())
+        costs, ahead, undecided = self.costs, self.ahead, self.histories[-1, :, 1:]
+        return Paths(*(torch.from_numpy(array.copy()) for array in (costs, ahead, undecided)))
 
 
 class Smallest:
@@ -201,34 +227,36 @@ class Smallest:
 
     Attributes:
         values: (B, count), the smallest after `find`, ascending.
-        places: (B, count) int64, where they are.
+        places: (B, count) int64, where they are in the flattened tensor.
     """
 
     def __init__(self, numbers: Tensor, count: int):
-        size = numbers.shape[1]
+        num_rows, size = numbers.shape
         group = math.gcd(size, GROUP)
         if size < group * count:
             group = 1
-        self.count, self.group, self.shift = count, group, group.bit_length() - 1
-        self.groups = numbers.view(-1, group)
-        self.grouped = numbers.view(len(numbers), -1, group)
-        self.first_groups = torch.arange(0, len(self.groups), size // group, device=numbers.device)[:, None]
-        self.minima = numbers.new_empty(len(numbers), size // group)
-        self.values, self.least = numbers.new_empty(2, len(numbers), count)
-        integers = torch.empty(5, len(numbers), count, dtype=torch.int64, device=numbers.device)
-        self.places, self.best, self.chosen, self.slots, self.offset = integers
-        self.flat_chosen = self.chosen.view(-1)
-        self.candidates = numbers.new_empty(len(numbers) * count, group)
-        self.row_candidates = self.candidates.view(len(numbers), -1)
+        self.count = count
+        self.numbers = numbers.numpy().reshape(-1)
+        self.grouped = numbers.view(num_rows, group, -1)  # every (n / group)-th number is in the same group
+        self.minima = numbers.new_empty(num_rows, size // group)
+        firsts = np.arange(0, num_rows * size, size)[:, None]
+        self.members = np.arange(0, size, size // group) + firsts[:, None]  # (B, 1, group)
+        self.least, self.best = numbers.new_empty(num_rows, count), torch.empty(num_rows, count, dtype=torch.int64)
+        self.best_groups = self.best[:, :, None].numpy()
+        self.candidates = np.empty((num_rows, count, group), np.int64)
+        self.flat_candidates = self.candidates.reshape(-1)
+        found, slots = numbers.new_empty(num_rows, count * group), self.best.new_empty(num_rows, count)
+        self.found, self.flat_found = found, found.numpy().reshape(-1)
+        self.first_slots, self.slots = np.arange(0, found.numel(), found.shape[1])[:, None], slots.numpy()
+        self.sorted = numbers.new_empty(num_rows, count), slots
+        self.values, self.places = self.sorted[0].numpy(), np.empty_like(self.slots)
 
     def find(self) -> None:
         """Set `values` and `places` for the numbers as they are now."""
-        torch.amin(self.grouped, 2, out=self.minima)
+        torch.amin(self.grouped, 1, out=self.minima)
         torch.topk(self.minima, self.count, largest=False, sorted=False, out=(self.least, self.best))
-        torch.add(self.best, self.first_groups, out=self.chosen)
-        torch.index_select(self.groups, 0, self.flat_chosen, out=self.candidates)
-        torch.topk(self.row_candidates, self.count, largest=False, out=(self.values, self.places))
-        # The k-th of the candidates is number k % group of its group, of which it says which one that was.
-        torch.bitwise_right_shift(self.places, self.shift, out=self.slots)
-        torch.gather(self.best, 1, self.slots, out=self.offset)
-        self.places.add_(self.offset.sub_(self.slots), alpha=self.group)
+        np.add(self.best_groups, self.members, out=self.candidates)
+        self.numbers.take(self.flat_candidates, out=self.flat_found, mode="clip")
+        torch.topk(self.found, self.count, largest=False, out=self.sorted)
+        np.add(self.slots, self.first_slots, out=self.slots)
+        self.flat_candidates.take(self.slots, out=self.places, mode="clip")

@@ -5,6 +5,7 @@ import math
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,16 +148,30 @@ def test_items_of_a_batch_do_not_depend_on_each_other_nor_on_padding(quantizer: 
         assert torch.equal(row[:, :length], expected)
 
 
-@pytest.mark.parametrize(("rows", "count"), [(640, 3), (64 * 100, 8), (100, 8), (8, 8)])
-def test_the_smallest_are_those_of_a_whole_sort(rows: int, count: int):
-    values = torch.randn(3, rows, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("size", "count"), [(640, 3), (64 * 100, 8), (100, 8), (8, 8)])
+def test_the_smallest_are_those_of_a_whole_sort(size: int, count: int):
+    values = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
     smallest = beam.Smallest(numbers := torch.empty_like(values), count)
     for seen in (values, -values):
         numbers.copy_(seen)
         smallest.find()
         expected, order = seen.sort(dim=1)
-        assert torch.equal(smallest.values, expected[:, :count])
-        assert torch.equal(smallest.places, order[:, :count])
+        in_whole = order + torch.arange(0, 3 * size, size)[:, None]
+        np.testing.assert_array_equal(smallest.values, expected[:, :count])
+        np.testing.assert_array_equal(smallest.places, in_whole[:, :count])
+
+
+@pytest.mark.filterwarnings("error")
+def test_latents_that_are_not_finite_do_no_harm_to_others(quantizer: PredictiveSimVQ):
+    quantizer.checks_values = False  # as in training
+    latent = autoregression(2, 12, 0.8)
+    expected = quantizer.encode(latent[1:])
+    for value in (torch.nan, torch.inf, 1e30):
+        latent[0, :, 3] = value
+        codes = quantizer.encode(latent)
+        assert codes.min() >= 0
+        assert codes.max() < K
+        assert torch.equal(codes[1:], expected)
 
 
 def test_without_a_working_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch):
