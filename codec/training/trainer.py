@@ -12,6 +12,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +54,15 @@ from codec.training.validation import validate
 
 STOP_EVERY = 10
 """Steps between two looks at whether another process was asked to stop."""
+
+
+class Judgement(NamedTuple):
+    """What a decoded batch is off by."""
+
+    loss: Tensor  # a scalar, the weighted sum of what follows
+    scalars: dict[str, Tensor]  # each loss by its full name
+    heard: Tensor  # (B, 1, T), the original, and the decoded sound: both in the band that the recordings have
+    fake: Tensor
 
 
 class Trainer:
@@ -164,28 +174,16 @@ class Trainer:
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         """The part of a step that is the same for all steps of a phase."""
-        settings, wav = self.settings, batch.wav
+        settings = self.settings
         with self._autocast():
-            latent = self._encode(wav)  # (B, 1, T) -> (B, D, N)
+            latent = self._encode(batch.wav)  # (B, 1, T) -> (B, D, N)
             quantized, quantizer_loss, usage_loss = self._quantize(latent)
-            fake, log_pitch = self._synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
-            fake = fake[..., : wav.shape[-1]]
-        heard = wav
-        if batch.bandwidth is not None:  # what a recording cannot tell is not judged
-            heard, fake = (limit_band(sound, batch.bandwidth, self.codec.sample_rate) for sound in (wav, fake))
-        spectral = self.spectral_loss(heard, fake)
-        loss = settings.mel_weight * spectral.mel + settings.commitment_weight * quantizer_loss
-        scalars = {"batch/peak": wav.abs().amax(), "loss/quantizer": quantizer_loss, "loss/mel": spectral.mel}
-        for name, weight, value in (
-            ("usage", settings.usage_weight, usage_loss),
-            ("pitch", settings.pitch_weight, self._pitch_loss(log_pitch, wav)),
-            ("loudness", settings.loudness_weight, spectral.loudness),
-            ("spectral_convergence", settings.convergence_weight, spectral.convergence),
-            ("disturbance", settings.disturbance_weight, self._disturbance_loss(heard, fake)),
-        ):
-            if weight and value is not None:
-                loss = loss + weight * value
-                scalars[f"loss/{name}"] = value
+        loss, scalars, heard, fake = self.judge(quantized, batch)  # (B, D, N) -> (B, 1, T)
+        loss = loss + settings.commitment_weight * quantizer_loss
+        scalars |= {"batch/peak": batch.wav.abs().amax(), "loss/quantizer": quantizer_loss}
+        if settings.usage_weight and usage_loss is not None:
+            loss = loss + settings.usage_weight * usage_loss
+            scalars["loss/usage"] = usage_loss
         if self.step >= self.adversarial_start:
             with self._autocast():
                 joint = self.adversary.joint_losses(
@@ -215,6 +213,28 @@ class Trainer:
             return quantized, loss, None
         coded = self.codec.quantizer.remainder(latent, codes)
         return quantized, loss, self.codec.quantizer.usage_loss(coded, self.ranks.average)
+
+    def judge(self, quantized: Tensor, batch: Batch) -> Judgement:
+        """Decode the quantized latent (B, D, N) of a batch; all losses of its sound but the discriminators'."""
+        settings, wav = self.settings, batch.wav
+        with self._autocast():
+            fake, log_pitch = self._synthesize(quantized)  # (B, 1, N * hop), (B, N)
+            fake = fake[..., : wav.shape[-1]]
+        heard = wav
+        if batch.bandwidth is not None:  # what a recording cannot tell is not judged
+            heard, fake = (limit_band(sound, batch.bandwidth, self.codec.sample_rate) for sound in (wav, fake))
+        spectral = self.spectral_loss(heard, fake)
+        loss, scalars = settings.mel_weight * spectral.mel, {"loss/mel": spectral.mel}
+        for name, weight, value in (
+            ("pitch", settings.pitch_weight, self._pitch_loss(log_pitch, wav)),
+            ("loudness", settings.loudness_weight, spectral.loudness),
+            ("spectral_convergence", settings.convergence_weight, spectral.convergence),
+            ("disturbance", settings.disturbance_weight, self._disturbance_loss(heard, fake)),
+        ):
+            if weight and value is not None:
+                loss = loss + weight * value
+                scalars[f"loss/{name}"] = value
+        return Judgement(loss, scalars, heard, fake)
 
     def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
         """Waveform, and the pitch where the decoder states one."""

@@ -12,6 +12,8 @@ import torch
 
 from codec import audio
 from codec.model import weights
+from codec.model.codec import Codec, CodecConfig
+from codec.model.quantizer import SimVQConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stream"
 
@@ -55,13 +57,57 @@ def test_models_that_have_no_average_are_named(model_directory: Path, tmp_path: 
     assert not (tmp_path / "mean").exists()
 
 
-@pytest.fixture(scope="module")
-def release() -> ModuleType:
-    """The module."""
-    specification = importlib.util.spec_from_file_location("release", RECIPE / "release.py")
+def imported(script: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(script, RECIPE / f"{script}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def test_a_model_with_a_scaled_latent_sounds_the_same(model_directory: Path, speech: Path):
+    model, scaled = weights.load(model_directory), weights.load(model_directory)
+    factors = torch.tensor([0.25, 2.0, 1.0, 0.5]).repeat(model.quantizer.codebook_dim // 4)  # which round nothing
+    imported("balance").scale_latent(scaled, factors)
+    wav = torch.from_numpy(audio.read(speech, model.sample_rate)[0])[None]
+    with torch.inference_mode():
+        latent, codes = model.encoder(wav), model.encode(wav)
+        assert torch.equal(scaled.encoder(wav), latent * factors[:, None])
+        torch.testing.assert_close(scaled.decoder(latent * factors[:, None]), model.decoder(latent))
+        torch.testing.assert_close(scaled.decode(codes), model.decode(codes))
+        assert not torch.equal(scaled.encode(wav), codes)
+
+
+def test_a_balanced_latent_is_scaled_by_the_factors_told(model_directory: Path, speech: Path, tmp_path: Path):
+    (tmp_path / "speaker").mkdir()
+    (tmp_path / "speaker" / "speech.flac").write_bytes(speech.read_bytes())
+    settings = (
+        *(f"data.train={tmp_path / 'speaker'}", f"data.cache={tmp_path / 'cache'}", "data.batch_size=1"),
+        *("data.window_seconds=0.5", "training.device=cpu", "training.adversarial_seconds=0.2"),
+    )
+    result = run("balance.py", model_directory, "--output", tmp_path / "balanced", "--batches", 2, *settings)
+    assert result.returncode == 0, result.stderr
+    factors = torch.tensor([float(word) for word in result.stdout.split()[1:]])
+    assert factors.prod() == pytest.approx(1, rel=0.02)  # of rounded numbers
+    assert factors.std() > 0.01
+    model, balanced = weights.load(model_directory), weights.load(tmp_path / "balanced")
+    wav = torch.from_numpy(audio.read(speech, model.sample_rate)[0])[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(balanced.encoder(wav), model.encoder(wav) * factors[:, None], rtol=5e-3, atol=5e-3)
+
+
+def test_what_cannot_be_balanced_is_refused(tmp_path: Path):
+    torch.manual_seed(0)
+    other = Codec(CodecConfig(quantizer=SimVQConfig(codebook_size=8))).eval()
+    weights.save(other, tmp_path / "simvq")
+    result = run("balance.py", tmp_path / "simvq", "--output", tmp_path / "balanced", "data.train=nowhere")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "only a stream model with a predictive quantizer can be balanced" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def release() -> ModuleType:
+    return imported("release")
 
 
 def test_what_goes_wrong_in_a_release_leaves_the_old_one(release: ModuleType, tmp_path: Path):
