@@ -89,7 +89,7 @@ class Adversary:
 
         To the generator the discriminators are constants, and to them both waveforms are. Each discriminator's
         activations are freed before the next one runs, so peak memory is that of the largest, not of all. Gradients of
-        the discriminators are set on return; call `step`.
+        the discriminators are set on return; call `clip_gradients` and `step`.
 
         Args:
             real: (B, 1, T).
@@ -135,18 +135,15 @@ class Adversary:
         discriminator.backward(inputs=list(member.parameters()))
         return torch.stack([adversarial, matching, discriminator]).detach()
 
-    def step(self) -> Tensor:
-        """Clip the gradients, update the discriminators and free the gradients.
+    def clip_gradients(self) -> Tensor:
+        """Clip the discriminators' gradients and return their norm before, a scalar on the device."""
+        return clip_grad_norm_(self.discriminators.parameters(), self.config.max_gradient_norm, foreach=True)
 
-        Returns:
-            The gradient's norm before clipping, a scalar on the device. If it is not finite nothing was updated; this
-            is decided on the device, without waiting for it.
-        """
-        norm = clip_grad_norm_(self.discriminators.parameters(), self.config.max_gradient_norm, foreach=True)
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read by fused updates
+    def step(self, is_skipped: Tensor) -> None:
+        """Update the discriminators, unless a scalar on their device is 1, and free the gradients."""
+        self.optimizer.found_inf = is_skipped  # type: ignore[attr-defined]  # read by fused updates
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def save_weights(self, path: Path) -> None:
         """Write the discriminators' weights, in 16 bit, for fine-tuning by others; the file appears complete or not.

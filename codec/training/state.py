@@ -158,14 +158,14 @@ def load_latest(run: Path) -> Latest | None:
     return None
 
 
-def check_room(run: Path) -> None:
+def check_room(run: Path, num_state_bytes: int) -> None:
     """Refuse a disk that cannot take the states to come: the next one, while this one and the previous one stay.
 
     Raises:
-        ModelError: there is too little room beside the run's first state.
+        ModelError: there is too little room beside the states that are there.
     """
-    num_states = 1 if (run / PREVIOUS_NAME).exists() else 2
-    needed, free = num_states * (run / STATE_NAME).stat().st_size, shutil.disk_usage(run).free
+    there = sum(path.stat().st_size for path in (run / STATE_NAME, run / PREVIOUS_NAME) if path.exists())
+    needed, free = 3 * num_state_bytes - there, shutil.disk_usage(run).free
     if free < needed:
         raise ModelError(
             f"{run}: {free / 2**20:.0f} MiB are free, the states to come need {needed / 2**20:.0f} MiB; "

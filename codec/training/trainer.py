@@ -4,8 +4,8 @@ Phases, by step: up to `quantizer_start` the latent passes unquantized, so that 
 over it; then the quantizer is matched to it and spectral losses train the codec; from `adversarial_start` on the
 discriminators join. A model that training starts from (`init`) skips the first phase.
 
-A step whose loss or gradient is not finite changes nothing. After too many of them in a row, training returns to the
-last good state with half the learning rate.
+A step in which a loss or gradient is not finite leaves codec and discriminators as they were. After too many of them in
+a row, training returns to the last good state with half the learning rate.
 """
 
 import math
@@ -180,11 +180,12 @@ class Trainer:
             quantized, quantizer_loss, usage_loss = self._quantize(latent)
         loss, scalars, heard, fake = self.judge(quantized, batch)  # (B, D, N) -> (B, 1, T)
         loss = loss + settings.commitment_weight * quantizer_loss
-        scalars |= {"batch/peak": batch.wav.abs().amax(), "loss/quantizer": quantizer_loss}
+        scalars = {"batch/peak": batch.wav.abs().amax(), "loss/quantizer": quantizer_loss, **scalars}
         if settings.usage_weight and usage_loss is not None:
             loss = loss + settings.usage_weight * usage_loss
             scalars["loss/usage"] = usage_loss
-        if self.step >= self.adversarial_start:
+        has_joined = self.step >= self.adversarial_start
+        if has_joined:
             with self._autocast():
                 joint = self.adversary.joint_losses(
                     *self._crop(heard, fake), settings.adversarial_weight, settings.feature_matching_weight
@@ -195,10 +196,16 @@ class Trainer:
                 "loss/adversarial": joint.adversarial,
                 "loss/feature_matching": joint.feature_matching,
                 "loss/discriminator": joint.discriminator,
-                "gradient_norm/discriminators": self.adversary.step(),
             }
-        norm, is_skipped = self._descend(loss)
-        scalars |= {"loss/total": loss, "gradient_norm/codec": norm, "skipped": is_skipped}
+        norms = {"gradient_norm/codec": self._backward(loss)}
+        if has_joined:
+            norms["gradient_norm/discriminators"] = self.adversary.clip_gradients()
+        # Decided on the device, so that no step waits for it.
+        is_skipped = (~torch.stack(list(norms.values())).isfinite().all()).float()
+        self._descend(is_skipped)
+        if has_joined:
+            self.adversary.step(is_skipped)
+        scalars |= {"loss/total": loss, **norms, "skipped": is_skipped}
         return {name: value.detach() for name, value in scalars.items()}
 
     def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -208,7 +215,7 @@ class Trainer:
         if self.step == self.quantizer_start:
             self.codec.quantizer.match(self.ranks.gather(latent.detach()))
         codes, quantized, loss = self.codec.quantizer(latent)
-        self.usage.add(codes)
+        self.usage.add(codes, latent.isfinite().all())
         if not self.settings.usage_weight:
             return quantized, loss, None
         coded = self.codec.quantizer.remainder(latent, codes)
@@ -258,21 +265,19 @@ class Trainer:
         samples = start + torch.arange(length, device=real.device)
         return real.index_select(-1, samples), fake.index_select(-1, samples)
 
-    def _descend(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Step the codec; returns the gradient's norm before clipping, and 1 if nothing was updated.
-
-        Nothing is if loss or norm is not finite. That is decided on the device, so that no step waits for it.
-        """
+    def _backward(self, loss: Tensor) -> Tensor:
+        """Set and clip the codec's gradients; returns their norm before, which is NaN if the loss is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(1 + 0 * loss.detach())  # times 1; NaN if the loss is not finite, in all processes then
         self.ranks.average_gradients(self.trained)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm, foreach=True)
-        is_skipped = (~norm.isfinite()).float()
+        return torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm, foreach=True)
+
+    def _descend(self, is_skipped: Tensor) -> None:
+        """Update the codec, unless a scalar on its device is 1."""
         self.optimizer.found_inf = is_skipped  # type: ignore[attr-defined]  # read by fused updates
         self.optimizer.step()
         for buffer, original in self.frozen_buffers:  # such as the running means of a codebook
             buffer.copy_(original)
-        return norm, is_skipped
 
     def _set_learning_rate(self) -> None:
         factor = self._learning_rate_factor()
@@ -302,10 +307,23 @@ class Trainer:
         if latest is None or latest.name != STATE_NAME:
             self.save(keep_previous=False)
         if self.ranks.is_first:
-            check_room(self.run)
+            check_room(self.run, self._num_state_bytes())
             if changes := differences(read_json(self.run / CONFIG_NAME) or {}, asdict(self.config)):
                 monitor.event(self.step, "settings", "; ".join(changes))
             write_json(self.run / CONFIG_NAME, asdict(self.config))
+
+    def _num_state_bytes(self) -> int:
+        """Of a state once the optimizers have their two moments of everything that is trained."""
+        codec, discriminators, trained = (
+            sum(tensor.nbytes for tensor in tensors)
+            for tensors in (
+                self.codec.state_dict().values(),
+                self.adversary.discriminators.state_dict().values(),
+                self.trained,
+            )
+        )
+        will_join = self.adversarial_start < self.settings.steps
+        return codec + 3 * trained + (3 if will_join else 1) * discriminators  # the average counts like a moment
 
     def _monitor(self) -> Monitor:
         frames = self.config.data.batch_size * self.codec.num_frames(self.sampler.num_samples)

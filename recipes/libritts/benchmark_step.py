@@ -119,12 +119,14 @@ def our_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callabl
     optimizer = torch.optim.AdamW(codec.parameters(), LEARNING_RATE, BETAS, weight_decay=0, fused=True)
     trained = list(codec.parameters())
     averages = [parameter.detach().clone() for parameter in trained]
+    never = torch.zeros((), device=device)
 
     def step() -> None:
         with autocast():
             fake, commitment = codec(batch)
             joint = adversary.joint_losses(batch, fake)
-        adversary.step()
+        adversary.clip_gradients()
+        adversary.step(never)
         loss = joint.generator + MEL_WEIGHT * spectral_loss(batch, fake).mel + COMMITMENT_WEIGHT * commitment
         optimizer.zero_grad()
         loss.backward()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from codec.errors import ConfigError, ModelError
 from codec.training import losses
@@ -139,13 +140,19 @@ def test_losses_are_float32_under_autocast_and_close_to_full_precision(adversary
         assert a.item() == pytest.approx(b.item(), rel=0.02)
 
 
+def update(adversary: Adversary, real: Tensor, fake: Tensor, is_skipped: float = 0.0) -> Tensor:
+    adversary.joint_losses(real, fake)
+    norm = adversary.clip_gradients()
+    adversary.step(torch.tensor(is_skipped))
+    return norm
+
+
 def test_discriminators_learn_to_tell(adversary, clips):
     real, fake = clips
     before = adversary.joint_losses(real, fake).discriminator.item()
     adversary.optimizer.param_groups[0]["lr"] = 1e-2
     for _ in range(30):
-        adversary.joint_losses(real, fake)
-        adversary.step()
+        update(adversary, real, fake)
     assert adversary.joint_losses(real, fake).discriminator.item() < 0.5 * before
     on_real, on_fake = adversary.discriminators(real), adversary.discriminators(fake)
     for group in on_real:
@@ -153,24 +160,20 @@ def test_discriminators_learn_to_tell(adversary, clips):
             assert r.logits.mean() > f.logits.mean()
 
 
-def test_a_step_with_a_non_finite_gradient_changes_nothing(adversary, clips):
+def test_a_step_that_is_skipped_changes_nothing(adversary, clips):
     real, fake = clips
-    adversary.joint_losses(real, fake)
-    adversary.step()
+    update(adversary, real, fake)
     before = state_of(adversary)
-    adversary.joint_losses(real, fake * torch.tensor(float("nan")))
-    assert not adversary.step().isfinite()
+    assert not update(adversary, real, fake * torch.tensor(float("nan")), is_skipped=1.0).isfinite()
     torch.testing.assert_close(state_of(adversary), before, rtol=0, atol=0)
-    adversary.joint_losses(real, fake)
-    assert adversary.step().isfinite()
+    assert update(adversary, real, fake).isfinite()
     assert any(not p.equal(q) for p, q in zip(parameters(adversary), before[0].values(), strict=True))
 
 
 def test_gradients_are_clipped_to_the_limit(clips):
     torch.manual_seed(0)
     adversary = Adversary(config(max_gradient_norm=1e-3))
-    adversary.joint_losses(*clips)
-    norm = adversary.step()
+    norm = update(adversary, *clips)
     assert norm > 1e-3
     assert all(p.grad is None for p in parameters(adversary))
     # After one step AdamW's first moment is (1 - beta) times the gradient it was given.
@@ -180,15 +183,13 @@ def test_gradients_are_clipped_to_the_limit(clips):
 
 def test_resuming_from_a_state_is_exact(adversary, clips):
     for _ in range(2):
-        adversary.joint_losses(*clips)
-        adversary.step()
+        update(adversary, *clips)
     resumed = Adversary(config())
     discriminators, optimizer = state_of(adversary)
     resumed.discriminators.load_state_dict(discriminators)
     restore_optimizer(resumed.optimizer, optimizer)
     for side in (adversary, resumed):
-        side.joint_losses(*clips)
-        side.step()
+        update(side, *clips)
     for a, b in zip(parameters(adversary), parameters(resumed), strict=True):
         assert a.equal(b)
 

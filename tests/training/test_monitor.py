@@ -29,7 +29,8 @@ def monitor(run: Path) -> Monitor:
 def test_usage_of_equally_frequent_codes():
     usage = CodeUsage(8, torch.device("cpu"))
     for _ in range(3):
-        usage.add(torch.tensor([[0, 1], [2, 3]]))
+        usage.add(torch.tensor([[0, 1], [2, 3]]), torch.tensor(True))
+        usage.add(torch.tensor([[7, 7], [7, 7]]), torch.tensor(False))
     values = CodeUsage.summarise(usage.counts)
     assert values["codes/utilisation"] == 0.5
     assert values["codes/perplexity"] == pytest.approx(4)

@@ -55,7 +55,7 @@ def test_a_step_with_a_broken_batch_changes_nothing_and_is_counted(tiny_run: lis
 def test_a_loss_that_is_not_finite_skips_the_step_even_if_its_gradient_is(
     tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    trainer = Trainer(compose([*tiny_run, "training.quantizer_start=0"]))
+    trainer = Trainer(compose([*tiny_run, "training.adversarial_start=0"]))
     spectral_loss = trainer.spectral_loss.forward
 
     def broken(*wavs):
@@ -63,11 +63,37 @@ def test_a_loss_that_is_not_finite_skips_the_step_even_if_its_gradient_is(
         return losses._replace(mel=losses.mel + math.inf)
 
     monkeypatch.setattr(trainer.spectral_loss, "forward", broken)
-    before = trainer.codec.encoder.output.weight.clone()
+    before = parameters(trainer)
     scalars = trainer.train_step(trainer.sampler.batch(0))
     assert int(trainer.broken.skipped) == 1
     assert not scalars["gradient_norm/codec"].isfinite()
-    assert torch.equal(trainer.codec.encoder.output.weight, before)
+    assert scalars["gradient_norm/discriminators"].isfinite()
+    assert all(map(torch.equal, parameters(trainer), before))
+
+
+def test_a_broken_gradient_of_the_discriminators_skips_the_step_of_all(tiny_run: list[str]):
+    trainer = Trainer(compose([*tiny_run, "training.adversarial_start=0"]))
+    next(trainer.adversary.discriminators.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    before = parameters(trainer)
+    scalars = trainer.train_step(trainer.sampler.batch(0))
+    assert scalars["gradient_norm/codec"].isfinite()
+    assert int(trainer.broken.skipped) == 1
+    assert "gradient_norm/discriminators was not finite in 1 step" in trainer.broken.explain(trainer.broken.counts)
+    assert all(map(torch.equal, parameters(trainer), before))
+
+
+def test_codes_of_a_broken_latent_are_not_counted(tiny_run: list[str]):
+    trainer = Trainer(compose([*tiny_run, "training.quantizer_start=0"]))
+    batch = trainer.sampler.batch(0)
+    trainer.train_step(batch)
+    before = trainer.usage.counts.clone()
+    trainer.train_step(batch._replace(wav=torch.full_like(batch.wav, math.nan)))
+    assert (trainer.usage.counts <= before).all()
+
+
+def parameters(trainer: Trainer) -> list[Tensor]:
+    """Copies of all that is trained."""
+    return [p.detach().clone() for p in (*trainer.codec.parameters(), *trainer.adversary.discriminators.parameters())]
 
 
 class BrokenBatches:
@@ -145,6 +171,19 @@ def test_a_disk_that_is_full_at_the_start_is_refused(tiny_run: list[str], monkey
         Trainer(compose(tiny_run)).fit()
 
 
+def test_a_disk_with_room_for_states_without_moments_only_is_refused(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Trainer(compose([*tiny_run, "training.run=" + str(tmp_path / "other")])).fit()
+    size = (tmp_path / "other" / STATE_NAME).stat().st_size
+    free = {"free": 2 * size}
+    monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: type("Usage", (), free))
+    with pytest.raises(CodecError, match=r"are free, the states to come need"):
+        Trainer(compose(tiny_run)).fit()
+    free["free"] = 3 * size
+    assert Trainer(compose(tiny_run)).fit()
+
+
 def test_failing_validation_does_not_end_the_run(
     tiny_run: list[str], training_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -191,6 +230,7 @@ class Faults:
         self.left = [kinds[index % len(kinds)] for index in range(number)]
         self.random.shuffle(self.left)
         self.burst = 0
+        self.saved: list[int] = []  # the step of each state that was written
         self.pending = ""  # damage to be done to the disk at the next kill
 
     def take(self, *kinds: str) -> str:
@@ -229,6 +269,13 @@ class Faults:
 
                 return write
 
+            write_state = full("full disk at a state", state.save_state)
+
+            def save_state(*arguments, **more) -> None:
+                # The first one must be written: a run whose state cannot be is refused.
+                (write_state if self.saved else state.save_state)(*arguments, **more)
+                self.saved.append(trainer.step)
+
             def dying_replace(source: Path, target: Path) -> None:
                 os.rename(source, target)
                 if self.take("kill while saving"):
@@ -240,16 +287,19 @@ class Faults:
             patch.setattr(trainer, "train_step", deadly_step)
             patch.setattr(trainer, "save_model", full("full disk at a model", trainer.save_model))
             patch.setattr(monitor, "append_record", full("full disk at a log", monitor.append_record))
-            if (self.run / STATE_NAME).exists():  # the first state must be written: a run that cannot be is refused
-                patch.setattr("codec.training.trainer.save_state", full("full disk at a state", state.save_state))
+            patch.setattr("codec.training.trainer.save_state", save_state)
             patch.setattr(state.os, "replace", dying_replace)
             yield
 
-    def damage(self) -> None:
-        """What the last kill did to the disk, once there are two states: one alone has nothing to fall back on."""
+    def damage(self) -> int:
+        """What the last kill did to the disk, once there are two states: one alone has nothing to fall back on.
+
+        Returns:
+            The step from which the run must go on at least.
+        """
         path = self.run / STATE_NAME
         if not (path.exists() and (self.run / PREVIOUS_NAME).exists()):
-            return
+            return 0
         whole = path.read_bytes()
         place = self.random.randrange(8, len(whole))
         if self.pending == "kill and cut state":
@@ -262,6 +312,7 @@ class Faults:
             (self.run / ".0123456789abcdef.part").write_bytes(whole[:place])
             with open(self.run / "log.jsonl", "a") as log:
                 log.write('{"step": 3, "loss/m')
+        return min(self.saved[-2:]) if self.pending in ("kill and cut state", "kill and flip a bit") else self.saved[-1]
 
 
 def survive(tiny_run: list[str], run: Path, number: int) -> None:
@@ -269,16 +320,17 @@ def survive(tiny_run: list[str], run: Path, number: int) -> None:
     faults = Faults(run, number, seed=number)
     settings = [*tiny_run, "training.max_skipped_in_a_row=3", "training.max_returns=1000", "training.save_every=3"]
     settings += ["training.validate_every=5"]
-    num_steps = 0
+    num_steps = at_least = 0
     for _ in range(3 * number):
         num_steps += 12
         trainer = Trainer(compose([*settings, f"training.steps={num_steps}"]))
-        assert trainer.step <= num_steps
+        assert at_least <= trainer.step <= num_steps
+        at_least = 0
         try:
             with faults.injected(trainer):
                 trainer.fit()
         except Killed:
-            faults.damage()
+            at_least = faults.damage()
             num_steps -= 12  # not arrived yet
         except OSError as error:
             if error.errno != errno.ENOSPC:
