@@ -8,9 +8,10 @@ of its own, one after the other, so that the ratio comes from one run on one mac
 
 The published schedule, step by step: the generator's update runs every discriminator on real and fake clips with all
 gradients on (only the DAC-style part detaches its real features), and throws the discriminators' gradients away; the
-discriminators' update runs them all on both again; the weight average covers codec and discriminators. Ours differs in
-four things, none of which changes the updates: one run of each discriminator serves both roles, with only the gradients
-that are used; fused optimizers; the average covers the codec only; freed memory stays with the process.
+discriminators' update runs them all on both again; the weight average covers codec and discriminators. Ours is
+`codec train recipe=paper` with all that it counts and checks. It differs in four things, none of which changes the
+updates: one run of each discriminator serves both roles, with only the gradients that are used; fused optimizers; the
+average covers the codec only; freed memory stays with the process.
 """
 
 import argparse
@@ -18,21 +19,26 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import soundfile
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.cli import exit_code, not_negative, positive
+from codec.config import compose
 from codec.model.quantizer import SimVQ
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
-from codec.training.adversary import Adversary, AdversaryConfig
+from codec.training.data import Batch
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
 from codec.training.losses import MelLossConfig, SpectralLoss, discriminator_loss, generator_loss
 from codec.training.memory import keep_freed_memory
+from codec.training.trainer import Trainer
 
 SAMPLE_RATE = 24000
 MEL_WEIGHT, COMMITMENT_WEIGHT = 45.0, 1000.0
@@ -109,32 +115,20 @@ def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> C
     return step
 
 
-def our_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callable[[], None]:
-    """Our schedule: the same updates from one run of each discriminator, as in `codec.training.trainer`."""
+def our_step(batch: Tensor, options: argparse.Namespace) -> Callable[[], None]:
+    """A step of `codec train recipe=paper`, all of it."""
     keep_freed_memory()
-    codec = ReferenceCodec().to(device)
-    settings = AdversaryConfig(DiscriminatorsConfig.paper(), LEARNING_RATE, list(BETAS), max_gradient_norm=1e9)
-    adversary = Adversary(settings, device)
-    spectral_loss = SpectralLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
-    optimizer = torch.optim.AdamW(codec.parameters(), LEARNING_RATE, BETAS, weight_decay=0, fused=True)
-    trained = list(codec.parameters())
-    averages = [parameter.detach().clone() for parameter in trained]
-    never = torch.zeros((), device=device)
-
-    def step() -> None:
-        with autocast():
-            fake, commitment = codec(batch)
-            joint = adversary.joint_losses(batch, fake)
-        adversary.clip_gradients()
-        adversary.step(never)
-        loss = joint.generator + MEL_WEIGHT * spectral_loss(batch, fake).mel + COMMITMENT_WEIGHT * commitment
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, trained, 1 - EMA_DECAY)
-
-    return step
+    num_clips, _, num_samples = batch.shape
+    with tempfile.TemporaryDirectory() as folder:
+        soundfile.write(Path(folder, "noise.wav"), batch.flatten().cpu().numpy(), SAMPLE_RATE)
+        settings = (
+            *("recipe=paper", f"training.device={options.device}", f"training.precision={options.precision}"),
+            *(f"data.train={folder}", f"data.cache={folder}/cache", f"training.run={folder}/run"),
+            *(f"data.batch_size={num_clips}", f"data.window_seconds={num_samples / SAMPLE_RATE}"),
+            f"training.adversarial_seconds={num_samples / SAMPLE_RATE}",
+        )
+        trainer = Trainer(compose(list(settings)))
+    return lambda: trainer.train_step(Batch(batch, None))
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -148,8 +142,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
 
-    build = published_step if options.schedule == "published" else our_step
-    step = build(batch, device, autocast)
+    step = published_step(batch, device, autocast) if options.schedule == "published" else our_step(batch, options)
     with FlopCounterMode(display=False) as counter:  # also the warm-up
         step()
     times, processor_times = [], []
