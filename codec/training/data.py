@@ -1,7 +1,8 @@
 """Training audio, cut from a cache into random windows.
 
-The batch of a step is a function of the seed and the step alone. So a resumed run sees what an uninterrupted one would
-have seen, there is no sampler state to save, and every process of a distributed run can cut its own share.
+A window is a function of the seed, the step and its number in the batch alone. So a resumed run sees what an
+uninterrupted one would have seen, there is no sampler state to save, and every process of a distributed run cuts its
+own share and nothing else.
 
 A recording tells nothing beyond half its sample rate, so each window comes with the bandwidth in which it
 may be compared with anything.
@@ -100,8 +101,8 @@ class WindowSampler:
 
     def batch(self, step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
         """The windows of one step, or of one process's share of it."""
-        rng = np.random.default_rng((self.seed, step))
-        windows = [self._window(rng) for _ in range(self.config.batch_size)][rank::num_ranks]
+        numbers = range(rank, self.config.batch_size, num_ranks)
+        windows = [self._window(np.random.default_rng((self.seed, step, number))) for number in numbers]
         wav = torch.from_numpy(np.stack([wav for wav, _ in windows]))[:, None]
         bandwidth = torch.tensor([bandwidth for _, bandwidth in windows], dtype=torch.float32)
         return Batch(wav, bandwidth if (bandwidth < self.cache.sample_rate / 2).any() else None)
