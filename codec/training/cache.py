@@ -139,7 +139,9 @@ def _build_cache(
     sounds = _all_sounds(sources)
     if missing := [path for path, _, _ in sounds if not path.is_file()]:
         more = f", and so are {len(missing) - 1} more of {len(sounds)}" if len(missing) > 1 else ""
-        raise AudioError(f"{missing[0]}: is not there{more}; codec prepare check tells which a manifest misses")
+        of_link, of_list = "mend or remove this link", "codec prepare check tells which a manifest misses"
+        advice = of_link if missing[0].is_symlink() else of_list
+        raise AudioError(f"{missing[0]}: is not there{more}; {advice}")
     cache_folder.mkdir(parents=True, exist_ok=True)
     sizes = [path.stat().st_size for path, _, _ in sounds]
     tasks = [(path, sample_rate) for path, _, _ in sounds]

@@ -82,7 +82,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         speed = f", {self.steps_per_second:.3g} steps/s" if self.steps_per_second else ""
-        lines = [f"{self.run}: step {self.step} of {self.last_step}{speed}"]
+        end = f" of {self.last_step}" if self.step <= self.last_step else f", past training.steps={self.last_step}"
+        lines = [f"{self.run}: step {self.step}{end}{speed}"]
         for finding in sorted(self.findings, key=lambda finding: not finding.is_serious):
             lines.append(f"{'problem' if finding.is_serious else 'note':8}{finding.name}: {finding.evidence}")
             lines.append(f"{'':8}Try: {finding.advice}")

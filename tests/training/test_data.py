@@ -123,6 +123,13 @@ def test_missing_files_of_a_manifest_are_counted_and_what_is_done_is_told(traini
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_link_to_nothing_in_a_folder_is_named_as_one(training_folder: Path, tmp_path: Path):
+    shutil.copytree(training_folder, tmp_path / "audio")
+    (tmp_path / "audio" / "first" / "gone.wav").symlink_to("nowhere")
+    with pytest.raises(AudioError, match=r"gone\.wav: is not there; mend or remove this link"):
+        open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("clips.json", b'{"version": 3, "cl'), ("clips.json", b"[]"), ("clips.json", b'{"version": 3}'),

@@ -189,6 +189,11 @@ def test_a_run_shorter_than_its_log_is_where_its_state_is(tmp_path: Path):
     assert f"step {STEPS} of {2 * STEPS}" in str(diagnose(run))
 
 
+def test_a_run_past_its_end_is_not_said_to_be_at_a_step_of_fewer(tmp_path: Path):
+    run = write_run(tmp_path / "run", training__steps=3)
+    assert f"step {STEPS}, past training.steps=3, " in str(diagnose(run))
+
+
 def test_a_silent_run_is_noticed_unless_it_is_finished(tmp_path: Path):
     run = write_run(tmp_path / "run")
     log = run / "log.jsonl"
