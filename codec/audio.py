@@ -62,10 +62,11 @@ class SoundInfo:
     format: str  # "WAV PCM_16"
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, with_folders: bool = False) -> Iterator[Path]:
     """Every file below a folder but those in hidden folders; links to folders are followed, each folder is seen once.
 
-    A folder that is linked to is seen in its own place, if that is below `folder` too.
+    A folder that is linked to is seen in its own place, if that is below `folder` too. `with_folders` gives the folders
+    themselves as well.
 
     Raises:
         AudioError: a folder cannot be read.
@@ -85,7 +86,7 @@ def walk(folder: Path) -> Iterator[Path]:
             seen.add((status.st_dev, status.st_ino))
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             waiting += [link for name in subfolders if os.path.islink(link := os.path.join(place, name))]
-            yield from (Path(place, name) for name in names)
+            yield from (Path(place, name) for name in (subfolders + names if with_folders else names))
 
 
 def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:

@@ -76,22 +76,27 @@ def prepare_folder(
         drawn = hold_out(utterances, held_out, config.seed)
         lists = {name: [replace(utterance, part=name) for utterance in drawn[name]] for name in drawn}
     warnings = [
-        f"{a} and {b} have {len(speakers)} speakers in common, {', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
+        f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common, "
+        f"{', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
         for (a, b), speakers in shared_speakers(lists).items()
     ]
     return conclude("folder", source, folder, parts, lists, warnings, config, progress)
 
 
 def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The sound files below a folder, and the stubs that only look like some; sorted."""
+    """The sound files below a folder, and the stubs that only look like some; sorted.
+
+    A folder that is named like a sound file counts as one, which cannot be read, unless there are sound files in it.
+    """
     sounds, stubs = [], []
-    for path in audio.walk(folder):
+    for path in audio.walk(folder, with_folders=True):
         if path.suffix.lower() in audio.INPUT_SUFFIXES:
             if path.name.startswith(STUB_PREFIX):
                 stubs.append(path)
             elif not path.name.startswith("."):
                 sounds.append(path)
-    return sorted(sounds), sorted(stubs)
+    places = {place for parent in {path.parent for path in sounds} for place in (parent, *parent.parents)}
+    return sorted(path for path in sounds if path not in places), sorted(stubs)
 
 
 def stub(part: str, path: Path) -> Rejection:

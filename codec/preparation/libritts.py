@@ -103,7 +103,7 @@ VARIANTS = {
 class Sources:
     """Where parts come from that are not unpacked yet."""
 
-    archives: Path | None = None  # folder of archives; None means the corpus folder
+    archives: Path | None = None  # folder of archives, which must exist; None means the corpus folder
     download: bool = False  # fetch what is missing; without it nothing touches the network
     mirrors: Sequence[str] = field(default_factory=lambda: list(MIRRORS))  # tried in order
     check_sums: bool = True  # refuse archives whose MD5 sum is not the published one
@@ -139,7 +139,8 @@ def prepare_libritts(
         progress: see `survey`, `download.download` and `archives.unpack`.
 
     Raises:
-        CorpusError: a part is missing, an archive is wrong or damaged, or speakers are in two splits.
+        CorpusError: a part or the folder of archives is missing, archives are wrong or damaged, or speakers are in two
+            splits.
         ConfigError: no such variant or part.
         OSError: the system refuses.
     """
@@ -148,6 +149,11 @@ def prepare_libritts(
         raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if root.exists() and not root.is_dir():
         raise CorpusError(f"{root}: is a file, the folder of the corpus is meant")
+    if sources.archives and not sources.archives.is_dir():
+        what = "is a file, a folder is meant" if sources.archives.exists() else "no such folder"
+        raise CorpusError(
+            f"{sources.archives}: {what}; name the folder of the archives with --archives, or make it first"
+        )
     facts = VARIANTS[variant]
     corpus = root if any((root / part).is_dir() for part in PARTS) else root / facts.folder
     folder = folder or root / "manifests"
@@ -174,7 +180,7 @@ def prepare_libritts(
 def _wanted(parts: Sequence[str], corpus: Path, facts: Variant, root: Path, sources: Sources) -> list[str]:
     named = [name for part in parts for name in SPLITS.get(part, (part,))]
     if unknown := [name for name in named if name not in PARTS]:
-        raise ConfigError(f"unknown part {unknown[0]!r}; there are {', '.join([*PARTS, *SPLITS])}")
+        raise ConfigError(f"no such part: {', '.join(map(repr, unknown))}; there are {', '.join([*PARTS, *SPLITS])}")
     if named:
         return [part for part in PARTS if part in named]
     there = [part for part in PARTS if _is_unpacked(corpus / part) or _archive(facts.archives[part], root, sources)]
@@ -210,13 +216,13 @@ def _obtain(
         )
     if due:
         _require_space(due, archives, facts, root, sources)
+        if sources.check_sums:
+            _check_sums([(path, facts.archives[part].md5) for part in due if (path := archives[part])], progress)
         root.mkdir(parents=True, exist_ok=True)
     for part in due:
         archive, was_fetched = archives[part], False
         if archive is None:
             archive, was_fetched = _fetch(facts.archives[part], facts, root, sources, progress), True
-        elif sources.check_sums:
-            _check_sum(archive, facts.archives[part].md5, progress)
         _unpack_part(part, archive, corpus, progress)
         if was_fetched and not sources.keep_archives:
             archive.unlink()
@@ -247,19 +253,21 @@ def _require_space(
 
 def _fetch(archive: Archive, facts: Variant, root: Path, sources: Sources, progress: Progress | None) -> Path:
     target = (sources.archives or root) / archive.name
-    target.parent.mkdir(parents=True, exist_ok=True)
     urls = [f"{mirror.rstrip('/')}/resources/{facts.resource}/{archive.name}" for mirror in sources.mirrors]
     download(urls, target, archive.md5, num_bytes=archive.num_bytes, progress=progress)
     return target
 
 
-def _check_sum(archive: Path, md5: str, progress: Progress | None) -> None:
-    found = md5_of(archive, progress)
-    if found != md5:
-        raise CorpusError(
-            f"{archive}: has the MD5 sum {found}, the published one is {md5}; fetch it again, or allow another edition "
-            f"with --no-sums"
-        )
+def _check_sums(archives: Sequence[tuple[Path, str]], progress: Progress | None) -> None:
+    """Refuse archives that do not have the sum beside them, all at once, before the first is unpacked."""
+    wrong = [
+        f"{archive}: has the MD5 sum {found}, the published one is {md5}"
+        for archive, md5 in archives
+        if (found := md5_of(archive, progress)) != md5
+    ]
+    if wrong:
+        again = "fetch it again" if len(wrong) == 1 else "fetch them again"
+        raise CorpusError(f"{'; '.join(wrong)}; {again}, or allow another edition with --no-sums")
 
 
 def _unpack_part(part: str, archive: Path, corpus: Path, progress: Progress | None) -> None:
@@ -374,6 +382,7 @@ def _excluded(lists: Sequence[Path]) -> set[str]:
 def _require_disjoint(splits: dict[str, list[Utterance]]) -> None:
     for (a, b), speakers in shared_speakers(splits).items():
         raise CorpusError(
-            f"{a} and {b} have {len(speakers)} speakers in common ({', '.join(speakers[:5])}); a result on them would "
-            f"mean nothing; see how their folders came to be in both, nothing was written"
+            f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common "
+            f"({', '.join(speakers[:5])}); a result on them would mean nothing; see how their folders came to be in "
+            f"both, nothing was written"
         )

@@ -51,14 +51,17 @@ class Filters:
     max_clipped: float = 0.01  # share of samples at full scale
 
     def __post_init__(self) -> None:
+        mistakes = []
         if not 0 <= self.min_seconds < self.max_seconds:
-            raise ConfigError(
+            mistakes.append(
                 f"min_seconds must be at least 0 and below max_seconds, got {self.min_seconds:g} and "
                 f"{self.max_seconds:g}"
             )
         for name in ("max_silent", "max_clipped"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1, got {getattr(self, name):g}")
+                mistakes.append(f"{name} must be between 0 and 1, got {getattr(self, name):g}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     def verdict(self, measurement: Measurement) -> tuple[str, str] | None:
         """Reason and detail why a file is dropped; None where it is kept."""

@@ -93,9 +93,20 @@ def test_held_out_speakers_are_in_one_list_only(folder, tmp_path):
 def test_speakers_in_two_parts_are_a_warning(folder, tmp_path):
     shutil.copytree(folder / "train" / "anna", folder / "dev" / "anna")
     outcome = prepare_folder(folder, layout="part/speaker", config=ALONE)
-    assert outcome.warnings == ["dev and train have 1 speakers in common, anna"]
+    assert outcome.warnings == ["dev and train have 1 speaker in common, anna"]
     outcome = prepare_folder(folder, layout="part/speaker", config=dataclasses.replace(ALONE, strict=True))
-    assert outcome.problems == ["dev and train have 1 speakers in common, anna"]
+    assert outcome.problems == ["dev and train have 1 speaker in common, anna"]
+
+
+def test_a_folder_named_like_a_sound_file_is_rejected_unless_sound_is_in_it(folder, tmp_path):
+    (folder / "train" / "anna" / "9.wav").mkdir()
+    (folder / "train" / "ben").rename(folder / "train" / "ben.ogg")
+    outcome = prepare_folder(folder, tmp_path / "lists", config=ALONE)
+    assert len(outcome.manifests["all.tsv"]) == 8
+    assert ["all", str(folder / "train/anna/9.wav"), "unreadable", "is no regular file"] in rows(
+        tmp_path / "lists" / "rejected.tsv"
+    )
+    assert [rejection.reason for rejection in outcome.rejections] == ["unreadable", "stub"]
 
 
 def test_links_are_followed_once(folder, tmp_path):

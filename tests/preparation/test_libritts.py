@@ -183,7 +183,7 @@ def test_counts_are_compared_with_the_published_ones(root, monkeypatch):
 def test_speaker_in_train_and_test_is_refused_and_nothing_is_written(root):
     corpus = root / "LibriTTS"
     shutil.copytree(corpus / "test-clean" / "121", corpus / "train-clean-360" / "121")
-    with pytest.raises(CorpusError, match=r"train and test have 1 speakers in common \(121\)"):
+    with pytest.raises(CorpusError, match=r"train and test have 1 speaker in common \(121\)"):
         prepare_libritts(root, config=ALONE)
     assert not list((root / "manifests").glob("*.tsv"))
 
@@ -216,15 +216,28 @@ def test_empty_part_is_a_problem(root):
 def test_nothing_there_says_what_to_do(tmp_path):
     with pytest.raises(CorpusError, match=r"holds no LibriTTS/test-clean .* with --archives, .* --no-download"):
         prepare_libritts(tmp_path)
-    with pytest.raises(CorpusError, match=r"elsewhere no test-clean\.tar\.gz .* without --archives"):
-        prepare_libritts(tmp_path, sources=Sources(tmp_path / "elsewhere", download=True))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match=r"empty no test-clean\.tar\.gz .* without --archives"):
+        prepare_libritts(tmp_path, sources=Sources(tmp_path / "empty", download=True))
     with pytest.raises(CorpusError, match=r"put https://www\.openslr\.org/resources/60/dev-other\.tar\.gz there, or"):
         prepare_libritts(tmp_path, parts=["dev-other"])
     with pytest.raises(CorpusError, match=r"resources/141/dev_other\.tar\.gz there"):
         prepare_libritts(tmp_path, parts=["dev-other"], variant="libritts-r")
-    with pytest.raises(ConfigError, match="unknown part 'test-klean'; there are train-clean-100"):
-        prepare_libritts(tmp_path, parts=["test-klean"])
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="no such part: 'test-klean', 'foo'; there are train-clean-100"):
+        prepare_libritts(tmp_path, parts=["test-klean", "dev", "foo"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
+
+
+@pytest.mark.parametrize("parts", [[], ["dev-other"]])
+def test_a_folder_of_archives_that_does_not_exist_is_refused(parts, root):
+    """Nothing is fetched, and nothing made, for what may be a slip of the pen."""
+    before = sorted(root.parent.iterdir())
+    with pytest.raises(CorpusError, match="nonexist: no such folder; name the folder of the archives with --archives"):
+        prepare_libritts(root, parts=parts, sources=Sources(root.parent / "nonexist", download=True))
+    (root.parent / "file").touch()
+    with pytest.raises(CorpusError, match="file: is a file, a folder is meant; name the folder"):
+        prepare_libritts(root, parts=parts, sources=Sources(root.parent / "file", download=True))
+    assert sorted(root.parent.iterdir()) == sorted([*before, root.parent / "file"])
 
 
 def test_a_file_in_the_place_of_the_corpus_is_refused(tmp_path):
@@ -240,6 +253,17 @@ def test_archive_with_another_sum_is_refused(packed, tmp_path):
     ):
         prepare_libritts(tmp_path, parts=["dev-clean"], sources=Sources(packed), config=ALONE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_archives_with_another_sum_are_all_named_and_none_is_unpacked(packed, tmp_path, monkeypatch):
+    shutil.copytree(packed, tmp_path / "archives")
+    published(monkeypatch, packed)
+    wrong = ["train-clean-360.tar.gz", "test-clean.tar.gz"]
+    for name in wrong:
+        (tmp_path / "archives" / name).write_bytes(b"other")
+    with pytest.raises(CorpusError, match=rf"{wrong[0]}: has .*{wrong[1]}: has .*; fetch them again, or allow"):
+        prepare_libritts(tmp_path / "root", sources=Sources(tmp_path / "archives"), config=ALONE)
+    assert not (tmp_path / "root").exists()
 
 
 def test_archive_with_the_right_sum_is_unpacked_and_kept(packed, tmp_path, monkeypatch):
@@ -396,7 +420,7 @@ def test_check_compares_a_manifest_with_its_files(root, capsys):
         (["--jobs", "0"], "jobs must be at least 1"),
         (["--max-damaged", "2"], "max_damaged must be between 0 and 1"),
         (["--variant", "libritts-x"], "libritts-x"),
-        (["--archives", "nowhere"], "nowhere no test-clean.tar.gz"),
+        (["--archives", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_bad_settings_are_one_sentence(arguments, message, tmp_path, capsys):

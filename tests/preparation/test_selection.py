@@ -95,6 +95,7 @@ def test_filters_drop_what_is_beyond_their_limits(changes, reason):
         ({"min_seconds": 5.0, "max_seconds": 5.0}, "below max_seconds, got 5 and 5"),
         ({"max_silent": 1.1}, "max_silent must be between 0 and 1, got 1.1"),
         ({"max_clipped": float("nan")}, "max_clipped must be between 0 and 1"),
+        ({"max_silent": -1.0, "max_clipped": 7.0}, "max_silent must be .*, got -1; max_clipped must be .*, got 7"),
     ],
 )
 def test_impossible_filters_are_refused(settings, message):
