@@ -3,6 +3,7 @@
 The only user of hydra. Below it there are dataclasses that have checked themselves, never a DictConfig.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -251,7 +252,8 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
 
 
 def _hydra(overrides: list[str]) -> DictConfig:
-    with initialize_config_module("codec.configs", version_base="1.3"):
+    is_ready = GlobalHydra.instance().is_initialized()  # in one of many runs
+    with contextlib.nullcontext() if is_ready else initialize_config_module("codec.configs", version_base="1.3"):
         return hydra_compose("config", overrides=overrides)
 
 

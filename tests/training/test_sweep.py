@@ -12,6 +12,8 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.config import compose, sweep
 from codec.errors import ConfigError, CorpusError
+from codec.model.catalogue import describe
+from codec.model.codec import CodecConfig
 from codec.training.run_files import STATE_NAME
 from codec.training.settings import Config
 from codec.training.state import load_state
@@ -47,6 +49,14 @@ def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
     with pytest.raises(ConfigError, match=r"training\.steps must be at least 1, got 0"):
         sweep([*tiny_run, "training.steps=5,0"], start)
     assert started == []
+
+
+def test_every_run_takes_over_the_model_it_starts_from(training_folder: Path, tmp_path: Path):
+    tuned = [f"data.train={training_folder}", f"training.run={tmp_path}", "training.init=stream"]
+    sweep([*tuned, "training.seed=2,3"], start)
+    assert [config.training.seed for config in started] == [2, 3]
+    for config in started:
+        assert config.model == CodecConfig.from_dict(describe("stream").config)
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tiny_run: list[str]):
