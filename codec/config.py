@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -31,7 +31,7 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
 from codec.training.losses import MelLossConfig
-from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, TrainingConfig, check
+from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, TrainingConfig, check, model_sentence
 
 
 @dataclass
@@ -65,8 +65,7 @@ def compose(overrides: list[str]) -> Config:
 
     Raises:
         ConfigError: unknown or ill-typed settings, values out of range, unknown variants, and then also settings that
-            do not fit together; all of them in one message.
-        ModelError: `training.init` cannot be used.
+            do not fit together, or a `training.init` that cannot be used; all of them in one message.
     """
     mistakes = [f"{override!r}: a setting is given as key=value" for override in overrides if not _is_setting(override)]
     overrides = [_without_plus(override) for override in overrides if _is_setting(override)]
@@ -114,9 +113,14 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         for override in parsed
     ]
     base = [override for override in overrides if _key(override) == "training.run"]
+    mistakes: dict[str, None] = {}  # in order, each once
     for combination in itertools.product(*choices):
-        config = compose(list(combination))
-        check(config, is_here=False)
+        try:
+            check(compose(list(combination)), is_here=False)
+        except ConfigError as error:
+            mistakes |= dict.fromkeys(str(error).split("; "))
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
@@ -158,7 +162,8 @@ def _job(task: Callable[[Config], object], composed: DictConfig) -> None:
 def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) -> Config:
     """Dataclasses of what hydra has put together, if it has found no mistakes and there are no others."""
     known = {setting.name for setting in fields(Config)}
-    mistakes += [f"{name}: is not a setting" for name in sorted(map(str, composed)) if name not in known]
+    mistakes += [_unknown(name) for name in sorted(map(str, composed)) if name not in known]
+    mistakes += _of_groups(OmegaConf.select(composed, "adversary.discriminators"))
     parts: dict[str, Any] = {}
     for name in ("data", "mel", "adversary", "training", "model"):
         try:
@@ -168,18 +173,32 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
     if endless := list(_not_finite(composed)):
         others = [sentence for mistake in mistakes for sentence in mistake.split("; ")]
         raise ConfigError("; ".join([*_of_others(others, endless), *endless]))
-    if mistakes:
-        raise ConfigError("; ".join([*mistakes, *_further_mistakes(composed, parts, mistakes)]))
-    if parts["training"].init:
-        _take_over(parts, chosen=[_key(override) for override in overrides])
-    return Config(**parts)
-
-
-def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: list[str]) -> list[str]:
-    """What else does not fit together; what has to do with a setting that is named already is left out."""
     config = Config(**parts)  # with the defaults of those that hold a mistake
     for name in ({"data", "training"} - set(parts)) & set(composed):
         vars(getattr(config, name)).update(OmegaConf.to_container(composed[name]))  # plain values, unchecked
+    if config.training.init:
+        try:
+            _take_over(config, chosen=[_key(override) for override in overrides])
+        except ModelError as error:
+            mistakes.append(f"training.init: {error}")
+    if mistakes:
+        raise ConfigError("; ".join([*mistakes, *_further_mistakes(config, mistakes)]))
+    return config
+
+
+def _of_groups(discriminators: Any) -> Iterator[str]:
+    """The mistakes within each group of discriminators, which gets its defaults so that others are found."""
+    for name in [name for name in discriminators or () if discriminators[name] is not None]:
+        group = discriminators[name]
+        try:
+            OmegaConf.to_object(group)
+        except (ConfigError, OmegaConfBaseException) as error:
+            yield from (f"adversary.discriminators.{name}.{each}" for each in _one_sentence(error).split("; "))
+            discriminators[name] = OmegaConf.get_type(group)
+
+
+def _further_mistakes(config: Config, mistakes: list[str]) -> list[str]:
+    """What else does not fit together; what has to do with a setting that is named already is left out."""
     try:
         check(config)
     except ConfigError as error:
@@ -189,7 +208,7 @@ def _further_mistakes(composed: DictConfig, parts: dict[str, Any], mistakes: lis
 
 def _of_others(sentences: list[str], named: list[str]) -> list[str]:
     """The sentences about settings that none of the others name."""
-    setting = re.compile(rf"\b(?:{'|'.join(part.name for part in fields(Config))})\.\w+")
+    setting = re.compile(rf"\b(?:{'|'.join(part.name for part in fields(Config))})\.(?:discriminators\.)?\w+")
     known = set(setting.findall(" ".join(named)))
     return [sentence for sentence in sentences if not known & set(setting.findall(sentence))]
 
@@ -204,23 +223,24 @@ def _not_finite(values: Any, name: str = "") -> Iterator[str]:
         yield f"{name} must be a finite number, got {plain}"
 
 
-def _take_over(parts: dict[str, Any], chosen: list[str]) -> None:
+def _take_over(config: Config, chosen: list[str]) -> None:
     """Configure model and discriminators as those that training starts from, where nothing else was chosen.
 
     A recipe chooses the model, but its discriminators are for those who have none yet.
     """
-    initial = parts["training"].init
+    initial = config.training.init
     chooses_model = any(re.split("[./]", key)[0] == "model" for key in chosen)
     chooses_discriminators = any(re.match(r"adversary($|\.discriminators)", key) for key in chosen)
-    if not chooses_model and parts["model"] == _read_model(_hydra([]).model):
-        parts["model"] = _model_of(initial)
+    if not chooses_model and config.model == _read_model(_hydra([]).model):
+        config.model = _model_of(initial)
     path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            parts["adversary"].discriminators = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
-            )
+            merged: Any = OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
+            if mistakes := list(_of_groups(merged)):
+                raise ConfigError("; ".join(mistakes))
+            config.adversary.discriminators = OmegaConf.to_object(merged)  # type: ignore[assignment]
         except (ValueError, OmegaConfBaseException) as error:
             raise ModelError(
                 f"{path}: does not describe discriminators ({_one_sentence(error)}); remove it to begin with new ones"
@@ -234,7 +254,7 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """
     try:
         return _hydra(overrides), []
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         mistakes: list[str] = []
         groups: list[str] = []  # such as model=stream; what others mean depends on them
         values: list[str] = []
@@ -244,6 +264,8 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
                 (values if "." in _key(override) else groups).append(override)
             except (HydraException, OmegaConfBaseException) as other:
                 mistakes.append(_one_sentence(other))
+            except (ValueError, TypeError):  # hydra's, without the name of the group
+                mistakes.append(f"{override!r}: {_key(override)} must be a name, see configs/")
         unique = list(dict.fromkeys(mistakes or [_one_sentence(error)]))
         try:
             return _hydra([*groups, *values]), unique
@@ -282,7 +304,16 @@ def _model_of(initial: str) -> CodecConfig:
 
 def _read_model(values: Any) -> CodecConfig:
     plain = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values
-    return CodecConfig.from_dict(plain)  # type: ignore[arg-type]
+    try:
+        return CodecConfig.from_dict(plain)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ConfigError(model_sentence(error)) from error
+
+
+def _unknown(name: str) -> str:
+    """That there is no part of this name; it may be meant as a setting of one."""
+    places = [f"{part}.{name}" for part, kind in get_type_hints(Config).items() if name in kind.__dataclass_fields__]
+    return f"{name}: is not a setting{', it is ' + ' or '.join(places) if places else ''}"
 
 
 def _one_sentence(error: Exception) -> str:
@@ -297,4 +328,8 @@ def _one_sentence(error: Exception) -> str:
     sentence = re.sub(r"\s+", " ", lines[0]).rstrip(".") if lines else type(cause).__name__
     if sentence.startswith("Ambiguous value"):
         return f"{sentence}: a list is written [1,2]; for a run of each, add --multirun"
+    if "hydra/launcher/submitit" in sentence:
+        return "hydra/launcher: needs hydra-submitit-launcher, pip install 'codec[slurm]'"
+    if unknown := re.search(r"Key '(\w+)' not in 'Schema'", sentence):
+        return _unknown(unknown[1])
     return f"{key}: {sentence}" if key and key not in sentence else sentence

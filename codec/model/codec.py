@@ -59,8 +59,8 @@ class CodecConfig:
     decoder: Any = field(default_factory=SpectralDecoderConfig)
 
     def __post_init__(self) -> None:
-        if self.sample_rate < 1:
-            raise ConfigError(f"sample_rate must be at least 1, got {self.sample_rate}")
+        if type(self.sample_rate) is not int or self.sample_rate < 1:
+            raise ConfigError(f"sample_rate must be a whole number of Hz, at least 1, got {self.sample_rate!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """As nested plain values, for JSON."""
@@ -83,13 +83,15 @@ class CodecConfig:
                 parts[part] = _part_from_dict(part, values.get(part), kinds)
             except ConfigError as error:
                 mistakes.append(str(error))
-        if type(values.get("sample_rate")) is not int:
-            mistakes.append(f"sample_rate must be a whole number of Hz, got {values.get('sample_rate')!r}")
-        known = ("sample_rate", "encoder", "quantizer", "decoder")
-        mistakes += [f"{name} is no part of a model; known: {', '.join(known)}" for name in set(values) - set(known)]
+        known = [setting.name for setting in fields(cls)]
+        mistakes += [f"{name} is no part of a model, known are {', '.join(known)}" for name in set(values) - set(known)]
+        try:
+            config = cls(values.get("sample_rate"), **parts)  # type: ignore[arg-type]  # checks it
+        except ConfigError as error:
+            mistakes.append(str(error))
         if mistakes:
             raise ConfigError("; ".join(mistakes))
-        return cls(values["sample_rate"], **parts)
+        return config
 
 
 def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]]) -> Any:
@@ -99,12 +101,16 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
     config_class = kinds[values["kind"]][0]
     defaults = config_class()
     known = {setting.name for setting in fields(config_class)}
+    mistakes = []
     for name, value in values.items():
+        expected = type(getattr(defaults, name, None))
         if name not in known:
-            raise ConfigError(f"{part}.{name} is not a setting of the {values['kind']} {part}; known: {sorted(known)}")
-        expected = type(getattr(defaults, name))
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise ConfigError(f"{part}.{name} must be of type {expected.__name__}, got {value!r}")
+            listed = ", ".join(sorted(known))
+            mistakes.append(f"{part}.{name} is not a setting of the {values['kind']} {part}, known are {listed}")
+        elif type(value) is not expected and not (expected is float and type(value) is int):
+            mistakes.append(f"{part}.{name} must be of type {expected.__name__}, got {value!r}")
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
     return config_class(**values)
 
 
@@ -136,21 +142,24 @@ class Codec(nn.Module):
         self.encoder = ENCODERS[config.encoder.kind][1](config.encoder)
         self.quantizer = _build_quantizer(config.quantizer)
         self.decoder = DECODERS[config.decoder.kind][1](config.decoder)
+        mistakes = []
         if self.encoder.hop_length != self.decoder.hop_length:
-            raise ConfigError(
+            mistakes.append(
                 f"encoder and decoder must have the same hop length, "
                 f"got {self.encoder.hop_length} and {self.decoder.hop_length}"
             )
         if getattr(config.decoder, "sample_rate", config.sample_rate) != config.sample_rate:
-            raise ConfigError(
+            mistakes.append(
                 f"sample_rate and decoder.sample_rate must be equal, "
                 f"got {config.sample_rate} and {config.decoder.sample_rate}"
             )
         widths = (self.encoder.latent_dim, self.quantizer.codebook_dim, self.decoder.latent_dim)
         if len(set(widths)) > 1:
-            raise ConfigError(
+            mistakes.append(
                 f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
             )
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     @property
     def fingerprint(self) -> str:

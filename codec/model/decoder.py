@@ -50,26 +50,27 @@ class SpectralDecoderConfig:
             *("hop_length", "width", "expansion", "num_blocks", "kernel_size", "input_kernel_size", "latent_dim"),
             *("attention_heads", "attention_window", "pitch_width"),
         )
-        if mistakes := too_small(self, "decoder", {1: sizes}):
-            raise ConfigError("; ".join(mistakes))
-        if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
-            raise ConfigError(
+        mistakes = too_small(self, "decoder", {1: sizes})
+        if self.n_fft % max(self.hop_length, 1) or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
+            mistakes.append(
                 f"decoder.n_fft must be even and a multiple, at least twice, of hop_length {self.hop_length}, "
                 f"got {self.n_fft}"
             )
         if not 0 < self.lowest_pitch < self.highest_pitch < self.sample_rate / 4:
-            raise ConfigError(
+            mistakes.append(
                 f"decoder: 0 < lowest_pitch < highest_pitch < sample_rate / 4 must hold, "
                 f"got {self.lowest_pitch:g}, {self.highest_pitch:g} and {self.sample_rate}"
             )
-        if self.width % self.attention_heads:
-            raise ConfigError(
+        if self.width % max(self.attention_heads, 1):
+            mistakes.append(
                 f"decoder.width must be a multiple of attention_heads {self.attention_heads}, got {self.width}"
             )
         if not 0 <= self.num_attention <= self.num_blocks:
-            raise ConfigError(
+            mistakes.append(
                 f"decoder.num_attention must be between 0 and num_blocks {self.num_blocks}, got {self.num_attention}"
             )
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 class SpectralDecoder(nn.Module):

@@ -37,22 +37,23 @@ class SpectralEncoderConfig:
     latent_dim: int = 16
 
     def __post_init__(self) -> None:
-        sizes = ("hop_length", "short_n_fft", "width", "expansion", "kernel_size", "latent_dim")
-        if mistakes := too_small(self, "encoder", {0: ("num_blocks", "lookahead"), 1: sizes}):
-            raise ConfigError("; ".join(mistakes))
-        if self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):
-            raise ConfigError(
+        sizes = ("hop_length", "width", "expansion", "kernel_size", "latent_dim")
+        mistakes = too_small(self, "encoder", {0: ("num_blocks", "lookahead"), 1: sizes})
+        if self.short_n_fft < 8 or self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):
+            mistakes.append(
                 f"encoder.short_n_fft must be a multiple of 8 whose quarter divides hop_length "
                 f"{self.hop_length}, got {self.short_n_fft}"
             )
         smallest = self.hop_length + self.short_n_fft * 3 // 4
         if self.n_fft < smallest or self.n_fft % 2:
-            raise ConfigError(f"encoder.n_fft must be even and at least {smallest}, got {self.n_fft}")
+            mistakes.append(f"encoder.n_fft must be even and at least {smallest}, got {self.n_fft}")
         if not 1 <= self.num_lags <= self.n_fft // (2 * DECIMATION):
-            raise ConfigError(
+            mistakes.append(
                 f"encoder.num_lags must be between 1 and n_fft / {2 * DECIMATION} = {self.n_fft // (2 * DECIMATION)}, "
                 f"got {self.num_lags}"
             )
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 class SpectralEncoder(nn.Module):

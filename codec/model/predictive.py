@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import ConfigError, ModelError
+from codec.errors import ModelError
+from codec.limits import too_small
 from codec.model import beam
 from codec.model.layers import State
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
@@ -40,11 +41,9 @@ class PredictiveSimVQConfig(SimVQConfig):
     num_paths: int = 8  # sequences of codes that are followed at once
     delay: int = 3  # frames until a code is decided; 0 with one path: the nearest code
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in {"memory": 1, "context_width": 1, "num_paths": 1, "delay": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"quantizer.{name} must be at least {least}, got {getattr(self, name)}")
+    def _mistakes(self) -> list[str]:
+        least = {0: ("delay",), 1: ("memory", "context_width", "num_paths")}
+        return [*super()._mistakes(), *too_small(self, "quantizer", least)]
 
 
 class PredictiveSimVQ(SimVQ):

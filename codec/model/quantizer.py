@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
+from codec.limits import too_small
 from codec.model.layers import State
 from codec.model.search import (
     CODE_TILE,
@@ -48,6 +49,10 @@ class QuantizerOutput(NamedTuple):
     loss: Tensor  # scalar float32
 
 
+LEAST_SIZES = {1: ("codebook_dim",), 2: ("codebook_size",)}
+"""Of any codebook."""
+
+
 @dataclass
 class VQConfig:
     """Settings of `VQ`."""
@@ -63,12 +68,14 @@ class VQConfig:
     rotation_trick: bool = False  # rotate the gradient with the latent instead of copying it
 
     def __post_init__(self) -> None:
-        check_sizes(self.codebook_size, self.codebook_dim)
+        if mistakes := self._mistakes():
+            raise ConfigError("; ".join(mistakes))
+
+    def _mistakes(self) -> list[str]:
+        mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "codebook_weight")})
         if self.codebook_init not in ("gaussian", "uniform"):
-            raise ConfigError(f"quantizer.codebook_init must be gaussian or uniform, got {self.codebook_init!r}")
-        for name in ("beta", "codebook_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"quantizer.{name} must not be negative, got {getattr(self, name)}")
+            mistakes.append(f"quantizer.codebook_init must be gaussian or uniform, got {self.codebook_init!r}")
+        return mistakes
 
 
 @dataclass
@@ -80,19 +87,6 @@ class SimVQConfig(VQConfig):
     is_codebook_trained: bool = False
     relative_loss: bool = True
     bias: bool = True  # of the projection
-
-
-def check_sizes(codebook_size: int, codebook_dim: int) -> None:
-    """Refuse a codebook that cannot be.
-
-    Raises:
-        ConfigError: fewer than two codes, or codes without dimensions.
-    """
-    if codebook_size < 2 or codebook_dim < 1:
-        raise ConfigError(
-            f"quantizer: codebook_size must be at least 2 and codebook_dim at least 1, "
-            f"got {codebook_size} and {codebook_dim}"
-        )
 
 
 class Quantizer(nn.Module):
@@ -115,9 +109,10 @@ class Quantizer(nn.Module):
         super().__init__()
         self.delay = 0
         self.checks_values = True
-        check_sizes(codebook_size, codebook_dim)
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
+        if mistakes := too_small(self, "quantizer", LEAST_SIZES):
+            raise ConfigError("; ".join(mistakes))
         self._kept: defaultdict[str, DerivedWeight] = defaultdict(DerivedWeight)
 
     def effective_codebook(self) -> Tensor:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.model.quantizer import VQ, Quantizer, SimVQ, check_sizes
+from codec.limits import too_small
+from codec.model.quantizer import LEAST_SIZES, VQ, Quantizer, SimVQ
 from codec.model.search import linear, nearest_code
 
 LFQ_ENTROPY_TILE = 1 << 25
@@ -36,11 +37,11 @@ class EMAVQConfig:
     dead_share: float = 0.1  # a code chosen less often than this share of an equal share is replaced
 
     def __post_init__(self) -> None:
-        check_sizes(self.codebook_size, self.codebook_dim)
+        mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "kmeans_iterations", "dead_share")})
         if not 0 <= self.decay < 1:
-            raise ConfigError(f"quantizer.decay must lie in [0, 1), got {self.decay}")
-        if min(self.beta, self.kmeans_iterations, self.dead_share) < 0:
-            raise ConfigError("quantizer: beta, kmeans_iterations and dead_share must not be negative")
+            mistakes.append(f"quantizer.decay must lie in [0, 1), got {self.decay}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 @dataclass
@@ -54,11 +55,9 @@ class FactorisedVQConfig:
     beta: float = 0.25  # weight of the commitment loss beside the codebook loss
 
     def __post_init__(self) -> None:
-        check_sizes(self.codebook_size, self.codebook_dim)
-        if self.factor_dim < 1 or self.beta < 0:
-            raise ConfigError(
-                f"quantizer: factor_dim must be at least 1 and beta not negative, got {self.factor_dim} and {self.beta}"
-            )
+        least = {0: ("beta",), 1: ("codebook_dim", "factor_dim"), 2: ("codebook_size",)}
+        if mistakes := too_small(self, "quantizer", least):
+            raise ConfigError("; ".join(mistakes))
 
 
 @dataclass
@@ -71,7 +70,8 @@ class FSQConfig:
     levels: list[int] = field(default_factory=list)  # of each dimension; empty: 8 each, and 4 where 8 does not fit
 
     def __post_init__(self) -> None:
-        check_sizes(self.codebook_size, self.codebook_dim)
+        if mistakes := too_small(self, "quantizer", LEAST_SIZES):
+            raise ConfigError("; ".join(mistakes))
         levels = self.levels or fsq_levels(self.codebook_size)
         if min(levels) < 3 or math.prod(levels) != self.codebook_size:
             raise ConfigError(
@@ -92,11 +92,11 @@ class LFQConfig:
     diversity: float = 1.0  # weight of the second part beside the first
 
     def __post_init__(self) -> None:
-        check_sizes(self.codebook_size, self.codebook_dim)
+        mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "entropy_weight", "diversity")})
         if self.codebook_size & (self.codebook_size - 1):
-            raise ConfigError(f"quantizer.codebook_size of lfq must be a power of two, got {self.codebook_size}")
-        if min(self.beta, self.entropy_weight, self.diversity) < 0:
-            raise ConfigError("quantizer: beta, entropy_weight and diversity must not be negative")
+            mistakes.append(f"quantizer.codebook_size of lfq must be a power of two, got {self.codebook_size}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
 
 @dataclass
@@ -110,9 +110,8 @@ class FeatureVQConfig:
     relative_loss: bool = True  # divide the loss by the variance of the effective codebook
 
     def __post_init__(self) -> None:
-        check_sizes(self.codebook_size, self.codebook_dim)
-        if self.beta < 0:
-            raise ConfigError(f"quantizer.beta must not be negative, got {self.beta}")
+        if mistakes := too_small(self, "quantizer", LEAST_SIZES | {0: ("beta",)}):
+            raise ConfigError("; ".join(mistakes))
 
 
 class EMAVQ(VQ):

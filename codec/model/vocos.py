@@ -40,14 +40,13 @@ class VocosDecoderConfig:
 
     def __post_init__(self) -> None:
         sizes = ("latent_dim", "width", "inner_width", "num_groups", "hop_length", "num_blocks")
-        if mistakes := too_small(self, "decoder", {1: sizes}):
+        mistakes = too_small(self, "decoder", {1: sizes})
+        if self.width % max(self.num_groups, 1):
+            mistakes.append(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
+        if self.n_fft % (2 * max(self.hop_length, 1)):
+            mistakes.append(f"decoder.n_fft must be an even multiple of hop_length {self.hop_length}, got {self.n_fft}")
+        if mistakes:
             raise ConfigError("; ".join(mistakes))
-        if self.width % self.num_groups:
-            raise ConfigError(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
-        if self.n_fft % (2 * self.hop_length) or self.n_fft % 2:
-            raise ConfigError(
-                f"decoder.n_fft must be an even multiple of hop_length {self.hop_length}, got {self.n_fft}"
-            )
 
 
 class VocosDecoder(nn.Module):

@@ -57,21 +57,25 @@ class GroupConfig:
     """Make each clip zero-mean and scale it to a peak of 0.8 first, so that loudness is no clue."""
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
+        if mistakes := list(self._mistakes()):
+            raise ConfigError("; ".join(mistakes))
+
+    def _mistakes(self) -> Iterator[str]:
+        """Each begins with the name of the setting, for groups of different names have the same settings."""
         if self.loss not in ADVERSARIAL_LOSSES:
-            raise ConfigError(f"{name}.loss must be one of {', '.join(ADVERSARIAL_LOSSES)}, got {self.loss!r}")
+            yield f"loss must be one of {', '.join(ADVERSARIAL_LOSSES)}, got {self.loss!r}"
         if self.reduction not in REDUCTIONS:
-            raise ConfigError(f"{name}.reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}")
-        layers = [getattr(self, f.name) for f in fields(self) if f.name in _PER_LAYER]
-        lengths = {len(values) for values in layers}
-        if len(lengths) > 1 or 0 in lengths:
-            raise ConfigError(f"{name} needs one {' and one '.join(_PER_LAYER)} per layer, got lists of other lengths")
+            yield f"reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}"
+        layers = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _PER_LAYER}
+        lengths = [len(values) for values in layers.values()]
+        if len(set(lengths)) > 1 or 0 in lengths:
+            yield f"{', '.join(layers)} must each have one value per layer, got {', '.join(map(str, lengths))} values"
         if any(size < 1 or size % 2 == 0 for sizes in getattr(self, "kernel_sizes", []) for size in _as_list(sizes)):
-            raise ConfigError(f"{name}.kernel_sizes must be odd, got {self.kernel_sizes}")  # type: ignore[attr-defined]
+            yield f"kernel_sizes must be odd, got {self.kernel_sizes}"  # type: ignore[attr-defined]
         for view in _VIEWS:
             values = getattr(self, view, None)
             if values is not None and (not values or min(values) < 1):
-                raise ConfigError(f"{name}.{view} must be numbers from 1 on, at least one, got {values}")
+                yield f"{view} must be numbers from 1 on, at least one, got {values}"
 
     def networks(self) -> list[nn.Module]:
         """One network per view of the waveform, not yet weight-normalised."""
@@ -147,15 +151,15 @@ class SpectrumConfig(GroupConfig):
     compression: float = 0.5
     """Magnitudes are raised to this power, phases kept; in (0, 1]. Below 1 quiet bins count more."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
         edges = self.band_edges
         if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or sorted(set(edges)) != list(edges):
-            raise ConfigError(f"SpectrumConfig.band_edges must rise from 0 to 1, got {edges}")
+            yield f"band_edges must rise from 0 to 1, got {edges}"
         if len(self.overlap) != len(self.n_ffts):
-            raise ConfigError(f"SpectrumConfig needs one overlap per n_fft, got {self.overlap} and {self.n_ffts}")
+            yield f"n_ffts and overlap must be lists of one length, got {self.n_ffts} and {self.overlap}"
         if not 0 < self.compression <= 1:
-            raise ConfigError(f"SpectrumConfig.compression must be in (0, 1], got {self.compression:g}")
+            yield f"compression must be in (0, 1], got {self.compression:g}"
 
     def networks(self) -> list[nn.Module]:
         """One network per resolution."""
@@ -178,7 +182,7 @@ class DiscriminatorsConfig:
 
     def __post_init__(self) -> None:
         if not self.groups():
-            raise ConfigError("at least one group of discriminators must be set, all are null")
+            raise ConfigError("adversary.discriminators: at least one group must be set, all are null")
 
     def groups(self) -> dict[str, GroupConfig]:
         """The groups that are in use, by name."""

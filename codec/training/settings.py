@@ -1,5 +1,6 @@
 """All settings of a training run, and whether they fit together: every mistake is found before anything is built."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from codec.errors import ConfigError, first_line
 from codec.limits import too_small
 from codec.model import weights
-from codec.model.codec import CodecConfig
+from codec.model.codec import ENCODERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
@@ -162,23 +163,28 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
 
 
 def _of_model(config: Config) -> Iterator[str]:
+    encoder = config.model.encoder.kind
+    if config.training.standardize_encoder and not hasattr(ENCODERS[encoder][1], "standardize"):
+        yield f"training.standardize_encoder is for a seanet encoder, model.encoder.kind is {encoder}"
     try:
-        codec = weights.blank(config.model)
-        hop_length = codec.hop_length
+        hop_length = weights.blank(config.model).hop_length
     except ConfigError as error:
-        yield str(error)
+        yield model_sentence(error)
         return
     except RuntimeError as error:
         yield f"no model of these sizes can be made here ({first_line(error)})"
         return
-    if config.training.standardize_encoder and not hasattr(codec.encoder, "standardize"):
-        yield f"training.standardize_encoder is for a seanet encoder, model.encoder.kind is {config.model.encoder.kind}"
     window = _samples(config, config.data.window_seconds)
     if window < hop_length:
         yield (
             f"data.window_seconds {config.data.window_seconds:g} is {window} samples, shorter than a frame, "
             f"which has {hop_length}"
         )
+
+
+def model_sentence(error: ConfigError) -> str:
+    """What a model says of its settings, as they are called here: there they are those of its own config.json."""
+    return re.sub(r"(?<![\w.])((encoder|quantizer|decoder)[.:]|sample_rate (must|and))", r"model.\1", str(error))
 
 
 def _of_spectra(config: Config) -> Iterator[str]:

@@ -160,13 +160,13 @@ def test_first_weights_keep_the_size_of_activations():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PeriodConfig(loss="wasserstein"), "PeriodConfig.loss must be one of hinge"),
+        (lambda: PeriodConfig(loss="wasserstein"), "loss must be one of hinge"),
         (lambda: PeriodConfig(reduction="max"), "reduction must be one of mean, sum"),
         (lambda: PeriodConfig(channels=[4]), "per layer"),
         (lambda: ScaleConfig(kernel_sizes=[15, 40, 41, 41, 41, 5]), "must be odd"),
         (lambda: SpectrumConfig(band_edges=[0.0, 0.5]), "rise from 0 to 1"),
         (lambda: SpectrumConfig(compression=0.0), "compression must be in"),
-        (lambda: SpectrumConfig(overlap=[4]), "one overlap per n_fft"),
+        (lambda: SpectrumConfig(overlap=[4]), "n_ffts and overlap must be lists of one length"),
         (lambda: DiscriminatorsConfig(period=None, scale=None, spectrum=None), "at least one group"),
     ],
 )

@@ -41,9 +41,9 @@ def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
         ("++training.stepz=1", "training.stepz"),
         ("~training", "training"),
         ("++training.steps=0", "training.steps must be at least 1, got 0"),
-        ("model.encoder.width=0", "encoder.width must be at least 1, got 0"),
-        ("model.decoder.pitch_width=0", "decoder.pitch_width must be at least 1, got 0"),
-        ("model.sample_rate=fast", "sample_rate must be a whole number of Hz, got 'fast'"),
+        ("model.encoder.width=0", "model.encoder.width must be at least 1, got 0"),
+        ("model.decoder.pitch_width=0", "model.decoder.pitch_width must be at least 1, got 0"),
+        ("model.sample_rate=fast", "model.sample_rate must be a whole number of Hz, at least 1, got 'fast'"),
     ],
 )
 def test_a_mistake_is_named(override: str, message: str):
@@ -77,7 +77,7 @@ def test_mistakes_of_every_kind_are_named_together():
     # Nothing is said of what follows from a window of -1 s alone.
     assert found == [
         "In 'config': Could not find 'recipe/papre'",
-        "Key 'modle' not in 'Schema'",
+        "modle: is not a setting",
         "training.stepz: Key 'stepz' not in 'TrainingConfig'",
         "data.window_seconds must be positive, got -1.0",
         "training.steps must be at least 1, got 0",
@@ -96,6 +96,112 @@ def test_every_part_names_all_its_values_out_of_range():
         compose(settings)
     named = [sentence.split()[0] for sentence in str(caught.value).split("; ")]
     assert sorted(named) == sorted([*(setting.split("=")[0] for setting in settings), "data.train"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (
+            [
+                "adversary=paper",
+                "adversary.discriminators.period.periods=[0]",
+                "adversary.discriminators.period.kernel_sizes=[2]",
+                "adversary.discriminators.resolution.n_ffts=[3]",
+                "adversary.discriminators.resolution.loss=foo",
+                "adversary.betas=[7,7]",
+            ],
+            [
+                "adversary.discriminators.period.channels, kernel_sizes, strides",
+                "adversary.discriminators.period.kernel_sizes",
+                "adversary.discriminators.period.periods",
+                "adversary.discriminators.resolution.loss",
+                "adversary.discriminators.resolution.n_ffts and overlap",
+                "adversary.betas",
+            ],
+        ),
+        (
+            [
+                "adversary.discriminators.period.periods=[0]",
+                "adversary.discriminators.scale.groups=[3,3,3,3,3,3]",
+            ],
+            ["adversary.discriminators.period.periods", "adversary.discriminators.scale: cannot be built"],
+        ),
+        (
+            [
+                "model.encoder.width=0",
+                "model.encoder.short_n_fft=0",
+                "model.encoder.num_lags=0",
+                "model.quantizer.codebook_size=1",
+                "model.quantizer.beta=-1",
+                "model.quantizer.memory=0",
+                "model.decoder.hop_length=0",
+                "model.decoder.attention_heads=0",
+                "model.decoder.lowest_pitch=0",
+                "model.sample_rate=0",
+            ],
+            [
+                "model.encoder.width",
+                "model.encoder.short_n_fft",
+                "model.encoder.num_lags",
+                "model.quantizer.codebook_size",
+                "model.quantizer.beta",
+                "model.quantizer.memory",
+                "model.decoder.hop_length",
+                "model.decoder.attention_heads",
+                "model.decoder:",
+                "model.sample_rate",
+            ],
+        ),
+        (
+            ["model=simvq-4k", "model.decoder.width=7", "model.decoder.num_blocks=0", "model.decoder.n_fft=321"],
+            ["model.decoder.num_blocks", "model.decoder.width", "model.decoder.n_fft"],
+        ),
+        (
+            ["model/quantizer=lfq", "model.quantizer.codebook_size=6", "model.quantizer.beta=-1"],
+            ["model.quantizer.beta", "model.quantizer.codebook_size"],
+        ),
+        (
+            ["model/quantizer=ema", "model.quantizer.decay=1", "model.quantizer.codebook_dim=0"],
+            ["model.quantizer.codebook_dim", "model.quantizer.decay"],
+        ),
+        (
+            [
+                "model.sample_rate=16000",
+                "model.encoder.hop_length=160",
+                "model.quantizer.codebook_dim=9",
+                "training.standardize_encoder=true",
+            ],
+            [
+                "training.standardize_encoder",
+                "encoder and decoder must have the same hop length",
+                "model.sample_rate and model.decoder.sample_rate",
+                "model.encoder.latent_dim, model.quantizer.codebook_dim and model.decoder.latent_dim",
+            ],
+        ),
+        (
+            ["training.init=/nonexist", "training.steps=0", "data.validation=/none", "training.freeze=[encoder]"],
+            ["training.steps", "training.init: unknown model '/nonexist'", "data.validation: there is no /none"],
+        ),
+        (
+            ["model=3", "adversary=[3]", "recipe=true", "training.steps=0"],
+            ["'model=3': model must be a name", "'adversary=[3]': ", "'recipe=true': ", "training.steps"],
+        ),
+        (
+            ["init=stream", "learning_rate=1", "+sample_rate=16000"],
+            [
+                "init: is not a setting, it is training.init",
+                "learning_rate: is not a setting, it is adversary.learning_rate or training.learning_rate",
+                "sample_rate: is not a setting, it is model.sample_rate",
+            ],
+        ),
+    ],
+)
+def test_mistakes_of_one_kind_are_named_together_as_they_are_set(
+    training_folder: Path, overrides: list[str], named: list[str]
+):
+    advice = ("boxed models: ", "or give a directory")
+    found = [each for each in mistakes([f"data.train={training_folder}", *overrides]) if not each.startswith(advice)]
+    assert [each[: len(name)] for each, name in zip(found, named, strict=True)] == named
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -143,7 +249,8 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
     assert found == [
         "data.train: there is no /nowhere",
         "data.batch_size must be a multiple of the 3 processes, got 4",
-        "encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got (8, 16, 8)",
+        "model.encoder.latent_dim, model.quantizer.codebook_dim and model.decoder.latent_dim must be equal, "
+        "got (8, 16, 8)",
         "mel.resolutions [1024, 256, 80] needs more than 512 samples, data.window_seconds gives 240",
         "mel.resolutions [64, 128, 40]: the hop leaves out samples between STFTs of 64",
         "mel.resolutions [64, 128, 40]: an STFT of 64 has only 33 bins for 40 mel bands",
@@ -166,8 +273,14 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         (["training.device=toaster"], "training.device: device 'toaster' is not available here"),
         (["training.record=true"], "training.record needs an NVIDIA GPU"),
         (["adversary.discriminators.scale.groups=[3,3,3,3]"], "adversary.discriminators.scale: cannot be built (in_ch"),
-        (["adversary.discriminators.period.periods=[]"], "PeriodConfig.periods must be numbers from 1 on"),
-        (["adversary.discriminators.period.periods=[0]"], "PeriodConfig.periods must be numbers from 1 on"),
+        (
+            ["adversary.discriminators.period.periods=[]"],
+            "adversary.discriminators.period.periods must be numbers",
+        ),
+        (
+            ["adversary.discriminators.period.periods=[0]"],
+            "adversary.discriminators.period.periods must be numbers",
+        ),
         (["training.adversarial_seconds=0.01"], "adversary.discriminators.spectrum needs more than 256 samples"),
     ],
 )

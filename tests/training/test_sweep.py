@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,33 @@ def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
     assert started == []
 
 
+def test_the_mistakes_of_all_runs_are_named_once(training_folder: Path):
+    data = f"data.train={training_folder}"
+    with pytest.raises(ConfigError) as caught:
+        sweep([data, "model.quantizer.codebook_dim=8,9", "training.steps=0,5", "data.batch_size=4,-1"], start)
+    found = str(caught.value).split("; ")
+    assert [sentence.split(" must be ")[0] for sentence in found] == [
+        "training.steps",
+        "data.batch_size",
+        "model.encoder.latent_dim, model.quantizer.codebook_dim and model.decoder.latent_dim",
+    ]
+    with pytest.raises(ConfigError, match=r"simvq-9k.*simvq-7k"):
+        sweep([data, "model=simvq-4k,simvq-9k,simvq-7k"], start)
+    assert started == []
+
+
 def test_every_run_takes_over_the_model_it_starts_from(training_folder: Path, tmp_path: Path):
     tuned = [f"data.train={training_folder}", f"training.run={tmp_path}", "training.init=stream"]
     sweep([*tuned, "training.seed=2,3"], start)
     assert [config.training.seed for config in started] == [2, 3]
     for config in started:
         assert config.model == CodecConfig.from_dict(describe("stream").config)
+
+
+@pytest.mark.skipif(find_spec("submitit") is not None, reason="it is installed")
+def test_a_launcher_that_is_not_installed_is_named(training_folder: Path):
+    with pytest.raises(ConfigError, match=r"^hydra/launcher: needs .* pip install 'codec\[slurm\]'$"):
+        sweep([f"data.train={training_folder}", "hydra/launcher=slurm", "training.seed=2,3"], start)
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tiny_run: list[str]):

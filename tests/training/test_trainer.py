@@ -149,7 +149,7 @@ def test_discriminators_of_the_start_that_are_damaged_are_named(tiny_run: list[s
     fit(tiny_run, "training.steps=8")
     path = tmp_path / "run" / "last" / "discriminators.json"
     path.write_text("{")
-    with pytest.raises(ModelError, match=r"discriminators.json: does not describe discriminators .*; remove it"):
+    with pytest.raises(ConfigError, match=r"discriminators.json: does not describe discriminators .*; remove it"):
         compose([*(setting for setting in tiny_run if "adversary" not in setting), f"training.init={path.parent}"])
 
 
