@@ -95,12 +95,11 @@ def test_a_full_disk_leaves_both_states(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_disk_without_room_for_the_next_states_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save(tmp_path, 1)
-    check_room(tmp_path)
-    usage = type("Usage", (), {"free": 1000})
+    check_room(tmp_path, 1000)
+    usage = type("Usage", (), {"free": 5 << 20})
     monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(ModelError, match=r"0 MiB are free, the states to come need 0 MiB; free some, or choose"):
-        check_room(tmp_path)
+    with pytest.raises(ModelError, match=r"5 MiB are free, the states to come need 6 MiB; free some, or choose"):
+        check_room(tmp_path, 2 << 20)
 
 
 def test_with_a_previous_state_there_only_needs_to_be_room_for_one_more(
@@ -111,12 +110,12 @@ def test_with_a_previous_state_there_only_needs_to_be_room_for_one_more(
     usage = type("Usage", (), {"free": size})
     monkeypatch.setattr("codec.training.state.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ModelError, match="are free"):
-        check_room(tmp_path)
+        check_room(tmp_path, size)
     save(tmp_path, 2)
-    check_room(tmp_path)
+    check_room(tmp_path, size)
     usage.free = size // 2
     with pytest.raises(ModelError, match="are free"):
-        check_room(tmp_path)
+        check_room(tmp_path, size)
 
 
 def test_a_run_belongs_to_one_process_until_it_ends(tmp_path: Path):
