@@ -22,6 +22,7 @@ RETIRED = {
     "8ca1def6241c16c9": "0.4",
     "f3a1312cf878f377": "0.5",
     "47c20a6b41c90f55": "0.6",
+    "f0712f6728d6cc7f": "0.7",
 }
 """Fingerprint of each boxed model that a better one has replaced -> the last version of this package that had it."""
 
