@@ -366,7 +366,12 @@ def test_no_step_waits_for_the_device(tiny_run: list[str], monkeypatch: pytest.M
     def clipped(parameters, norm, foreach):
         return clip(parameters, norm)
 
-    # What the meta device lacks: autocast, fused updates, norms of many tensors at once.
+    def chosen(vectors, paths, tables, largest_gain):
+        codes = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
+        return paths, codes, codes[..., None].expand(-1, -1, paths.undecided.shape[1])
+
+    # What the meta device lacks: autocast, fused updates, norms of many tensors at once, the kernel that chooses codes.
+    monkeypatch.setattr("codec.model.beam.follow", chosen)
     monkeypatch.setattr(torch, "autocast", lambda *args, **more: contextlib.nullcontext())
     monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **more: adamw(*args, **more))
     monkeypatch.setattr(adamw, "step", lambda self: None)
