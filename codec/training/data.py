@@ -22,8 +22,10 @@ from codec.limits import too_small
 from codec.manifest import is_unknown
 from codec.training.cache import AudioCache, bandwidth_of
 from codec.training.degradation import degrade
+from codec.training.voice import move_formants
 
-LARGEST_SPEED_CHANGE = 0.5
+LARGEST_CHANGE = 0.5
+"""Of speed and of formants, as a share."""
 
 
 class Batch(NamedTuple):
@@ -56,6 +58,7 @@ class DataConfig:
     speaker_balance: float = 0.75  # a speaker with m minutes is drawn with weight m ** speaker_balance
     gain_db: float = 6.0  # windows are scaled by a random gain within +- this
     speed: float = 0.0  # windows are played up to this share slower or faster, with pitch and formants
+    formants: float = 0.0  # formants are moved by up to this share up or down, the pitch stays
     degraded: float = 0.0  # share of windows that are recorded badly: in noise, a room, a narrow band, too soft ...
     workers: int = 0  # processes that cut windows; 0: threads of the training process, which do for a CPU
 
@@ -70,7 +73,12 @@ class DataConfig:
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
         if self.window_seconds <= 0:
             mistakes.append(f"data.window_seconds must be positive, got {self.window_seconds}")
-        for name, most in (("speaker_balance", 1), ("degraded", 1), ("speed", LARGEST_SPEED_CHANGE)):
+        for name, most in (
+            ("speaker_balance", 1),
+            ("degraded", 1),
+            ("speed", LARGEST_CHANGE),
+            ("formants", LARGEST_CHANGE),
+        ):
             if not 0 <= getattr(self, name) <= most:
                 mistakes.append(f"data.{name} must be between 0 and {most}, got {getattr(self, name)}")
         if mistakes:
@@ -126,6 +134,9 @@ class WindowSampler:
         if played_at != sample_rate:
             wav = audio.resample(wav, played_at, sample_rate)[: self.num_samples]
             bandwidth = min(bandwidth * played_at / sample_rate, bandwidth_of(played_at, sample_rate))
+        if self.config.formants:
+            change = np.log1p(self.config.formants)
+            wav = move_formants(wav, sample_rate, np.exp(rng.uniform(-change, change)))
         if self.config.degraded and rng.random() < self.config.degraded:
             wav = degrade(wav, sample_rate, rng)
         gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)

@@ -7,12 +7,13 @@ window is the target too. Plain functions of windows (T,), a sample rate in Hz a
 from collections.abc import Callable
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+
+from codec.training.voice import whisper
 
 Degradation = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 SMALLEST = 1e-7
-"""Of magnitudes whose logarithm is taken, and of powers that are divided by."""
+"""Of powers that are divided by."""
 
 
 def degrade(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -21,30 +22,6 @@ def degrade(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.n
         if rng.random() < probability:
             wav = degradation(wav, sample_rate, rng)
     return wav.astype(np.float32)
-
-
-def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """The spectral envelopes without a voice: noise in place of what excites them.
-
-    An envelope is what the first 1.25 ms of the cepstrum say, less than a period of any voice.
-    """
-    hop = sample_rate // 100
-    size = 4 * hop
-    window = np.hanning(size + 1)[:-1]
-    num_frames = -(-len(wav) // hop) + 3
-    padded = np.zeros((2, (num_frames - 1) * hop + size))
-    padded[0, size - hop : size - hop + len(wav)] = wav
-    padded[1] = rng.standard_normal(padded.shape[1])
-    speech, noise = np.fft.rfft(sliding_window_view(padded, size, axis=1)[:, ::hop] * window)  # (n, F) each
-    cepstra = np.fft.irfft(np.log(np.abs(speech) + SMALLEST))
-    num_kept = sample_rate // 800
-    cepstra[:, num_kept : size - num_kept + 1] = 0
-    frames = np.fft.irfft(np.exp(np.fft.rfft(cepstra).real) * noise / np.sqrt(np.square(window).sum())) * window
-    result = np.zeros(padded.shape[1])
-    for offset in range(0, size, hop):  # every fourth frame starts where another ends
-        parts = frames[offset // hop :: 4]
-        result[offset : offset + parts.size] += parts.ravel()
-    return result[size - hop : size - hop + len(wav)] / (np.square(window).sum() / hop)
 
 
 def room(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,7 @@ from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
 from codec.training.cache import AudioCache, open_cache
 from codec.training.data import DataConfig, WindowSampler
+from codec.training.voice import move_formants
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,15 @@ def test_a_share_of_the_windows_is_degraded(cache: AudioCache):
     assert 0.2 < float(changed.float().mean()) < 0.4  # 300 windows: four standard errors are 0.1
     assert some.batch(0).wav.dtype == torch.float32
     assert max(float(some.batch(step).wav.abs().max()) for step in range(50)) < 1
+
+
+def test_formants_are_moved_by_at_most_their_share(cache: AudioCache):
+    """Each window is what some factor within the share makes of it."""
+    plain, moved = (sampler(cache, gain_db=0.0, formants=share).batch(3).wav[:, 0].numpy() for share in (0.0, 0.1))
+    factors = np.exp(np.linspace(-np.log(1.1), np.log(1.1), 401))
+    for before, after in zip(plain, moved, strict=True):
+        errors = [np.abs(move_formants(before, 24000, factor) - after).max() for factor in factors]
+        assert min(errors) < 0.01 * np.abs(before).max() < np.abs(after - before).max()
 
 
 def test_windows_are_full_and_within_full_scale(cache: AudioCache):

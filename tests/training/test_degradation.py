@@ -4,12 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from codec import audio
-from codec.model.decoder import SpectralDecoderConfig
 from codec.training import degradation
-from codec.training.pitch import track_pitch
 
 RATE = 24000
 
@@ -39,23 +36,6 @@ def band_powers(wav: np.ndarray, width: float = 500.0) -> np.ndarray:
     spectrum = np.abs(np.fft.rfft(wav)) ** 2
     size = round(width * len(wav) / RATE)
     return spectrum[: len(spectrum) // size * size].reshape(-1, size).sum(axis=1)
-
-
-def test_whispered_speech_has_its_envelope_and_no_voice(wav, rng):
-    def voiced(sound: np.ndarray) -> float:
-        tracked = track_pitch(torch.from_numpy(sound).float()[None], SpectralDecoderConfig(), 140)
-        return float(tracked.is_voiced.float().mean())
-
-    whispered = degradation.whisper(wav, RATE, rng)
-    assert whispered.shape == wav.shape
-    assert voiced(wav) > 0.6
-    assert voiced(whispered) < 0.1
-    in_time, in_frequency = [
-        [np.log(measure(sound)) for sound in (wav, whispered)]
-        for measure in (lambda sound: np.square(sound).reshape(-1, 480).sum(axis=1), band_powers)
-    ]
-    assert np.corrcoef(*in_time)[0, 1] > 0.9
-    assert np.corrcoef(*in_frequency)[0, 1] > 0.9
 
 
 def test_a_room_answers_within_its_time(rng):

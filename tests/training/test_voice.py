@@ -1,0 +1,89 @@
+"""Voices are changed in what is said to change, and in nothing else: measured on speech."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codec import audio
+from codec.model.decoder import SpectralDecoderConfig
+from codec.training.pitch import track_pitch
+from codec.training.voice import move_formants, whisper
+
+RATE = 24000
+
+
+@pytest.fixture(scope="module")
+def wav(speech: Path) -> np.ndarray:
+    """Two seconds."""
+    return audio.read(speech, RATE)[0][0, : 2 * RATE]
+
+
+def levels(sound: np.ndarray, hz: np.ndarray) -> np.ndarray:
+    """Decibels around frequencies, in bands of Gaussian shape, 120 Hz to either side; their mean is 0."""
+    power = np.abs(np.fft.rfft(sound)) ** 2
+    distance = np.arange(len(power)) * RATE / len(sound) - hz[:, None]
+    decibels = 10 * np.log10((power * np.exp(-np.square(distance / 120) / 2)).sum(axis=1))
+    return decibels - decibels.mean()
+
+
+def pitch(sound: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    tracked = track_pitch(torch.from_numpy(sound).float()[None], SpectralDecoderConfig(), 140)
+    return tracked.log_pitch, tracked.is_voiced
+
+
+@pytest.mark.parametrize("factor", [0.85, 0.9, 0.95, 1.05, 1.1, 1.2])
+def test_the_spectrum_is_that_of_formants_so_much_higher(wav, factor):
+    moved = move_formants(wav, RATE, factor)
+    assert moved.shape == wav.shape
+    assert moved.dtype == np.float32
+    hz = np.arange(400.0, 4500.0, 50.0)
+    factors = np.arange(0.75, 1.31, 0.01)
+    after = levels(moved, hz)
+    distances = [np.abs(after - levels(wav, hz / other)).mean() for other in factors]
+    assert abs(factors[np.argmin(distances)] - factor) < 0.025
+    assert min(distances) < 0.5 * np.abs(after - levels(wav, hz)).mean()
+
+
+def test_formants_that_stay_leave_the_sound_as_it_is(wav):
+    np.testing.assert_allclose(move_formants(wav, RATE, 1.0), wav, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.88, 1.12])
+def test_speech_keeps_its_pitch_and_loudness_when_its_formants_move(wav, factor):
+    moved = move_formants(wav, RATE, factor)
+    (before, was_voiced), (after, is_voiced) = pitch(wav), pitch(moved)
+    both = was_voiced & is_voiced
+    assert both.sum() > 0.9 * was_voiced.sum()
+    assert ((before - after)[both].abs() < 0.03).float().mean() > 0.9
+    assert abs(10 * np.log10(np.square(moved).mean() / np.square(wav).mean())) < 1
+
+
+def test_silence_stays_silent():
+    assert np.abs(move_formants(np.zeros(RATE, np.float32), RATE, 1.15)).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whispered_speech_has_its_envelope_and_no_voice(wav, seed):
+    whispered = whisper(wav, RATE, np.random.default_rng(seed))
+    assert whispered.shape == wav.shape
+    assert pitch(wav)[1].float().mean() > 0.6
+    assert pitch(whispered)[1].float().mean() < 0.1
+    in_time, in_frequency = [
+        [np.log(measure(sound)) for sound in (wav, whispered)] for measure in (powers_in_time, powers_in_frequency)
+    ]
+    assert np.corrcoef(*in_time)[0, 1] > 0.9
+    assert np.corrcoef(*in_frequency)[0, 1] > 0.9
+
+
+def powers_in_time(sound: np.ndarray) -> np.ndarray:
+    """Of 20 ms each."""
+    return np.square(sound).reshape(-1, 480).sum(axis=1)
+
+
+def powers_in_frequency(sound: np.ndarray) -> np.ndarray:
+    """Of bands of 500 Hz."""
+    power = np.abs(np.fft.rfft(sound)) ** 2
+    size = round(500 * len(sound) / RATE)
+    return power[: len(power) // size * size].reshape(-1, size).sum(axis=1)
