@@ -30,6 +30,11 @@ INPUT_SUFFIXES = frozenset({
 })  # fmt: skip
 """Files that a folder is searched for. Any other file that libsndfile knows is read too when it is named."""
 
+FOREIGN_SUFFIXES = frozenset({
+    ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ape", ".wv",
+})  # fmt: skip
+"""Of sound that people have and libsndfile cannot read."""
+
 OUTPUT_FORMATS = {"wav": ".wav", "flac": ".flac", "ogg": ".ogg", "wav-float": ".wav"}
 """Name of each format that can be written -> its suffix. wav and flac hold 16 bits, ogg is Vorbis."""
 
@@ -98,6 +103,19 @@ def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:
     )
 
 
+def passed_over(folder: Path) -> str:
+    """A sentence about the sound files below a folder that nobody looks at, as they cannot be read; empty without any.
+
+    Raises:
+        AudioError: a folder cannot be read.
+    """
+    foreign = find_files(folder, FOREIGN_SUFFIXES)
+    if not foreign:
+        return ""
+    kinds = ", ".join(sorted({path.suffix.lower() for path in foreign}))
+    return f"{folder}: sound in {kinds} cannot be read (such as {foreign[0].name}); convert it to wav"
+
+
 def find_sounds(folder: Path) -> list[Path]:
     """The sound files below a folder, see `find_files`.
 
@@ -108,7 +126,7 @@ def find_sounds(folder: Path) -> list[Path]:
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
     paths = find_files(folder, INPUT_SUFFIXES)
     if not paths:
-        raise AudioError(f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
+        raise AudioError(passed_over(folder) or f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
     return paths
 
 

@@ -222,6 +222,19 @@ def test_two_files_for_one_output_are_refused(run, speech):
     assert "in/a.wav: would be written to codes/a.codes, as in/a.flac was" in run.err
 
 
+def test_sound_that_cannot_be_read_is_named_and_not_passed_over_in_silence(run, speech):
+    Path("phone/today").mkdir(parents=True)
+    Path("phone/today/memo.M4A").write_bytes(b"\0\0\0\x20ftypM4A ")
+    sentence = "phone: sound in .m4a cannot be read (such as memo.M4A); convert it to wav"
+    assert sentence in run.refuses("encode", "phone", "out", "--model", run.model, left={"phone"})
+    shutil.copy(speech, "phone/today/a.flac")
+    assert run("encode", "phone", "out", "--model", run.model) == 0
+    assert sentence in run.err
+    assert Path("out/today/a.codes").is_file()
+    assert run("decode", "out", "back", "--model", run.model) == 0
+    assert sentence not in run.err
+
+
 def test_file_into_a_folder_keeps_its_name(run, speech):
     Path("codes").mkdir()
     assert run("encode", speech, "codes", "--model", run.model) == 0

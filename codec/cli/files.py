@@ -227,6 +227,8 @@ def _each(
 
     Of a folder that is no tree of files, `pairs` has the names of what is in it, with the output of each.
     """
+    from codec.audio import INPUT_SUFFIXES, passed_over
+
     if skip_existing and overwrite:
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if as_json and target == STANDARD_STREAM:
@@ -244,9 +246,12 @@ def _each(
         raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
     if pairs is None:
         pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
+    foreign = passed_over(Path(source)) if suffixes is INPUT_SUFFIXES else ""
     if not pairs:
         kind = f"files ending in {', '.join(sorted(suffixes))}" if suffixes else "utterances"
-        raise CodecError(f"{source}: has no {kind}")
+        raise CodecError(foreign or f"{source}: has no {kind}")
+    if foreign:
+        complain(foreign)
     num_bad = 0
     taken: dict[Path, Path] = {}
     for number, (file, output) in enumerate(pairs, 1):
