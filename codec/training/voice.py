@@ -26,9 +26,8 @@ def move_formants(wav: np.ndarray, sample_rate: int, factor: float) -> np.ndarra
     window, spectra = _analyse(wav, sample_rate)
     bins = np.arange(spectra.shape[-1])
     as_at = np.minimum(bins / factor, bins[-1])  # where each bin finds what it is to sound like
-    num_kept = round(TRACT * sample_rate)
-    change = _cosines(num_kept, as_at, len(window)) - _cosines(num_kept, bins, len(window))
-    gains = np.exp(np.clip(_cepstra(spectra, num_kept) @ change, -LARGEST_GAIN, LARGEST_GAIN))
+    cosines, moved = (_cosines(round(TRACT * sample_rate), places, len(window)) for places in (bins, as_at))
+    gains = np.exp(np.clip(_cepstra(spectra, cosines) @ (moved - cosines), -LARGEST_GAIN, LARGEST_GAIN))
     return _synthesize(spectra * gains, window, len(wav))
 
 
@@ -37,9 +36,8 @@ def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.n
     window, spectra = _analyse(wav, sample_rate)
     _, noise = _analyse(rng.standard_normal(len(wav)), sample_rate)
     excitation = noise / np.sqrt(np.square(window).sum())
-    num_kept = round(ROUGH_TRACT * sample_rate)
-    cosines = _cosines(num_kept, np.arange(spectra.shape[-1]), len(window))
-    return _synthesize(np.exp(_cepstra(spectra, num_kept) @ cosines) * excitation, window, len(wav))
+    cosines = _cosines(round(ROUGH_TRACT * sample_rate), np.arange(spectra.shape[-1]), len(window))
+    return _synthesize(np.exp(_cepstra(spectra, cosines) @ cosines) * excitation, window, len(wav))
 
 
 def _analyse(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +51,12 @@ def _analyse(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]
     return window, np.fft.rfft(sliding_window_view(padded, size)[::hop] * window)
 
 
-def _cepstra(spectra: np.ndarray, num_kept: int) -> np.ndarray:
-    """The first coefficients (n, K) of spectra (n, F)."""
-    size = 2 * spectra.shape[-1] - 2
-    cosines = _cosines(num_kept, np.arange(spectra.shape[-1]), size)
-    cosines[:, [0, -1]] /= 2  # every other bin stands for its mirror image too
-    cosines[0] *= 2
-    return np.log(np.abs(spectra) + SMALLEST) @ (cosines.T / size)
+def _cepstra(spectra: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """Those coefficients (n, K) of spectra (n, F) to which the cosines (K, F) of whole bins belong."""
+    weights = cosines / (2 * spectra.shape[-1] - 2)
+    weights[:, [0, -1]] /= 2  # every other bin stands for its mirror image too
+    weights[0] *= 2
+    return np.log(np.abs(spectra) + SMALLEST) @ weights.T
 
 
 def _cosines(num_kept: int, bins: np.ndarray, size: int) -> np.ndarray:
