@@ -144,7 +144,7 @@ def test_paper_recipe_is_the_published_one():
     weights = (training.mel_weight, training.commitment_weight, training.adversarial_weight)
     assert (*weights, training.feature_matching_weight) == (45, 1000, 1, 1)
     assert (training.convergence_weight, training.loudness_weight, training.usage_weight) == (0, 0, 0)
-    assert training.disturbance_weight == 0
+    assert (training.disturbance_weight, training.intelligibility_weight) == (0, 0)
     assert training.quantizer_rate == 1
     assert (training.steps, training.warmup_steps, training.final_rate, training.ema_decay) == (138_600, 0, 1.0, 0.999)
     assert config.model.quantizer.beta == 0.25

@@ -7,7 +7,7 @@ from codec.errors import ConfigError
 from codec.output import open_output
 
 CURVES = (
-    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/pitch", "loss/quantizer"),
+    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/intelligibility", "loss/pitch", "loss/quantizer"),
     *("loss/adversarial", "loss/feature_matching", "loss/discriminator", "codes/utilisation", "codes/perplexity"),
     *("validation/mel", "validation/pesq_wb", "validation/stoi"),
 )

@@ -1,13 +1,14 @@
-"""How disturbed speech sounds to a model of the ear: the central part of PESQ as a loss with a gradient.
+"""What of a difference is heard, as losses with a gradient: the central part of PESQ, and STOI.
 
 A log-spectrum counts an error in the gap between two harmonics like one on top of them. To an ear, sound that was added
 where there was none disturbs most, and what lies below the threshold of hearing, or is masked by louder sound in the
-same band, not at all.
+same band, not at all. What is understood hangs on how bands get louder and softer together with those of the original.
 
-Legend: B batch, T samples, N frames, F frequency bins, M bands.
+Legend: B batch, T samples, N frames, F frequency bins, M bands, S stretches of several frames.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.training.losses import magnitudes
@@ -20,14 +21,31 @@ QUIETEST_SPEECH = 1e-5  # of the power of the loudest frame
 
 REFERENCE_LEVEL = 40.0  # dB SPL of the tone of 1 kHz whose loudness is 1 sone
 ZWICKER_EXPONENT = 0.23
+LOWEST_FREQUENCY = 100.0  # Hz; below, headphones are told less and less
+TELEPHONE_BAND = 325.0, 3250.0  # Hz, in which two recordings are made equally loud
+LEVEL_RATIOS = 1e-2, 1e2  # in power, by which a recording may be
+RESPONSE_RATIOS = 1e-2, 1e2  # in power, by which a band may be louder all the time without disturbing
+RESPONSE_FLOOR = 1e3  # power, as all powers here with 1 at 0 dB SPL
+AUDIBLE_FRAME = 1e7  # power of a frame that tells something about the response
 MASKED_SHARE = 0.25  # of the loudness of the softer signal
-AUDIBLE_LEVEL = 20.0  # dB above the threshold: what counts as the level of a frame
 LARGEST_GAIN = 5.0  # in power, when a frame's level is evened out
-ASYMMETRY_OFFSET = 50.0  # power, as all others with 1 at 0 dB SPL
+ASYMMETRY_OFFSET = 50.0  # power
 ASYMMETRY_EXPONENT = 1.2
 LEAST_ASYMMETRY, GREATEST_ASYMMETRY = 3.0, 12.0
 FLOOR = 0.01  # sone Bark
+MOST_DISTURBED = 45.0  # sone Bark; a frame cannot be worse
+SYLLABLE = 20  # frames, and half of them from one to the next
+WITHIN_SYLLABLE, BETWEEN_SYLLABLES = 6.0, 2.0  # the norms in which disturbances add up: the worst moment decides
 SYMMETRIC_WEIGHT, ASYMMETRIC_WEIGHT = 0.1, 0.0309
+
+STOI_FRAME_SECONDS = 0.0256  # with half of it between frames
+STOI_STRETCH = 30  # frames
+SHORTEST_JUDGED = (STOI_STRETCH + 1) / 2 * STOI_FRAME_SECONDS  # s, 0.4
+LOWEST_THIRD = 150.0  # Hz, centre of the lowest third of an octave
+NUM_THIRDS = 15
+QUIETEST_STOI_FRAME = 1e-4  # of the energy of the loudest frame
+STOI_CLIP = 15.0  # dB by which an envelope may be above the original's
+SMALLEST = 1e-8
 
 
 def bark(hz: Tensor) -> Tensor:
@@ -55,24 +73,24 @@ def loudness(power: Tensor, thresholds: Tensor, exponents: Tensor) -> Tensor:
 class Disturbance(nn.Module):
     """Audible difference of two recordings, in points of the raw PESQ score.
 
-    Powers of critical bands become loudness; what the louder of two signals masks is taken off their difference; the
-    rest is summed over bands, once as it is and once with more weight on what the estimate adds. The mean over frames
-    takes the place of the norms that let PESQ's worst moments decide, and no frame's disturbance is cut off, so that
-    bad frames keep a gradient. Level is that of the reference; what differs in level from frame to frame is evened out
-    first.
+    Both are made equally loud, and what differs in the level of a band throughout, or from frame to frame in that of
+    all bands, is evened out. Powers of critical bands become loudness; what the louder of two signals masks is taken
+    off their difference; the rest is summed over bands, once as it is and once with more weight on what the estimate
+    adds, and over time in norms that let the worst moments decide.
 
     Args:
         sample_rate: Hz.
 
-    Source: ITU-T P.862, section 10; as a loss, PMSQE (Martín-Doñas et al., 2018). Bands, threshold and loudness come
-    from formulas instead of the recommendation's tables.
+    Source: ITU-T P.862, section 10, and P.862.2; as a loss, PMSQE (Martín-Doñas et al., 2018). Bands, threshold and
+    loudness come from formulas instead of the recommendation's tables.
     """
 
     window: Tensor
-    bands: Tensor  # (F, M), which bins each band adds up
+    bands: Tensor  # (F, M), how much of a bin's power each band adds up
     widths: Tensor  # (M,) Bark
     thresholds: Tensor  # (M,) power
     exponents: Tensor  # (M,)
+    telephone: Tensor  # (M,) bool, those that tell the level
     sone: Tensor  # scalar, loudness of the tone of 1 kHz at 40 dB
 
     def __init__(self, sample_rate: int) -> None:
@@ -85,6 +103,7 @@ class Disturbance(nn.Module):
         bands[torch.arange(1, len(hz) + 1), numbers] = 1
         counts = bands.sum(0)
         centres = hz @ bands[1 : len(hz) + 1] / counts
+        bands[1 : len(hz) + 1] *= 1 / (1 + (LOWEST_FREQUENCY / hz[:, None]) ** 4)
         thresholds = power_of(hearing_threshold(centres))
         exponents = ZWICKER_EXPONENT * (6 / (bark(centres) + 2)).clamp(1, 2) ** 0.15  # P.862's, below 4 Bark
         half_widths = counts * hz[0] / 2
@@ -93,6 +112,9 @@ class Disturbance(nn.Module):
         reference = power_of(torch.tensor([REFERENCE_LEVEL], dtype=torch.float64))
         sone = loudness(reference, power_of(hearing_threshold(tone)), exponent)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer(
+            "telephone", (centres > TELEPHONE_BAND[0]) & (centres < TELEPHONE_BAND[1]), persistent=False
+        )
         for name, values in {
             "bands": bands,
             "widths": bark(centres + half_widths) - bark(centres - half_widths),
@@ -112,20 +134,23 @@ class Disturbance(nn.Module):
                 level = (total * is_speech).sum(1) / is_speech.sum(1).clamp(min=1)
                 gain = (10 ** (SPEECH_LEVEL / 10) / level.clamp(min=1e-10))[:, None, None]
                 target = gain * target
-                target_sones = self._sones(target)
             power = gain * self._band_powers(estimate)
-            power = power * self._level_ratio(target, power)[..., None]
-            sones = self._sones(power)
+            power = power * self._ratio_of_levels(target, power)
+            target = target * self._ratio_of_responses(power, target)
+            power = power * self._ratio_of_frames(target, power)[..., None]
+            target_sones, sones = self._sones(target), self._sones(power)
             difference = (sones - target_sones).abs()
             difference = (difference - MASKED_SHARE * torch.minimum(sones, target_sones)).clamp(min=0)
             added = ((power + ASYMMETRY_OFFSET) / (target + ASYMMETRY_OFFSET)) ** ASYMMETRY_EXPONENT
             added = torch.where(added < LEAST_ASYMMETRY, 0.0, added.clamp(max=GREATEST_ASYMMETRY))
             total_width = self.widths.sum()
-            # The root has an infinite slope at 0, where an exact copy would be.
+            # Roots have an infinite slope at 0, where an exact copy would be: hence the floors.
             symmetric = ((difference * self.widths).square().sum(-1) * total_width + FLOOR**2).sqrt() - FLOOR  # (B, N)
             asymmetric = (difference * added * self.widths).sum(-1)
             importance = ((target.sum(-1) + 1e5) / 1e7) ** -0.04  # of loud frames a little less
-            return ((SYMMETRIC_WEIGHT * symmetric + ASYMMETRIC_WEIGHT * asymmetric) * importance).mean()
+            of_frames = torch.stack([symmetric, asymmetric], dim=1) * importance[:, None]  # (B, 2, N)
+            of_recordings = _worst_moments(of_frames.clamp(max=MOST_DISTURBED))  # (B, 2)
+            return (SYMMETRIC_WEIGHT * of_recordings[:, 0] + ASYMMETRIC_WEIGHT * of_recordings[:, 1]).mean()
 
     def _band_powers(self, wav: Tensor) -> Tensor:
         frames = wav.float().reshape(len(wav), -1).unfold(-1, self.n_fft, self.n_fft // 2) * self.window
@@ -134,8 +159,89 @@ class Disturbance(nn.Module):
     def _sones(self, power: Tensor) -> Tensor:
         return loudness(power, self.thresholds, self.exponents) / self.sone
 
-    def _level_ratio(self, target: Tensor, power: Tensor) -> Tensor:
+    def _ratio_of_levels(self, target: Tensor, power: Tensor) -> Tensor:
+        """By how much the power of a whole recording is to be raised to the target's, (B, 1, 1)."""
+        levels = [(values * self.telephone).sum((1, 2), keepdim=True) for values in (target, power)]
+        return (levels[0] / levels[1].clamp(min=1e-10)).clamp(*LEVEL_RATIOS)
+
+    def _ratio_of_responses(self, power: Tensor, target: Tensor) -> Tensor:
+        """How much more power the estimate has in each band than the target, over all audible frames, (B, 1, M)."""
+        is_audible = ((target * (target > self.thresholds)).sum(-1, keepdim=True) > AUDIBLE_FRAME).float()
+        means = [
+            (values * (values > 100 * self.thresholds) * is_audible).mean(1, keepdim=True) + RESPONSE_FLOOR
+            for values in (power, target)
+        ]
+        return (means[0] / means[1]).clamp(*RESPONSE_RATIOS)
+
+    def _ratio_of_frames(self, target: Tensor, power: Tensor) -> Tensor:
         """By how much the power of each frame is to be raised to the target's, (B, N)."""
-        least = 10 ** (AUDIBLE_LEVEL / 10) * self.thresholds
-        audible = [(values * (values > least)).sum(-1) + 5e3 for values in (target, power)]
+        audible = [(values * (values > self.thresholds)).sum(-1) + 5e3 for values in (target, power)]
         return (audible[0] / audible[1]).clamp(3e-4, LARGEST_GAIN)
+
+
+def _worst_moments(of_frames: Tensor) -> Tensor:
+    """Disturbance of recordings from that of their frames, (..., N) -> (...); the last syllable is filled with 0."""
+    step = SYLLABLE // 2
+    missing = max(SYLLABLE - of_frames.shape[-1], -of_frames.shape[-1] % step)
+    disturbance = F.pad(of_frames, (0, missing)).unfold(-1, SYLLABLE, step)  # (..., S, SYLLABLE)
+    for power in (WITHIN_SYLLABLE, BETWEEN_SYLLABLES):
+        disturbance = ((disturbance**power).mean(-1) + FLOOR**power) ** (1 / power) - FLOOR
+    return disturbance
+
+
+class Intelligibility(nn.Module):
+    """How much less of a recording is understood: 1 - STOI.
+
+    Source: short-time objective intelligibility (Taal et al., 2011), at the recordings' own sample rate; frames without
+    speech are left out after the windows were cut, not before.
+
+    Args:
+        sample_rate: Hz.
+    """
+
+    window: Tensor
+    bands: Tensor  # (F, M), 0 or 1
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.frame = 2 * round(sample_rate * STOI_FRAME_SECONDS / 2)
+        hz = torch.arange(self.frame + 1, dtype=torch.float64) * sample_rate / (2 * self.frame)  # (F,)
+        centres = LOWEST_THIRD * 2 ** (torch.arange(NUM_THIRDS, dtype=torch.float64) / 3)
+        bands = (hz[:, None] >= centres * 2 ** (-1 / 6)) & (hz[:, None] < centres * 2 ** (1 / 6))
+        self.register_buffer("bands", bands[:, bands.any(0)].float(), persistent=False)  # as far as there are any
+        self.register_buffer("window", torch.hann_window(self.frame), persistent=False)
+
+    def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
+        """(B, T) or (B, 1, T) twice, T >= `SHORTEST_JUDGED` -> scalar, 0 where no recording has as much speech.
+
+        No gradient reaches the reference.
+        """
+        with torch.autocast(reference.device.type, enabled=False):
+            with torch.no_grad():
+                target, energy = self._envelopes(reference)  # (B, N, M), (B, N)
+                is_speech = energy > QUIETEST_STOI_FRAME * energy.amax(1, keepdim=True)
+                order = is_speech.float().argsort(dim=1, descending=True, stable=True)  # speech first, as it was
+            envelope, _ = self._envelopes(estimate)
+            # (B, S, M, STOI_STRETCH) each
+            target, envelope = (
+                values.gather(1, order[..., None].expand_as(values)).unfold(1, STOI_STRETCH, 1)
+                for values in (target, envelope)
+            )
+            last = torch.arange(target.shape[1], device=target.device) + STOI_STRETCH  # (S,)
+            is_judged = (last <= is_speech.sum(1, keepdim=True)).float()  # (B, S)
+            gain = (target.square().sum(-1, keepdim=True) / (envelope.square().sum(-1, keepdim=True) + SMALLEST)).sqrt()
+            envelope = torch.minimum(gain * envelope, (1 + 10 ** (STOI_CLIP / 20)) * target)
+            likeness = (_normalized(target) * _normalized(envelope)).sum(-1).mean(-1)  # (B, S)
+            return ((1 - likeness) * is_judged).sum() / is_judged.sum().clamp(min=1)
+
+    def _envelopes(self, wav: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitude of each third of an octave (B, N, M), and energy of each frame (B, N)."""
+        frames = wav.float().reshape(len(wav), -1).unfold(-1, self.frame, self.frame // 2) * self.window
+        power = magnitudes(F.pad(frames, (0, self.frame))).square() @ self.bands
+        return (power + SMALLEST).sqrt(), frames.square().sum(-1)
+
+
+def _normalized(stretches: Tensor) -> Tensor:
+    """Without mean, of length 1, along the last dimension."""
+    stretches = stretches - stretches.mean(-1, keepdim=True)
+    return stretches / (stretches.square().sum(-1, keepdim=True) + SMALLEST).sqrt()

@@ -16,7 +16,7 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
-from codec.training.perception import FRAME_SECONDS
+from codec.training.perception import FRAME_SECONDS, SHORTEST_JUDGED
 
 DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
 """Beside the discriminators' weights in a model directory, so that others can go on with them."""
@@ -57,7 +57,8 @@ class TrainingConfig:
     mel_weight: float = 15.0
     loudness_weight: float = 30.0  # of the difference in loudness
     convergence_weight: float = 7.5  # of the spectral convergence
-    disturbance_weight: float = 3.0  # of what a model of the ear hears of the difference
+    disturbance_weight: float = 9.0  # of what a model of the ear hears of the difference
+    intelligibility_weight: float = 60.0  # of the loss in short-time objective intelligibility
     commitment_weight: float = 20.0
     usage_weight: float = 4.0  # of the loss that draws latents and codes towards an even use of all codes
     pitch_weight: float = 600.0  # of the pitch that the stream family's decoder states
@@ -102,7 +103,7 @@ _LEAST = {
     -1: ("quantizer_start",),
     0: (
         *("seed", "warmup_steps", "decay_steps", "adversarial_start", "max_returns", "final_rate", "weight_decay"),
-        *("mel_weight", "loudness_weight", "convergence_weight", "disturbance_weight"),
+        *("mel_weight", "loudness_weight", "convergence_weight", "disturbance_weight", "intelligibility_weight"),
         *("commitment_weight", "usage_weight", "pitch_weight"),
         *("adversarial_weight", "feature_matching_weight"),
     ),
@@ -137,7 +138,7 @@ def check(config: Config, num_processes: int = 1, *, is_here: bool = True) -> No
         *_of_data(config, num_processes),
         *_of_model(config),
         *_of_spectra(config),
-        *_of_disturbance(config),
+        *_of_perception(config),
         *(_of_device(config.training, num_processes) if is_here else ()),
     ]
     if mistakes:
@@ -218,12 +219,13 @@ def _of_spectra(config: Config) -> Iterator[str]:
             )
 
 
-def _of_disturbance(config: Config) -> Iterator[str]:
-    if config.training.disturbance_weight and config.data.window_seconds < FRAME_SECONDS:
-        yield (
-            f"training.disturbance_weight needs windows of at least {FRAME_SECONDS:g} s, data.window_seconds gives "
-            f"{config.data.window_seconds:g}"
-        )
+def _of_perception(config: Config) -> Iterator[str]:
+    for name, shortest in (("disturbance_weight", FRAME_SECONDS), ("intelligibility_weight", SHORTEST_JUDGED)):
+        if getattr(config.training, name) and config.data.window_seconds < shortest:
+            yield (
+                f"training.{name} needs windows of at least {shortest:g} s, data.window_seconds gives "
+                f"{config.data.window_seconds:g}"
+            )
 
 
 def _of_device(training: TrainingConfig, num_processes: int) -> Iterator[str]:

@@ -34,7 +34,7 @@ from codec.training.losses import SpectralLoss, limit_band
 from codec.training.memory import keep_freed_memory
 from codec.training.monitor import Monitor, undecided_loss
 from codec.training.optimizer import adamw, set_rate
-from codec.training.perception import Disturbance
+from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
 from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_json, write_json
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
@@ -88,6 +88,7 @@ class Trainer:
         self.held_out = self._open_cache("validation", [Path(validation)]) if validation else None
         self.spectral_loss = SpectralLoss(config.mel, self.codec.sample_rate).to(self.device)
         self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
+        self.intelligibility = Intelligibility(self.codec.sample_rate).to(self.device)
         self.adversary, self.adversarial_start = initial_adversary(config, self.device)
         of_codes = set(self.codec.quantizer.code_parameters())
         self.optimizer = adamw(
@@ -232,13 +233,14 @@ class Trainer:
             heard, fake = (limit_band(sound, batch.bandwidth, self.codec.sample_rate) for sound in (wav, fake))
         spectral = self.spectral_loss(heard, fake)
         loss, scalars = settings.mel_weight * spectral.mel, {"loss/mel": spectral.mel}
-        for name, weight, value in (
-            ("pitch", settings.pitch_weight, self._pitch_loss(log_pitch, wav)),
-            ("loudness", settings.loudness_weight, spectral.loudness),
-            ("spectral_convergence", settings.convergence_weight, spectral.convergence),
-            ("disturbance", settings.disturbance_weight, self._disturbance_loss(heard, fake)),
+        for name, weight, value_of in (
+            ("pitch", settings.pitch_weight, lambda: self._pitch_loss(log_pitch, wav)),
+            ("loudness", settings.loudness_weight, lambda: spectral.loudness),
+            ("spectral_convergence", settings.convergence_weight, lambda: spectral.convergence),
+            ("disturbance", settings.disturbance_weight, lambda: self.disturbance(heard, fake)),
+            ("intelligibility", settings.intelligibility_weight, lambda: self.intelligibility(heard, fake)),
         ):
-            if weight and value is not None:
+            if weight and (value := value_of()) is not None:
                 loss = loss + weight * value
                 scalars[f"loss/{name}"] = value
         return Judgement(loss, scalars, heard, fake)
@@ -249,14 +251,8 @@ class Trainer:
         return result if isinstance(result, Synthesis) else (result, None)
 
     def _pitch_loss(self, log_pitch: Tensor | None, wav: Tensor) -> Tensor | None:
-        """Of the pitch that the decoder states (B, N), where it states one and the loss has a weight."""
-        if log_pitch is None or not self.settings.pitch_weight:
-            return None
-        return pitch_loss(log_pitch, wav, self.codec.decoder.config)
-
-    def _disturbance_loss(self, heard: Tensor, fake: Tensor) -> Tensor | None:
-        """What a model of the ear hears of the difference, where the loss has a weight."""
-        return self.disturbance(heard, fake) if self.settings.disturbance_weight else None
+        """Of the pitch that the decoder states (B, N), where it states one."""
+        return None if log_pitch is None else pitch_loss(log_pitch, wav, self.codec.decoder.config)
 
     def _crop(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The same random stretch of both, so that the discriminators, the costliest part, see less audio."""

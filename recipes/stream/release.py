@@ -233,10 +233,10 @@ Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entr
   GPU saw 5.8 h of it, with at most 3 MB of each named voice.
 - Steps: {arguments.earlier_steps} of the releases before, then
   {runs};
-  {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, spectral convergence, pitch, commitment and usage
-  losses; discriminators (period, scale, complex STFT) took part in {num_adversarial} of these steps and in about
-  10,000 of those before. Trained ones are kept beside the weights in the repository, for fine-tuning, and are not in
-  the wheel.
+  {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
+  and usage losses; discriminators (period, scale, complex STFT) took part in {num_adversarial} of these steps and in
+  about 10,000 of those before. Trained ones are kept beside the weights in the repository, for fine-tuning, and are
+  not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 

@@ -58,6 +58,7 @@ def tiny_run(training_folder: Path, cache_folder: Path, tmp_path: Path) -> list[
         "training.quantizer_start=3",
         "training.adversarial_start=6",
         "training.adversarial_seconds=0.1",
+        "training.intelligibility_weight=0",
         "training.log_every=1",
         "training.save_every=4",
     ]

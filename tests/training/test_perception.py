@@ -1,4 +1,4 @@
-"""The model of the ear on sounds whose loudness is known, and against PESQ itself."""
+"""The model of the ear on sounds whose loudness is known, and both losses against PESQ and STOI themselves."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from scipy.signal import resample_poly
 
 from codec.training import perception
-from codec.training.perception import Disturbance
+from codec.training.perception import Disturbance, Intelligibility
 
 RATE = 24000
 
@@ -92,9 +92,28 @@ def test_only_the_reference_sets_the_level(ear: Disturbance, sentence: torch.Ten
     torch.testing.assert_close(ear(sentence[:, None], estimate[:, None]), expected)
 
 
-def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Tensor):
-    """Noise of seven levels and five kinds of blurred spectra: the order that the reference implementation gives."""
-    pesq = pytest.importorskip("pesq").pesq
+def test_what_differs_all_the_time_disturbs_little(ear: Disturbance, sentence: torch.Tensor):
+    """Another level, and another response of the microphone, as P.862 has it."""
+    assert float(ear(sentence, 0.3 * sentence)) < 1e-3
+    spectrum = torch.fft.rfft(sentence)
+    tilt = 10 ** (torch.linspace(-6, 6, spectrum.shape[-1]) / 20)
+    tilted = torch.fft.irfft(spectrum * tilt, n=sentence.shape[-1])
+    sudden = torch.cat([sentence[:, : 2 * RATE], tilted[:, 2 * RATE :]], dim=1)
+    assert float(ear(sentence, tilted)) < 0.5 * float(ear(sentence, sudden))
+
+
+def test_the_worst_moment_decides(ear: Disturbance, sentence: torch.Tensor):
+    """Noise in one of eight half seconds disturbs more than an eighth as much as noise in all of them."""
+    half = slice(RATE, RATE + RATE // 2)
+    noises = 0.05 * noise(sentence)
+    short = sentence.clone()
+    short[:, half] += noises[:, half]
+    here, everywhere = float(ear(sentence, short)), float(ear(sentence, sentence + noises))
+    assert here > 1.5 * everywhere / 8
+
+
+def degraded(sentence: torch.Tensor) -> list[torch.Tensor]:
+    """Noise of seven levels and five kinds of blurred spectra."""
 
     def blurred(strength: float) -> torch.Tensor:
         window = torch.hann_window(768)
@@ -102,10 +121,50 @@ def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Te
         gains = torch.randn(spectrum.shape, generator=torch.Generator().manual_seed(1))
         return torch.istft(spectrum * torch.exp(strength * gains), 768, 192, window=window, length=sentence.shape[-1])
 
-    estimates = [sentence + level * noise(sentence) for level in (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)]
-    estimates += [blurred(strength) for strength in (0.1, 0.3, 0.6, 1.0, 1.5)]
+    noisy = [sentence + level * noise(sentence) for level in (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)]
+    return noisy + [blurred(strength) for strength in (0.1, 0.3, 0.6, 1.0, 1.5)]
+
+
+def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Tensor):
+    """The order that the reference implementation gives."""
+    pesq = pytest.importorskip("pesq").pesq
+    estimates = degraded(sentence)
     at_16k = [resample_poly(wav[0].numpy(), 2, 3) for wav in (sentence, *estimates)]
     scores = torch.tensor([pesq(16000, at_16k[0], wav, "wb") for wav in at_16k[1:]])
     disturbances = torch.stack([ear(sentence, estimate) for estimate in estimates])
     ranks = torch.stack([values.argsort().argsort().float() for values in (scores, -disturbances)])
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.9
+
+
+@pytest.fixture(scope="module")
+def listener() -> Intelligibility:
+    return Intelligibility(RATE)
+
+
+def test_intelligibility_is_that_of_the_reference_implementation(listener: Intelligibility, sentence: torch.Tensor):
+    """`pystoi` resamples to 10 kHz, and takes silence out before it cuts frames."""
+    stoi = pytest.importorskip("pystoi").stoi
+    for estimate in degraded(sentence):
+        expected = stoi(sentence[0].numpy(), estimate[0].numpy(), RATE)
+        assert 1 - float(listener(sentence, estimate)) == pytest.approx(expected, abs=0.01)
+
+
+def test_intelligibility_neither_hears_level_nor_moves_the_reference(listener: Intelligibility, sentence: torch.Tensor):
+    reference, estimate = sentence.clone().requires_grad_(), (0.1 * sentence + 0.02 * noise(sentence)).requires_grad_()
+    loss = listener(reference[:, None], estimate[:, None])
+    torch.testing.assert_close(loss, listener(reference, 5 * estimate), rtol=1e-3, atol=0)
+    loss.backward()
+    assert reference.grad is None
+    assert torch.isfinite(estimate.grad).all()
+    assert float(listener(sentence, 0.5 * sentence)) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_samples", [round(0.4 * RATE), RATE])
+def test_silence_is_not_judged_for_intelligibility(listener: Intelligibility, num_samples: int):
+    reference = torch.zeros(2, num_samples)
+    estimate = noise(torch.randn(2, num_samples)).requires_grad_()
+    loss = listener(reference, estimate)
+    loss.backward()
+    assert torch.isfinite(estimate.grad).all()
+    reference[:, : RATE // 5] = 0.1 * torch.randn(2, RATE // 5)  # speech, but too little of it
+    assert float(listener(reference, estimate).detach()) == 0

@@ -156,8 +156,9 @@ def test_discriminators_of_the_start_that_are_damaged_are_named(tiny_run: list[s
 def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
     """The first step of Adam is as long as the learning rate, in every parameter that has a gradient."""
     rates = ["training.learning_rate=1e-3", "training.quantizer_rate=7", "training.weight_decay=0"]
-    losses = ["training.usage_weight=1", "training.loudness_weight=1", "training.quantizer_start=-1"]
-    trainer = Trainer(compose([*tiny_run, *rates, *losses, "training.warmup_steps=1"]))
+    losses = [*(f"training.{name}_weight=1" for name in ("usage", "loudness", "intelligibility"))]
+    others = ["training.quantizer_start=-1", "training.warmup_steps=1", "data.window_seconds=0.5"]
+    trainer = Trainer(compose([*tiny_run, *rates, *losses, *others]))
     before = {name: p.detach().clone() for name, p in trainer.codec.named_parameters()}
     scalars = trainer.train_step(trainer.sampler.batch(0))
     moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in trainer.codec.named_parameters()}
@@ -166,6 +167,7 @@ def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
     assert scalars["loss/usage"] > 0
     assert scalars["loss/loudness"] > 0
     assert scalars["loss/disturbance"] > 0
+    assert scalars["loss/intelligibility"] > 0
 
 
 def test_only_the_band_that_a_recording_has_is_judged(tiny_run: list[str]):
