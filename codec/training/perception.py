@@ -40,7 +40,6 @@ SYMMETRIC_WEIGHT, ASYMMETRIC_WEIGHT = 0.1, 0.0309
 
 STOI_FRAME_SECONDS = 0.0256  # with half of it between frames
 STOI_STRETCH = 30  # frames
-SHORTEST_JUDGED = (STOI_STRETCH + 1) / 2 * STOI_FRAME_SECONDS  # s, 0.4
 LOWEST_THIRD = 150.0  # Hz, centre of the lowest third of an octave
 NUM_THIRDS = 15
 QUIETEST_STOI_FRAME = 1e-4  # of the energy of the loudest frame
@@ -95,7 +94,7 @@ class Disturbance(nn.Module):
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
-        self.n_fft = 2 * round(sample_rate * FRAME_SECONDS / 2)
+        self.n_fft = self.shortest(sample_rate)
         hz = torch.arange(1, self.n_fft // 2 + 1, dtype=torch.float64) * sample_rate / self.n_fft  # but the constant
         hz = hz[hz <= HIGHEST_FREQUENCY]
         numbers = ((bark(hz) - bark(hz[0])) / BARK_PER_BAND).round().long().unique(return_inverse=True)[1]
@@ -124,8 +123,13 @@ class Disturbance(nn.Module):
         }.items():
             self.register_buffer(name, values.float(), persistent=False)
 
+    @staticmethod
+    def shortest(sample_rate: int) -> int:
+        """The least number of samples that can be judged: a frame."""
+        return _even_samples(sample_rate, FRAME_SECONDS)
+
     def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
-        """(B, T) or (B, 1, T) twice, T >= 32 ms -> scalar. No gradient reaches the reference."""
+        """(B, T) or (B, 1, T) twice, T >= `shortest` -> scalar. No gradient reaches the reference."""
         with torch.autocast(reference.device.type, enabled=False):
             with torch.no_grad():
                 target = self._band_powers(reference)  # (B, N, M)
@@ -153,8 +157,7 @@ class Disturbance(nn.Module):
             return (SYMMETRIC_WEIGHT * of_recordings[:, 0] + ASYMMETRIC_WEIGHT * of_recordings[:, 1]).mean()
 
     def _band_powers(self, wav: Tensor) -> Tensor:
-        frames = wav.float().reshape(len(wav), -1).unfold(-1, self.n_fft, self.n_fft // 2) * self.window
-        return magnitudes(frames).square() @ self.bands
+        return magnitudes(_frames(wav, self.window)).square() @ self.bands
 
     def _sones(self, power: Tensor) -> Tensor:
         return loudness(power, self.thresholds, self.exponents) / self.sone
@@ -204,15 +207,20 @@ class Intelligibility(nn.Module):
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
-        self.frame = 2 * round(sample_rate * STOI_FRAME_SECONDS / 2)
-        hz = torch.arange(self.frame + 1, dtype=torch.float64) * sample_rate / (2 * self.frame)  # (F,)
+        size = _even_samples(sample_rate, STOI_FRAME_SECONDS)
+        hz = torch.arange(size + 1, dtype=torch.float64) * sample_rate / (2 * size)  # (F,)
         centres = LOWEST_THIRD * 2 ** (torch.arange(NUM_THIRDS, dtype=torch.float64) / 3)
         bands = (hz[:, None] >= centres * 2 ** (-1 / 6)) & (hz[:, None] < centres * 2 ** (1 / 6))
         self.register_buffer("bands", bands[:, bands.any(0)].float(), persistent=False)  # as far as there are any
-        self.register_buffer("window", torch.hann_window(self.frame), persistent=False)
+        self.register_buffer("window", torch.hann_window(size), persistent=False)
+
+    @staticmethod
+    def shortest(sample_rate: int) -> int:
+        """The least number of samples that can be judged: a stretch of frames, 0.4 s."""
+        return (STOI_STRETCH + 1) * _even_samples(sample_rate, STOI_FRAME_SECONDS) // 2
 
     def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
-        """(B, T) or (B, 1, T) twice, T >= `SHORTEST_JUDGED` -> scalar, 0 where no recording has as much speech.
+        """(B, T) or (B, 1, T) twice, T >= `shortest` -> scalar, 0 where no recording has as much speech.
 
         No gradient reaches the reference.
         """
@@ -236,9 +244,18 @@ class Intelligibility(nn.Module):
 
     def _envelopes(self, wav: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitude of each third of an octave (B, N, M), and energy of each frame (B, N)."""
-        frames = wav.float().reshape(len(wav), -1).unfold(-1, self.frame, self.frame // 2) * self.window
-        power = magnitudes(F.pad(frames, (0, self.frame))).square() @ self.bands
+        frames = _frames(wav, self.window)
+        power = magnitudes(F.pad(frames, (0, len(self.window)))).square() @ self.bands
         return (power + SMALLEST).sqrt(), frames.square().sum(-1)
+
+
+def _even_samples(sample_rate: int, seconds: float) -> int:
+    return 2 * round(sample_rate * seconds / 2)
+
+
+def _frames(wav: Tensor, window: Tensor) -> Tensor:
+    """Windowed frames with half of one from each to the next: (B, T) or (B, 1, T) -> (B, N, length of the window)."""
+    return wav.float().reshape(len(wav), -1).unfold(-1, len(window), len(window) // 2) * window
 
 
 def _normalized(stretches: Tensor) -> Tensor:

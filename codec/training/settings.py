@@ -16,7 +16,7 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
-from codec.training.perception import FRAME_SECONDS, SHORTEST_JUDGED
+from codec.training.perception import Disturbance, Intelligibility
 
 DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
 """Beside the discriminators' weights in a model directory, so that others can go on with them."""
@@ -220,10 +220,12 @@ def _of_spectra(config: Config) -> Iterator[str]:
 
 
 def _of_perception(config: Config) -> Iterator[str]:
-    for name, shortest in (("disturbance_weight", FRAME_SECONDS), ("intelligibility_weight", SHORTEST_JUDGED)):
-        if getattr(config.training, name) and config.data.window_seconds < shortest:
+    rate = config.model.sample_rate
+    for name, loss in (("disturbance_weight", Disturbance), ("intelligibility_weight", Intelligibility)):
+        shortest = loss.shortest(rate)
+        if getattr(config.training, name) and _samples(config, config.data.window_seconds) < shortest:
             yield (
-                f"training.{name} needs windows of at least {shortest:g} s, data.window_seconds gives "
+                f"training.{name} needs windows of at least {shortest / rate:g} s, data.window_seconds gives "
                 f"{config.data.window_seconds:g}"
             )
 

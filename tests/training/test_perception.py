@@ -168,3 +168,13 @@ def test_silence_is_not_judged_for_intelligibility(listener: Intelligibility, nu
     assert torch.isfinite(estimate.grad).all()
     reference[:, : RATE // 5] = 0.1 * torch.randn(2, RATE // 5)  # speech, but too little of it
     assert float(listener(reference, estimate).detach()) == 0
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 24000, 44100])
+@pytest.mark.parametrize("loss", [Disturbance, Intelligibility])
+def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], sample_rate: int):
+    length = loss.shortest(sample_rate)
+    reference, estimate = torch.randn(2, 1, length, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(loss(sample_rate)(reference, estimate))
+    with pytest.raises(RuntimeError):
+        loss(sample_rate)(reference[:, 1:], estimate[:, 1:])

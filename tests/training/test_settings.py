@@ -258,7 +258,7 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         "adversary.discriminators.spectrum needs more than 256 samples, the shorter of data.window_seconds and "
         "training.adversarial_seconds gives 240",
         "training.disturbance_weight needs windows of at least 0.032 s, data.window_seconds gives 0.01",
-        "training.intelligibility_weight needs windows of at least 0.3968 s, data.window_seconds gives 0.01",
+        "training.intelligibility_weight needs windows of at least 0.396542 s, data.window_seconds gives 0.01",
     ]
 
 

@@ -156,7 +156,7 @@ def test_discriminators_of_the_start_that_are_damaged_are_named(tiny_run: list[s
 def test_the_quantizer_learns_at_a_rate_of_its_own(tiny_run: list[str]):
     """The first step of Adam is as long as the learning rate, in every parameter that has a gradient."""
     rates = ["training.learning_rate=1e-3", "training.quantizer_rate=7", "training.weight_decay=0"]
-    losses = [*(f"training.{name}_weight=1" for name in ("usage", "loudness", "intelligibility"))]
+    losses = [f"training.{name}_weight=1" for name in ("usage", "loudness", "intelligibility")]
     others = ["training.quantizer_start=-1", "training.warmup_steps=1", "data.window_seconds=0.5"]
     trainer = Trainer(compose([*tiny_run, *rates, *losses, *others]))
     before = {name: p.detach().clone() for name, p in trainer.codec.named_parameters()}
