@@ -11,7 +11,8 @@ import struct
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Set
+import warnings
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -21,7 +22,7 @@ import soundfile
 import soxr
 
 from codec import ogg
-from codec.errors import AudioError
+from codec.errors import AudioError, CodecWarning
 from codec.limits import MAX_MAGNITUDE
 from codec.output import STANDARD_STREAM, open_output
 
@@ -103,13 +104,9 @@ def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:
     )
 
 
-def passed_over(folder: Path) -> str:
-    """A sentence about the sound files below a folder that nobody looks at, as they cannot be read; empty without any.
-
-    Raises:
-        AudioError: a folder cannot be read.
-    """
-    foreign = find_files(folder, FOREIGN_SUFFIXES)
+def passed_over(folder: Path, paths: Iterable[Path]) -> str:
+    """A sentence about those files of a folder that are sound which cannot be read; empty without any."""
+    foreign = [path for path in paths if path.suffix.lower() in FOREIGN_SUFFIXES and not path.name.startswith(".")]
     if not foreign:
         return ""
     kinds = ", ".join(sorted({path.suffix.lower() for path in foreign}))
@@ -117,17 +114,21 @@ def passed_over(folder: Path) -> str:
 
 
 def find_sounds(folder: Path) -> list[Path]:
-    """The sound files below a folder, see `find_files`.
+    """The sound files below a folder, see `find_files`. Warns of sound beside them that cannot be read.
 
     Raises:
         AudioError: there is no such folder, none in it, or one that cannot be read.
     """
     if not folder.is_dir():
         raise AudioError(f"{folder}: {'is a file, a folder is meant' if folder.exists() else 'no such folder'}")
-    paths = find_files(folder, INPUT_SUFFIXES)
-    if not paths:
-        raise AudioError(passed_over(folder) or f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
-    return paths
+    files = find_files(folder, INPUT_SUFFIXES | FOREIGN_SUFFIXES)
+    sounds = [path for path in files if path.suffix.lower() in INPUT_SUFFIXES]
+    foreign = passed_over(folder, files)
+    if not sounds:
+        raise AudioError(foreign or f"{folder}: has no sound files ({', '.join(sorted(INPUT_SUFFIXES))})")
+    if foreign:
+        warnings.warn(foreign, CodecWarning, stacklevel=2)
+    return sounds
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

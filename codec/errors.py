@@ -30,6 +30,10 @@ class CorpusError(CodecError, ValueError):
     """A corpus, its archives or a list of its utterances is missing, incomplete or damaged."""
 
 
+class CodecWarning(UserWarning):
+    """Something outside our code that we can go on without; the message says what, and what to do."""
+
+
 def sentence(error: BaseException) -> str:
     """What happened, in one line; of system errors the file first."""
     if isinstance(error, OSError) and error.strerror:

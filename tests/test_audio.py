@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from codec import audio
-from codec.errors import AudioError
+from codec.errors import AudioError, CodecWarning
 from codec.output import open_output
 
 RATES = [1, 8000, 11025, 16000, 22050, 24000, 44100, 48000, 47999, 96000, 192000, 768000]
@@ -192,6 +192,14 @@ def test_folders_are_searched_for_files_in_their_own_place(tmp_path, speech):
     os.symlink("zoe", tmp_path / "alias")
     os.mkfifo(tmp_path / "b.wav")
     assert audio.find_sounds(tmp_path) == [tmp_path / "zoe" / "a.flac"]
+
+
+def test_sound_beside_others_that_cannot_be_read_is_told(tmp_path, speech):
+    (tmp_path / "a.flac").write_bytes(speech.read_bytes())
+    (tmp_path / "b.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    (tmp_path / "._a.m4a").write_bytes(b"left by macOS")
+    with pytest.warns(CodecWarning, match=r": sound in \.m4a cannot be read \(such as b\.m4a\); convert it to wav$"):
+        assert audio.find_sounds(tmp_path) == [tmp_path / "a.flac"]
 
 
 def test_other_sound_is_refused_with_advice(tmp_path):

@@ -235,6 +235,19 @@ def test_sound_that_cannot_be_read_is_named_and_not_passed_over_in_silence(run, 
     assert sentence not in run.err
 
 
+def test_whole_corpora_name_it_too(run, speech):
+    Path("phone").mkdir()
+    Path("phone/memo.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    sentence = "codec: phone: sound in .m4a cannot be read (such as memo.m4a); convert it to wav\n"
+    assert run("prepare", "folder", "phone", "--out", "lists") == 2
+    assert run.err == sentence
+    shutil.copy(speech, "phone/a.flac")
+    assert run("tokenize", "phone", "tokens", "--model", run.model) == 0
+    assert sentence in run.err
+    assert run("prepare", "folder", "phone", "--out", "lists", "--jobs", 1) == 0
+    assert sentence.replace("codec: ", "codec: warning: ") in run.err
+
+
 def test_file_into_a_folder_keeps_its_name(run, speech):
     Path("codes").mkdir()
     assert run("encode", speech, "codes", "--model", run.model) == 0
@@ -337,7 +350,7 @@ BAD_SOUNDS = {
     "infinity": (lambda path: write_sound(path, np.array([0, np.inf]), subtype="FLOAT"), "sample 1 .* is inf"),
     "late NaN": (lambda path: write_sound(path, np.r_[np.zeros(600_000), np.nan], subtype="FLOAT"), "sample 600000"),
     "cut": (lambda path: _write_cut(path), "cut off"),
-    "a directory": (lambda path: Path(path).mkdir(), "has no files ending in"),
+    "a directory": (lambda path: Path(path).mkdir(), "has no sound files"),
     "missing": (lambda path: None, "cannot be opened"),
 }
 

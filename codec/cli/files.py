@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def encode(
     INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a file ending in
     .codes, .npy, .json or .txt, a folder, or - for standard output.
     """
-    from codec.audio import INPUT_SUFFIXES
+    from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
     from codec.files import encode_file
 
@@ -78,9 +79,9 @@ def encode(
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
         return told(report, f"{report.num_frames} codes{rate}")
 
-    _each(
-        source, target, INPUT_SUFFIXES, CODE_FORMATS[format or "codes"], one, overwrite, skip_existing, as_json, quiet
-    )
+    suffix = CODE_FORMATS[format or "codes"]
+    find = partial(_mirrored, find_sounds, source, target, suffix)
+    _each(source, target, find, suffix, one, overwrite, skip_existing, as_json, quiet)
 
 
 @click.command()
@@ -116,7 +117,6 @@ def decode(
     for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output.
     """
     from codec.audio import OUTPUT_FORMATS
-    from codec.code_files import CODE_FORMATS
     from codec.files import decode_file
     from codec.tokenization.shards import Tokens, is_tokens
 
@@ -138,7 +138,8 @@ def decode(
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     if not is_tokens(source):
-        _each(source, target, set(CODE_FORMATS.values()), suffix, one, overwrite, skip_existing, as_json, quiet)
+        find = partial(_mirrored, _find_codes, source, target, suffix)
+        _each(source, target, find, suffix, one, overwrite, skip_existing, as_json, quiet)
         return
     tokens = Tokens(source)
 
@@ -156,7 +157,9 @@ def decode(
         if Path(id).is_absolute() or ".." in Path(id).parts:
             raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
-    _each(source, target, (), suffix, one_of_tokens, overwrite, skip_existing, as_json, quiet, pairs)
+    if not pairs:
+        raise CodecError(f"{source}: has no utterances")
+    _each(source, target, lambda: pairs, suffix, one_of_tokens, overwrite, skip_existing, as_json, quiet)
 
 
 @click.command()
@@ -186,7 +189,7 @@ def roundtrip(
 
     INPUT and OUTPUT are sound files, folders, or - for standard input and output.
     """
-    from codec.audio import INPUT_SUFFIXES, OUTPUT_FORMATS
+    from codec.audio import OUTPUT_FORMATS, find_sounds
     from codec.files import roundtrip_file
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
@@ -206,29 +209,23 @@ def roundtrip(
         text = f"{report.num_frames} codes, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
         return told(report, text) | {"num_saturated": decoded.num_saturated}
 
-    _each(
-        source, target, INPUT_SUFFIXES, OUTPUT_FORMATS[format or "wav"], one, overwrite, skip_existing, as_json, quiet
-    )
+    suffix = OUTPUT_FORMATS[format or "wav"]
+    find = partial(_mirrored, find_sounds, source, target, suffix)
+    _each(source, target, find, suffix, one, overwrite, skip_existing, as_json, quiet)
 
 
 def _each(
     source: str,
     target: str,
-    suffixes: Iterable[str],
+    find_pairs: Callable[[], Iterable[tuple[Path, Path]]],
     target_suffix: str,
     one: Callable[[str, str, Any], dict[str, Any]],
     overwrite: bool,
     skip_existing: bool,
     as_json: bool,
     quiet: bool,
-    pairs: list[tuple[Path, Path]] | None = None,
 ) -> None:
-    """Do `one` for a file, or for each file of a folder; there a bad file is reported and the rest goes on.
-
-    Of a folder that is no tree of files, `pairs` has the names of what is in it, with the output of each.
-    """
-    from codec.audio import INPUT_SUFFIXES, passed_over
-
+    """Do `one` for a file, or for each pair of a folder; there a bad file is reported and the rest goes on."""
     if skip_existing and overwrite:
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if as_json and target == STANDARD_STREAM:
@@ -244,14 +241,7 @@ def _each(
         return
     if target == STANDARD_STREAM:
         raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
-    if pairs is None:
-        pairs = list(_pairs(Path(source), Path(target), set(suffixes), target_suffix))
-    foreign = passed_over(Path(source)) if suffixes is INPUT_SUFFIXES else ""
-    if not pairs:
-        kind = f"files ending in {', '.join(sorted(suffixes))}" if suffixes else "utterances"
-        raise CodecError(foreign or f"{source}: has no {kind}")
-    if foreign:
-        complain(foreign)
+    pairs = list(find_pairs())
     num_bad = 0
     taken: dict[Path, Path] = {}
     for number, (file, output) in enumerate(pairs, 1):
@@ -275,12 +265,23 @@ def _each(
         raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
 
 
-def _pairs(source: Path, target: Path, suffixes: set[str], target_suffix: str) -> Iterator[tuple[Path, Path]]:
-    """Each file with one of the suffixes, and its place in the mirrored tree; hidden files are left out."""
+def _find_codes(folder: Path) -> list[Path]:
     from codec.audio import find_files
+    from codec.code_files import CODE_FORMATS
 
-    for file in find_files(source, suffixes):
-        yield file, (target / file.relative_to(source)).with_suffix(target_suffix)
+    suffixes = set(CODE_FORMATS.values())
+    paths = find_files(folder, suffixes)
+    if not paths:
+        raise CodecError(f"{folder}: has no files ending in {', '.join(sorted(suffixes))}")
+    return paths
+
+
+def _mirrored(
+    find: Callable[[Path], list[Path]], source: str, target: str, target_suffix: str
+) -> Iterator[tuple[Path, Path]]:
+    """Each file that is found in a folder, and its place in the mirrored tree."""
+    for file in find(Path(source)):
+        yield file, (Path(target) / file.relative_to(source)).with_suffix(target_suffix)
 
 
 def _watched(

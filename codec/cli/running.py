@@ -5,13 +5,15 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
-from codec.errors import CodecError, sentence
+from codec.errors import CodecError, CodecWarning, sentence
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
@@ -47,7 +49,8 @@ class Commands(click.Group):
 def exit_code(main: Callable[[], object]) -> int:
     """Call a program; what a user can get wrong becomes one sentence on standard error and an exit code."""
     try:
-        main()
+        with _plain_warnings():
+            main()
         sys.stdout.flush()
         return 0
     except Failed as error:
@@ -80,6 +83,22 @@ def exit_code(main: Callable[[], object]) -> int:
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             return complain("there is not enough memory")
         raise
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Say our own warnings in a sentence, without a place in the code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, CodecWarning):
+                complain(str(message))
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def open_standard_streams() -> None:

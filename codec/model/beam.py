@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec.errors import ModelError
+from codec.errors import CodecWarning, ModelError
 
 GROUP = 64
 """Numbers that are compared before the smallest are sought among the groups' smallest; a power of two."""
@@ -122,7 +122,7 @@ def _kernel(device: torch.device) -> ModuleType | None:
     except ImportError:
         return None
     except Exception as error:  # each thing that may be missing has its own
-        warnings.warn(f"triton does not work here, codes are chosen more slowly: {error}", stacklevel=2)
+        warnings.warn(f"triton does not work here, codes are chosen more slowly: {error}", CodecWarning, stacklevel=2)
         return None
     return beam_gpu
 

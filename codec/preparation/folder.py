@@ -53,8 +53,9 @@ def prepare_folder(
     folder = folder or source / "manifests"
     refuse_file(folder)
     sounds, stubs = find_sounds(source)
+    foreign = audio.passed_over(source, sorted(audio.walk(source)))
     if not sounds:
-        raise CorpusError(f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+        raise CorpusError(foreign or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
     measurements = survey(
         sounds,
         source,
@@ -80,6 +81,8 @@ def prepare_folder(
         f"{', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
         for (a, b), speakers in shared_speakers(lists).items()
     ]
+    if foreign:
+        warnings.append(foreign)
     return conclude("folder", source, folder, parts, lists, warnings, config, progress)
 
 
