@@ -209,10 +209,10 @@ def _obtain(
     archives = {part: _archive(facts.archives[part], root, sources) for part in due}
     missing = [part for part in due if archives[part] is None]
     if missing and not sources.download:
-        name = facts.archives[missing[0]].name
+        urls = [f"{MIRRORS[0]}/resources/{facts.resource}/{facts.archives[part].name}" for part in missing]
         raise CorpusError(
-            f"{corpus / missing[0]}: is not there, and neither is {(sources.archives or root) / name}; put "
-            f"{MIRRORS[0]}/resources/{facts.resource}/{name} there, or let it be fetched, without --no-download"
+            f"{corpus}: has no {', '.join(missing)}, and {sources.archives or root} no archive of it; put "
+            f"{' and '.join(urls)} there, or let it be fetched, without --no-download"
         )
     if due:
         _require_space(due, archives, facts, root, sources)

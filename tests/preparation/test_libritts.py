@@ -326,6 +326,14 @@ def test_without_anything_all_parts_are_fetched(whole, packed, tmp_path, monkeyp
     assert not server.requests
 
 
+def test_all_archives_that_are_missing_are_named_at_once(root, tmp_path):
+    shutil.rmtree(root / "LibriTTS" / "dev-clean")
+    shutil.rmtree(root / "LibriTTS" / "test-clean")
+    message = r"LibriTTS: has no dev-clean, test-clean, .*/60/dev-clean\.tar\.gz and .*/60/test-clean\.tar\.gz there"
+    with pytest.raises(CorpusError, match=message):
+        prepare_libritts(root, parts=["dev-clean", "test-clean"], sources=Sources(download=False), config=ALONE)
+
+
 def published(monkeypatch, folder: Path) -> None:
     """Let the archives of a folder be the published ones."""
     archives = {
