@@ -12,16 +12,16 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 import soundfile
 import soxr
 
-from codec import ogg
+from codec import mp3, ogg
 from codec.errors import AudioError, CodecWarning
 from codec.limits import MAX_MAGNITUDE
 from codec.output import STANDARD_STREAM, open_output
@@ -55,7 +55,12 @@ _SIZE_OF_SAMPLES = {
 """By format, how libsndfile's log calls the bytes of samples that the header promises, and how many others they may
 count: of W64 a header of 24 and up to 7 of padding."""
 _UNKNOWN_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write to a pipe promise this much or more
+_UNKNOWN_LENGTH = 1 << 62  # samples
+_FAULT_FINDERS = {"OGG": ogg.find_fault, "MP3": mp3.find_fault}
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
+
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -208,8 +213,9 @@ class SoundReader:
 
     def channel_blocks(self) -> Iterator[np.ndarray]:
         """Blocks (C, T) of the file as it is: all channels, its own sample rate, checked."""
-        if self._sound.format == "OGG":
-            self._refuse_damaged_pages()
+        if self.info.num_samples is not None and (find_fault := _FAULT_FINDERS.get(self._sound.format)):
+            if fault := self._look(find_fault):
+                raise AudioError(f"{self.name}: {fault}")
         position = 0
         while len(block := self._read(position)):
             _check_samples(block, self.name, position, self.info.sample_rate)
@@ -224,13 +230,13 @@ class SoundReader:
                 f"copy it again"
             )
 
-    def _refuse_damaged_pages(self) -> None:
+    def _look(self, look: Callable[[BinaryIO], Found]) -> Found:
+        """What a look at the bytes of the file finds."""
         place = self._bytes.tell()  # libsndfile may read from the same stream
         self._bytes.seek(0)
-        fault = ogg.find_fault(self._bytes)
+        found = look(self._bytes)
         self._bytes.seek(place)
-        if fault is not None:
-            raise AudioError(f"{self.name}: {fault}")
+        return found
 
     def _read(self, position: int) -> np.ndarray:  # (T, C)
         try:
@@ -254,7 +260,13 @@ class SoundReader:
             raise AudioError(f"{self.name}: samples without a header cannot be understood; convert the file to wav")
         self.is_live = False
         try:
-            return self._resources.enter_context(soundfile.SoundFile(self._seekable(source)))
+            sound = self._resources.enter_context(_ForwardFile(self._seekable(source)))
+            if sound.format == "MP3" and not (sound.subtype == "MPEG_LAYER_III" and self._look(mp3.states_length)):
+                # Of a file libsndfile would guess the length, of a pipe it takes all there is.
+                descriptor = os.dup(self._bytes.fileno())
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                sound = self._resources.enter_context(_ForwardFile(_piped(b"", descriptor)))
+            return sound
         except OSError as error:
             raise AudioError(f"{self.name}: cannot be read ({error.strerror})") from error
         except soundfile.LibsndfileError as error:
@@ -278,9 +290,7 @@ class SoundReader:
             start += more
         if start in (b"RIFF", b"RIFX"):
             self.is_live = True
-            reading, writing = os.pipe()
-            threading.Thread(target=_pump, args=(start, os.dup(descriptor), writing), daemon=True).start()
-            return reading
+            return _piped(start, os.dup(descriptor))
         self._bytes = copy = self._resources.enter_context(tempfile.TemporaryFile())
         copy.write(start)
         while chunk := os.read(descriptor, 1 << 16):
@@ -291,6 +301,8 @@ class SoundReader:
         return copy
 
     def _promised_samples(self) -> int | None:
+        if self._sound.frames >= _UNKNOWN_LENGTH:
+            return None
         frame_bytes = self._sound.channels * SAMPLE_BYTES.get(self._sound.subtype, 4)
         if self.is_live:
             promised = self._sound.frames
@@ -301,7 +313,7 @@ class SoundReader:
         if found is None or not self._sound.frames:
             return self._sound.frames
         size, is_corrected = int(found[1]) - overhead, bool(found[2])
-        if self._sound.format not in ("W64", "RF64") and (not is_corrected or size >= _UNKNOWN_WAV_SIZE):
+        if self._sound.format not in ("W64", "RF64") and not (is_corrected and 0 < size < _UNKNOWN_WAV_SIZE):
             return self._sound.frames
         return max(size // frame_bytes, self._sound.frames + is_corrected)
 
@@ -331,6 +343,20 @@ def info(path: str | os.PathLike[str]) -> SoundInfo:
     """What the header of a sound file says. Raises AudioError where it cannot be opened or is no audio."""
     with SoundReader(path) as sound:
         return sound.info
+
+
+class _ForwardFile(soundfile.SoundFile):
+    """Read from front to end: python-soundfile would seek after every block, which not every file allows."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _piped(start: bytes, source: int) -> int:
+    """A pipe that gives some bytes and then what a descriptor has, which is closed in the end."""
+    reading, writing = os.pipe()
+    threading.Thread(target=_pump, args=(start, source, writing), daemon=True).start()
+    return reading
 
 
 def _pump(start: bytes, source: int, target: int) -> None:

@@ -120,6 +120,53 @@ def test_other_formats_come_through_a_pipe(format):
     assert wav.shape == (1, 24000)
 
 
+@pytest.mark.parametrize("loud", ["first", "last"])
+def test_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path, loud):
+    """libsndfile guesses the length from the first bit rate, and of a loud start stops in the middle."""
+    wav = np.random.default_rng(0).standard_normal(6 * 24000) * 0.1
+    (wav[72000:] if loud == "first" else wav[:72000])[:] = 0
+    data = io.BytesIO()
+    soundfile.write(data, wav, 24000, format="MP3", bitrate_mode="VARIABLE")
+    content = data.getvalue()
+    (tmp_path / "a.mp3").write_bytes(content[content.index(b"\xff\xf3", content.index(b"LAME")) :])
+    assert abs(soundfile.info(tmp_path / "a.mp3").frames - len(wav)) > 24000
+    assert audio.info(tmp_path / "a.mp3").num_samples is None
+    for read, _ in (audio.read(tmp_path / "a.mp3"), _read_through_pipe((tmp_path / "a.mp3").read_bytes())):
+        assert 0 <= read.shape[1] - len(wav) < 4000
+        halves = [np.abs(read[0, 12000:60000]).mean(), np.abs(read[0, 84000:132000]).mean()]
+        assert max(halves) > 0.05
+        assert np.argmax(halves) == (loud == "last")
+
+
+def test_sound_behind_what_an_mp3_says_is_not_left_out_in_silence(tmp_path):
+    data = io.BytesIO()
+    soundfile.write(data, tone(24000, 24000), 24000, format="MP3")
+    (tmp_path / "once.mp3").write_bytes(b"ID3\4\0\0\0\0\1\0" + b"\xff\xf3" * 64 + data.getvalue() + b"TAG" + bytes(125))
+    assert audio.read(tmp_path / "once.mp3")[0].shape == (1, 24000)
+    (tmp_path / "twice.mp3").write_bytes(2 * data.getvalue())
+    with pytest.raises(
+        AudioError, match=r"twice\.mp3: has \d+ frames and says \d+, so that the rest would be"
+    ):
+        audio.read(tmp_path / "twice.mp3")
+
+
+@pytest.mark.parametrize("format", ["FLAC", "AIFF"])
+def test_length_that_whoever_wrote_into_a_pipe_did_not_know(tmp_path, format):
+    path = tmp_path / "a"
+    soundfile.write(path, tone(24000, 24000), 24000, format=format)
+    content = bytearray(path.read_bytes())
+    if format == "FLAC":  # the last 36 bits of the 8 bytes in front of the MD5 sum
+        content[21] &= 0xF0
+        content[22:26] = bytes(4)
+    else:
+        for name in (b"FORM", b"SSND"):
+            at = content.index(name) + 4
+            content[at : at + 4] = bytes(4)
+    path.write_bytes(content)
+    assert audio.info(path).num_samples in (None, 24000)
+    np.testing.assert_allclose(audio.read(path)[0][0], tone(24000, 24000), atol=2**-15)
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "is empty"), (b"RIFF", "not a sound file"), (b"hello, hello", "not a sound file")]
 )
