@@ -144,9 +144,7 @@ def test_sound_behind_what_an_mp3_says_is_not_left_out_in_silence(tmp_path):
     (tmp_path / "once.mp3").write_bytes(b"ID3\4\0\0\0\0\1\0" + b"\xff\xf3" * 64 + data.getvalue() + b"TAG" + bytes(125))
     assert audio.read(tmp_path / "once.mp3")[0].shape == (1, 24000)
     (tmp_path / "twice.mp3").write_bytes(2 * data.getvalue())
-    with pytest.raises(
-        AudioError, match=r"twice\.mp3: has \d+ frames and says \d+, so that the rest would be"
-    ):
+    with pytest.raises(AudioError, match=r"twice\.mp3: has \d+ frames and says \d+, so that the rest would be"):
         audio.read(tmp_path / "twice.mp3")
 
 
