@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,6 +23,9 @@ from codec.output import STANDARD_STREAM, naming, open_output
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
 """Name of each format -> its suffix."""
+
+NPY_ERRORS = ValueError, EOFError, SyntaxError, tokenize.TokenError
+"""What numpy raises for a damaged .npy file, whose header it takes for Python."""
 
 _PLAIN_BLOCK_FRAMES = 256
 
@@ -177,7 +181,7 @@ class _PlainReader:
             array = np.load(io.BytesIO(data), allow_pickle=False)
             if not isinstance(array, np.ndarray):  # but an archive of several
                 raise ValueError
-        except (ValueError, EOFError, OSError) as error:
+        except (OSError, *NPY_ERRORS) as error:
             raise FormatError(f"{self._name}: is no whole .npy file of integers; make it again") from error
         return self._checked(array)
 

@@ -134,9 +134,9 @@ def check_manifest(path: str | os.PathLike[str]) -> list[str]:
 
 
 def can_stand_in_manifest(value: str) -> bool:
-    """Whether a name is not empty and has neither tabs nor line breaks nor bytes that are no text."""
+    """Whether a name is not empty and has neither tabs, line breaks or zeros nor bytes that are no text."""
     is_text = not any("\ud800" <= letter <= "\udfff" for letter in value)  # how Python shows bytes that are not UTF-8
-    return is_text and "\t" not in value and value.splitlines() == [value]
+    return is_text and "\t" not in value and "\0" not in value and value.splitlines() == [value]
 
 
 def place_of(path: Path, folder: Path, root: Path) -> str:
@@ -190,6 +190,8 @@ def _utterance(values: list[str], folder: Path, where: str) -> Utterance:
     for column, value in zip(COLUMNS, values, strict=True):
         if not value:
             raise CorpusError(f"{where}: {column} is empty")
+        if not can_stand_in_manifest(value):
+            raise CorpusError(f"{where}: {column} {value!r} has a line break or a zero in it")
     for column, value in (("samples", samples), ("sample_rate", sample_rate)):
         if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS and int(value) > 0):
             raise CorpusError(f"{where}: {column} must be a positive integer, got {value!r}")

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from codec.errors import CodecError
 from codec.processes import follow_parent
 
 Task = TypeVar("Task")
@@ -43,6 +44,9 @@ def work(
         jobs: number of processes, one thread each; 0 does the work in this process.
         prepare: called once in every process with `arguments`; what it raises ends everything.
         arguments: see `prepare`.
+
+    Raises:
+        CodecError: processes end as soon as they begin.
     """
     if jobs == 0:
         prepare(*arguments)
@@ -57,6 +61,7 @@ def work(
         queue = suspects if alone else waiting
         with _Pool(1 if alone else min(jobs, len(queue)), prepare, arguments) as pool:
             running: dict[Future[Result], int] = {}
+            _require_start(pool)
             try:
                 while queue or running:
                     while queue and len(running) < (1 if alone else 2 * jobs):
@@ -77,6 +82,17 @@ def work(
                         yield number, Died("the process that worked on it has died")
                 else:
                     suspects = lost[::-1]
+
+
+def _require_start(pool: ProcessPoolExecutor) -> None:
+    """Refuse what would fail with every item, and so is no fault of any."""
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise CodecError(
+            "the processes that share the work end as soon as they begin: memory must suffice for each of them, and a "
+            "script must start them below `if __name__ == '__main__':`; in Python, jobs=0 needs none"
+        ) from error
 
 
 def _has_result(future: "Future[Any]") -> bool:

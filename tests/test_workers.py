@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from codec.errors import ModelError
+from codec.errors import CodecError, ModelError
 from codec.workers import Died, work
 
 _offset = 0
@@ -35,6 +35,15 @@ def test_crash_takes_only_its_own_item():
     results = dict(work(add, [0, 1, 2, 3, 4, 5, 6, 7], 2, prepare, (10,)))
     assert isinstance(results.pop(3), Died)
     assert results == {number: number + 10 for number in (0, 1, 2, 4, 5, 6, 7)}
+
+
+def end(offset: int) -> None:
+    os._exit(1)
+
+
+def test_processes_that_cannot_begin_are_no_fault_of_an_item():
+    with pytest.raises(CodecError, match="end as soon as they begin: memory must suffice"):
+        list(work(add, [0, 1], 1, end, (0,)))
 
 
 def own_number(task: int) -> int:

@@ -144,7 +144,7 @@ def decode(
     tokens = Tokens(source)
 
     def one_of_tokens(name: str, output: str, progress: Any) -> dict[str, Any]:
-        with tokens.as_file(os.path.relpath(name, source)) as file:
+        with tokens.as_file(ids[name]) as file:
             try:
                 values = one(str(file), output, progress)
             except ModelError as error:  # of all utterances
@@ -156,6 +156,7 @@ def decode(
     for id in tokens:
         if Path(id).is_absolute() or ".." in Path(id).parts:
             raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
+    ids = {str(Path(source) / id): id for id in tokens}
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
     if not pairs:
         raise CodecError(f"{source}: has no utterances")

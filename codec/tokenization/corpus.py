@@ -6,14 +6,16 @@ Nothing is kept of where the work stood but the shards themselves: those that ar
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from codec import audio
-from codec.errors import CodecError, ConfigError, CorpusError, sentence
+from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
 from codec.manifest import can_stand_in_manifest, read_manifest, speaker_of
 from codec.model import weights
@@ -25,6 +27,7 @@ from codec.tokenization.shards import (
     INFO_NAME,
     TokensInfo,
     count_failed,
+    file_state,
     is_finished,
     is_tokens,
     read_info,
@@ -113,10 +116,13 @@ def tokenize(
     if jobs is None:
         jobs = num_cores() if device == "cpu" else 0
     recordings = list_recordings(Path(source))
-    info = _begin(Path(target), recordings, model, precision, utterances_per_shard)
+    info = _begin(Path(source), Path(target), recordings, model, precision, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
-    missing = [number for number in numbers if not is_finished(Path(target), number, info)]
-    shards = {number: _shard(recordings, number, info) for number in missing}
+    shards = {}
+    for number in numbers:
+        shard = _shard(recordings, number, info)
+        if not is_finished(Path(target), number, info, {recording.id: recording.path for recording in shard}):
+            shards[number] = shard
     done = sum(len(_shard(recordings, number, info)) for number in numbers if number not in shards)
     total = done + sum(map(len, shards.values()))
     new_samples = 0
@@ -132,7 +138,7 @@ def tokenize(
         model=info.model,
         fingerprint=info.fingerprint,
         num_shards=len(numbers),
-        num_found=len(numbers) - len(missing),
+        num_found=len(numbers) - len(shards),
         num_utterances=len(places),
         num_failed=sum(count_failed(Path(target), number) for number in numbers),
         num_codes=sum(place.codes for place in places),
@@ -173,7 +179,9 @@ def list_recordings(source: Path) -> list[Recording]:
     return [found[id] for id in sorted(found)]
 
 
-def _begin(target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int) -> TokensInfo:
+def _begin(
+    source: Path, target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int
+) -> TokensInfo:
     """What is to be made; noted in the target, or held against what is noted there."""
     found = describe(model)
     digest = hashlib.sha256()
@@ -189,6 +197,7 @@ def _begin(target: Path, recordings: Sequence[Recording], model: str, precision:
         utterances=len(recordings),
         utterances_per_shard=size,
         list=digest.hexdigest()[:16],
+        source=os.fsencode(os.path.abspath(source)).decode(errors="backslashreplace"),
     )
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the tokens")
@@ -200,12 +209,19 @@ def _begin(target: Path, recordings: Sequence[Recording], model: str, precision:
         write_info(target, info)
         return info
     before, now = asdict(read_info(target)), asdict(info)
-    # A model that was moved or renamed is still the one with this fingerprint.
-    defining = [name for name in now if name != "model"]
+    # A model that was moved or renamed is still the one with this fingerprint, and the list the one with this sum.
+    defining = [name for name in now if name not in ("model", "source")]
     changes = [f"{name} was {before[name]} and is {now[name]}" for name in defining if before[name] != now[name]]
     if changes:
         raise ConfigError(
             f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; delete it or choose another folder"
+        )
+    if before["source"] not in ("", info.source):
+        warnings.warn(
+            f"{target}: holds tokens of {before['source']}, whose utterances have the same names and lengths; if their "
+            f"sound is not that of {source}, choose another folder",
+            CodecWarning,
+            stacklevel=3,
         )
     return info
 
@@ -218,7 +234,14 @@ def _shard(recordings: Sequence[Recording], number: int, info: TokensInfo) -> Se
 # --------------------------------------------------------------------------------------------------------- processes
 
 
-Encoded = tuple[np.ndarray, int] | str
+class Unusable(NamedTuple):
+    """Why a recording has no codes."""
+
+    reason: str
+    file: str  # `file_state` when it was tried
+
+
+Encoded = tuple[np.ndarray, int] | Unusable
 """Codes (N,) and the number of samples, or what is wrong with the recording."""
 
 
@@ -231,7 +254,9 @@ def _encode_all(
     if not tasks:
         return
     for task, result in work(_encode, tasks, min(jobs, len(tasks)), _prepare, arguments):
-        yield *places[task], str(result) if isinstance(result, Died) else result
+        if isinstance(result, Died):
+            result = Unusable(str(result), file_state(tasks[task].path))
+        yield *places[task], result
 
 
 def _whole_shards(
@@ -259,8 +284,8 @@ def _write(target: Path, number: int, shard: Sequence[Recording], encoded: list[
     """Write a shard; returns its samples."""
     utterances, failed = [], []
     for recording, result in zip(shard, encoded, strict=True):
-        if isinstance(result, str):
-            failed.append((recording.id, str(recording.path), result))
+        if isinstance(result, Unusable):
+            failed.append((recording.id, str(recording.path), *result))
         else:
             utterances.append((recording.id, *result, recording.speaker, recording.part))
     write_shard(target, number, utterances, failed, info.dtype)
@@ -278,11 +303,13 @@ def _prepare(model: str, device: str, precision: str) -> None:
 
 
 def _encode(recording: Recording) -> Encoded:
+    file = file_state(recording.path)  # before it is read: what changes meanwhile is tried again
     try:
         codes, num_samples = encode_sound(recording.path, _codec, _precision)
     except (CodecError, OSError) as error:
-        return sentence(error).removeprefix(f"{recording.path}: ")
+        return Unusable(sentence(error).removeprefix(f"{recording.path}: "), file)
     seconds = num_samples / _codec.sample_rate
     if recording.seconds is not None and abs(seconds - recording.seconds) > _TOLERANCE:
-        return f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"
+        reason = f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"
+        return Unusable(reason, file)
     return codes, num_samples

@@ -4,16 +4,18 @@ A folder holds `tokens.json`, which says what made them, and for every shard, nu
 
     00012.npy          the codes of its utterances end to end: (M,) uint16, or uint32 of codebooks beyond 65,536
     00012.tsv          a line for each utterance: id  start  codes  samples  speaker  part
-    00012.failed.tsv   a line for each that could not be used: id  path  reason; only where there are any
+    00012.failed.tsv   a line for each that could not be used: id  path  reason  file; only where there are any
 
 Those of an utterance are `codes` integers from `start` on; `samples` is the length of its sound at the model's sample
-rate. The table is written last: a shard that has one is whole.
+rate. `file` tells what a file was when it was tried: once it is another, it is tried again. The table is written last:
+a shard that has one is whole.
 """
 
 import contextlib
 import functools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,11 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codec.bitstream import Header, fit_name, write_codes
+from codec.code_files import NPY_ERRORS
 from codec.errors import FormatError
 from codec.output import open_output
 
 INFO_NAME = "tokens.json"
-FAILED_COLUMNS = ("id", "path", "reason")
+FAILED_COLUMNS = ("id", "path", "reason", "file")
 MAX_OPEN = 64
 """Shards whose codes are kept mapped into memory."""
 
@@ -45,6 +48,7 @@ class TokensInfo:
     utterances: int
     utterances_per_shard: int
     list: str  # sum of the list of utterances
+    source: str = ""  # where the list was; unknown of tokens made before this was noted
 
     @property
     def num_shards(self) -> int:
@@ -148,7 +152,7 @@ def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype
 def _map(path: Path) -> np.ndarray:
     try:
         codes: np.ndarray = np.load(path, mmap_mode="r")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, *NPY_ERRORS) as error:
         raise FormatError(f"{path}: cannot be read ({error}); run codec tokenize again") from error
     return codes
 
@@ -167,6 +171,7 @@ def read_info(folder: Path) -> TokensInfo:
     path = folder / INFO_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        values = {"source": TokensInfo.source} | values
         info = TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
         for field in fields(TokensInfo):
             value = getattr(info, field.name)
@@ -192,7 +197,7 @@ def write_shard(
     folder: Path,
     number: int,
     utterances: Iterable[tuple[str, np.ndarray, int, str, str]],
-    failed: list[tuple[str, str, str]],
+    failed: list[tuple[str, str, str, str]],
     dtype: "np.dtype[Any]",
 ) -> None:
     """Write a shard; it counts as soon as all of it is on the disk.
@@ -201,7 +206,7 @@ def write_shard(
         folder: of the tokens.
         number: of the shard.
         utterances: id, codes (N,), samples, speaker, part.
-        failed: id, path, reason.
+        failed: id, path, reason, `file_state`.
         dtype: of the stored codes.
 
     Raises:
@@ -220,16 +225,36 @@ def write_shard(
     _write_table(_path(folder, number, ".tsv"), Place._fields, places)
 
 
-def is_finished(folder: Path, number: int, info: TokensInfo) -> bool:
-    """Whether a shard is there, undamaged, and no recording that it could not use was changed since."""
+def is_finished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, Path]) -> bool:
+    """Whether a shard is there, undamaged, and no recording that it could not use was changed since.
+
+    Args:
+        folder: of the tokens.
+        number: of the shard.
+        info: of the tokens.
+        paths: id -> sound file of all its utterances.
+    """
     try:
-        _open_codes(folder, number, read_places(folder, number), info.dtype)
-        failed = _failed_paths(folder, number)
+        places = read_places(folder, number)
+        _open_codes(folder, number, places, info.dtype)
+        failed = _read_failed(folder, number)
     except FormatError:
         return False
-    written = _path(folder, number, ".tsv").stat().st_mtime
-    # Not when it was modified, which is kept where a file is copied: when anything of it changed.
-    return not any(path.exists() and path.stat().st_ctime > written for path in failed)
+    if {place.id for place in places} | failed.keys() != paths.keys():
+        return False
+    return all(file_state(paths[id]) == state for id, state in failed.items())
+
+
+def file_state(path: Path) -> str:
+    """Something that changes with a file: its size, and when anything of it was changed, "missing" or "unknown"."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError:
+        return "unknown"
+    # Not when it was modified, which is kept where a file is copied.
+    return f"{status.st_size} {status.st_ctime_ns}"
 
 
 def read_places(folder: Path, number: int) -> list[Place]:
@@ -261,22 +286,25 @@ def read_places(folder: Path, number: int) -> list[Place]:
 
 def count_failed(folder: Path, number: int) -> int:
     """Utterances of a shard that could not be used."""
-    return len(_failed_paths(folder, number))
+    return len(_read_failed(folder, number))
 
 
-def _failed_paths(folder: Path, number: int) -> list[Path]:
+def _read_failed(folder: Path, number: int) -> dict[str, str]:
+    """What the files were that a shard could not use, by id, see `file_state`."""
     path = _path(folder, number, ".failed.tsv")
-    lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.is_file() else []
-    rows = [line.split("\t") for line in lines]
-    if any(len(row) != len(FAILED_COLUMNS) for row in rows):
-        raise FormatError(f"{path}: is not a table of failures; run codec tokenize again")
-    return [Path(path) for _, path, _ in rows]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.is_file() else []
+        return {id: state for id, _, _, state in (line.split("\t") for line in lines)}
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: is not a table of failures; run codec tokenize again") from error
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
     with open_output(path, overwrite=True) as stream:
         for row in (columns, *rows):
-            stream.write(("\t".join(map(str, row)) + "\n").encode())
+            line = "\t".join(" ".join(re.split(r"[\t\r\n]", str(value))) for value in row)
+            # Paths may have bytes that are no text.
+            stream.write((line + "\n").encode(errors="backslashreplace"))
 
 
 def _path(folder: str | os.PathLike[str], number: int, suffix: str) -> Path:

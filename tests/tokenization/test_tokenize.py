@@ -15,7 +15,7 @@ import soundfile
 
 from codec import encode_file, read_codes
 from codec.cli import run
-from codec.errors import ConfigError, CorpusError, FormatError
+from codec.errors import CodecWarning, ConfigError, CorpusError, FormatError
 from codec.manifest import Utterance, write_manifest
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
@@ -197,8 +197,8 @@ def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp
         for path in sorted((tmp_path / "tokens").glob("*.failed.tsv"))
         for line in path.read_text().splitlines()[1:]
     ]
-    assert [id for id, _, _ in failed] == ["0", "1", "4"]
-    assert [Path(path).name for _, path, _ in failed] == ["0.wav", "1.wav", "4.wav"]
+    assert [row[0] for row in failed] == ["0", "1", "4"]
+    assert [Path(path).name for _, path, _, _ in failed] == ["0.wav", "1.wav", "4.wav"]
     assert "prepare the corpus again" in failed[2][2]
 
 
@@ -255,6 +255,62 @@ def test_recordings_are_tried_again_once_they_have_changed(recordings, tmp_path,
     os.utime(paths[0], (0, 0))  # as a copy that keeps the time
     assert len(tokens_of(manifest, tmp_path / "tokens", model_directory)) == 7
     assert not list((tmp_path / "tokens").glob("*.failed.tsv"))
+
+
+def test_recordings_that_come_back_as_they_were_are_tried_again(recordings, tmp_path, model_directory):
+    folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    tokens = tmp_path / "tokens"
+    paths = sorted(folder.rglob("*.wav"))
+    paths[0].rename(tmp_path / "away.wav")
+    paths[0].symlink_to(tmp_path / "disk" / "not" / "mounted.wav")
+    assert len(tokens_of(folder, tokens, model_directory)) == 6
+    paths[0].unlink()
+    (tmp_path / "away.wav").rename(paths[0])
+    assert len(tokens_of(folder, tokens, model_directory)) == 7
+
+
+def test_deleting_the_list_of_failures_tries_them_again(recordings, tmp_path, model_directory):
+    folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    tokens = tmp_path / "tokens"
+    next(folder.rglob("*.wav")).write_bytes(b"")
+    for _ in range(2):
+        assert len(tokens_of(folder, tokens, model_directory, utterances_per_shard=7)) == 6
+        (tokens / "00000.failed.tsv").unlink()
+
+
+def test_names_that_are_no_text_or_have_tabs_do_not_cost_the_others(recordings, tmp_path, model_directory):
+    folder = tmp_path / os.fsdecode(b"caf\xe9\tau\nlait")
+    shutil.copytree(recordings, folder)
+    next(folder.rglob("*.wav")).write_bytes(b"")
+    for _ in range(2):
+        assert len(tokens_of(folder, tmp_path / "tokens", model_directory)) == 6
+
+
+def test_a_damaged_header_of_codes_is_a_shard_to_make_again(manifest, tmp_path, model_directory):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    before = content(tmp_path / "tokens")
+    path = tmp_path / "tokens" / "00000.npy"
+    path.write_bytes(path.read_bytes()[:100] + b"(" + path.read_bytes()[101:])
+    with pytest.raises(FormatError, match=r"00000\.npy: cannot be read"):
+        Tokens(tmp_path / "tokens")
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert content(tmp_path / "tokens") == before
+
+
+def test_other_sound_of_the_same_names_and_lengths_is_warned_of(manifest, tmp_path, model_directory):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    shutil.copy(manifest, manifest.with_name("denoised.tsv"))
+    with pytest.warns(CodecWarning, match="holds tokens of "):
+        tokens_of(manifest.with_name("denoised.tsv"), tmp_path / "tokens", model_directory)
+
+
+def test_ids_need_not_be_tidy_paths(recordings, tmp_path, model_directory):
+    path = next(recordings.rglob("*.wav"))
+    found = soundfile.info(path)
+    write_manifest(tmp_path / "list.tsv", [Utterance("anna//1", path, found.frames, found.samplerate, "s", "p")])
+    tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)
+    assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(model_directory)]) == 0
+    assert (tmp_path / "out" / "anna" / "1.wav").is_file()
 
 
 def test_a_shard_without_its_codes_is_made_again(manifest, tmp_path, model_directory):
