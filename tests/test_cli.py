@@ -222,6 +222,16 @@ def test_two_files_for_one_output_are_refused(run, speech):
     assert "in/a.wav: would be written to codes/a.codes, as in/a.flac was" in run.err
 
 
+def test_no_input_is_written_over(run, speech):
+    Path("in").mkdir()
+    write_sound("in/a.flac", np.full(400, 0.1))
+    write_sound("in/a.wav", np.zeros(400))
+    before = Path("in/a.wav").read_bytes()
+    assert run("roundtrip", "in", "in", "--model", run.model, "--quiet", "--overwrite") == 2
+    assert "in/a.flac: would be written over in/a.wav, another input; name another folder" in run.err
+    assert Path("in/a.wav").read_bytes() == before
+
+
 def test_sound_that_cannot_be_read_is_named_and_not_passed_over_in_silence(run, speech):
     Path("phone/today").mkdir(parents=True)
     Path("phone/today/memo.M4A").write_bytes(b"\0\0\0\x20ftypM4A ")

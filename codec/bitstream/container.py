@@ -52,6 +52,8 @@ def write_codes(
         CodecError: the file cannot be written; nothing is left of it.
     """
     if isinstance(target, (str, os.PathLike)):
+        if os.path.splitext(target)[1].lower() in _READERS:
+            raise FormatError(f"{os.fspath(target)}: is the name of plain integers; end it in .codes")
         try:
             with open_output(target, overwrite=True) as stream:
                 _write_all(CodesWriter(stream, header, os.fspath(target)), codes, num_samples)

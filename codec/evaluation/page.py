@@ -45,7 +45,7 @@ def write_page(evaluation: Evaluation, path: Path, *, with_audio: bool = True) -
     from codec.output import open_output
 
     with open_output(path, overwrite=True) as stream:
-        stream.write(page(evaluation, with_audio=with_audio).encode())
+        stream.write(page(evaluation, with_audio=with_audio).encode(errors="backslashreplace"))
 
 
 def page(evaluation: Evaluation, *, with_audio: bool = True) -> str:

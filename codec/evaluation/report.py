@@ -134,4 +134,4 @@ def tsv(header: list[str], rows: list[list[str]]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with open_output(path, overwrite=True) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))  # paths may have bytes that are no text

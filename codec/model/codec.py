@@ -240,7 +240,7 @@ class Codec(nn.Module):
 
         Args:
             wav: (B, 1, T) float32 in [-1, 1] at `sample_rate` Hz, T >= 1.
-            lengths: (B,) int64, samples of each item when they differ; what lies beyond is ignored.
+            lengths: (B,) int64, samples of each item when they differ; what lies beyond is ignored, if finite.
 
         Returns:
             (B, N) int64 in [0, K), N = ceil(T / hop_length); -1 beyond the end of an item. The codes of an item do

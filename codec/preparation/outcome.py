@@ -113,6 +113,10 @@ def conclude(
         f"{name}{SUFFIX}": subset(utterances, config.subset, config.seed) if config.subset else list(utterances)
         for name, utterances in lists.items()
     }
+    if REJECTED_NAME in chosen:
+        raise CorpusError(
+            f"{root}: no part can have the name {Path(REJECTED_NAME).stem} of what is left out; rename it"
+        )
     for name, utterances in chosen.items():
         require_unique_ids(utterances, folder / name)
     empty = [name for name, utterances in chosen.items() if not utterances]

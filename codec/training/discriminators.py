@@ -72,6 +72,8 @@ class GroupConfig:
             yield f"{', '.join(layers)} must each have one value per layer, got {', '.join(map(str, lengths))} values"
         if any(size < 1 or size % 2 == 0 for sizes in getattr(self, "kernel_sizes", []) for size in _as_list(sizes)):
             yield f"kernel_sizes must be odd, got {self.kernel_sizes}"  # type: ignore[attr-defined]
+        if any(stride < 1 for strides in getattr(self, "strides", []) for stride in _as_list(strides)):
+            yield f"strides must be at least 1, got {self.strides}"  # type: ignore[attr-defined]
         for view in _VIEWS:
             values = getattr(self, view, None)
             if values is not None and (not values or min(values) < 1):
@@ -153,17 +155,29 @@ class SpectrumConfig(GroupConfig):
 
     def _mistakes(self) -> Iterator[str]:
         yield from super()._mistakes()
+        for name, pairs in (("kernel_sizes", self.kernel_sizes), ("strides", self.strides)):
+            if any(len(pair) != 2 for pair in pairs):
+                yield f"{name} must be pairs of [frames, bins], got {pairs}"
         edges = self.band_edges
         if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or sorted(set(edges)) != list(edges):
             yield f"band_edges must rise from 0 to 1, got {edges}"
+        elif narrow := [n for n in self.n_ffts if any(low == high for low, high in bands(n, edges))]:
+            yield f"band_edges {edges} leave a band without a bin in an STFT of {narrow[0]}"
         if len(self.overlap) != len(self.n_ffts):
             yield f"n_ffts and overlap must be lists of one length, got {self.n_ffts} and {self.overlap}"
+        elif not all(1 <= overlap <= n_fft for n_fft, overlap in zip(self.n_ffts, self.overlap, strict=True)):
+            yield f"overlap must be between 1 and n_ffts, got {self.overlap} and {self.n_ffts}"
         if not 0 < self.compression <= 1:
             yield f"compression must be in (0, 1], got {self.compression:g}"
 
     def networks(self) -> list[nn.Module]:
         """One network per resolution."""
         return [SpectrumDiscriminator(n, n // r, self) for n, r in zip(self.n_ffts, self.overlap, strict=True)]
+
+
+def bands(n_fft: int, edges: list[float]) -> list[tuple[int, int]]:
+    """First bin and end of each band of an STFT."""
+    return list(pairwise(int(edge * (n_fft // 2 + 1)) for edge in edges))
 
 
 @dataclass
@@ -342,9 +356,7 @@ class SpectrumDiscriminator(nn.Module):
         self.is_complex, self.compression, self.is_unitary = config.is_complex, config.compression, config.hann_window
         window = torch.hann_window(n_fft) if config.hann_window else torch.ones(n_fft)
         self.register_buffer("window", window, persistent=False)
-        num_bins = n_fft // 2 + 1
-        edges = [int(edge * num_bins) for edge in config.band_edges]
-        self.bands = list(pairwise(edges))
+        self.bands = bands(n_fft, config.band_edges)
         first = 2 if config.is_complex else 1
         self.band_convs = nn.ModuleList(
             nn.ModuleList(

@@ -17,7 +17,7 @@ import safetensors
 
 from codec.errors import ConfigError
 from codec.training.alarms import COLLAPSE, FEW_CODES, MEMORY, WINNING
-from codec.training.run_files import CONFIG_NAME, LOG_NAME, PREVIOUS_NAME, STATE_NAME, read_json
+from codec.training.run_files import CONFIG_NAME, LOG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_json
 
 RECENT = 9
 """Logged values that count as the present of a run; their median is compared."""
@@ -118,9 +118,9 @@ def read_run(run: Path) -> Record:
         record.seconds_silent = time.time() - (run / LOG_NAME).stat().st_mtime
         for line in (run / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines():
             _read_line(record, line)
-    for name in (PREVIOUS_NAME, STATE_NAME):
+    for name in (f"{PORTABLE_NAME}/0.safetensors", PREVIOUS_NAME, STATE_NAME):
         if (run / name).exists():
-            _read_state(record, run / name)
+            _read_state(record, name)
     return record
 
 
@@ -140,15 +140,15 @@ def _read_line(record: Record, line: str) -> None:
         points.append((step, float(value) if isinstance(value, int | float) else math.nan))
 
 
-def _read_state(record: Record, path: Path) -> None:
+def _read_state(record: Record, name: str) -> None:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(record.run / name, framework="numpy") as file:
             record.saved_step = int(json.loads((file.metadata() or {})["counters"])["step"])
-        record.states[path.name] = ""
+        record.states[name] = ""
     except (KeyError, TypeError):
-        record.states[path.name] = "is not a training state"
+        record.states[name] = "is not a training state"
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        record.states[path.name] = f"is not whole ({error})"
+        record.states[name] = f"is not whole ({error})"
 
 
 # ------------------------------------------------------------------------------------------------- one failure each

@@ -248,20 +248,22 @@ class SpectralLoss(nn.Module):
 
     def forward(self, reference: Tensor, estimate: Tensor) -> SpectralLosses:
         """(B, T) or (B, 1, T) twice -> scalars. The reference is a target: no gradient reaches it."""
-        losses = [self._distances(spectrum, reference, estimate) for spectrum in self.spectra]
+        losses = [self._distances(spectrum, reference, estimate) for spectrum in self.spectra]  # type: ignore[arg-type]
         return SpectralLosses(*(torch.stack(terms).mean() for terms in zip(*losses, strict=True)))
 
-    def _distances(self, spectrum: nn.Module, reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _distances(self, spectrum: MelSpectrum, reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             target, target_mel = spectrum(reference)
             target_mel = target_mel.clamp(min=self.floor)
             target_loudness = target_mel.sqrt()
         magnitudes, mel = spectrum(estimate)
         mel = mel.clamp(min=self.floor)
-        # A silent clip's norm is raised to the floor; sqrt has an infinite slope at 0, where an exact copy would be.
+        # sqrt has an infinite slope at 0, where an exact copy would be. A silent clip counts like one of the softest
+        # noise that 16 bits hold, or else the least sound in it would outweigh all other clips of a batch.
         error = (target - magnitudes).square().sum(dim=(1, 2))  # (B,)
-        energy = target.square().sum(dim=(1, 2))
-        convergence = ((error + self.floor**2).sqrt() - self.floor) / (energy + self.floor**2).sqrt()
+        softest = target[0].numel() * spectrum.window.square().sum() / 2**30
+        energy = target.square().sum(dim=(1, 2)) + softest
+        convergence = ((error + self.floor**2).sqrt() - self.floor) / energy.sqrt()
         loudness = (target_loudness - mel.sqrt()).abs().sum(dim=(1, 2)) / target_loudness.sum(dim=(1, 2))
         return F.l1_loss(mel.log(), target_mel.log()), loudness.mean(), convergence.mean()
 

@@ -20,8 +20,9 @@ def adamw(
         capturable=is_recorded,
     )
     if is_recorded:
+        device = next(parameter.device for group in optimizer.param_groups for parameter in group["params"])
         for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(learning_rate, device=group["params"][0].device)
+            group["lr"] = torch.tensor(learning_rate, device=device)
     return optimizer
 
 

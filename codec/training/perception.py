@@ -220,7 +220,7 @@ class Intelligibility(nn.Module):
         return (STOI_STRETCH + 1) * _even_samples(sample_rate, STOI_FRAME_SECONDS) // 2
 
     def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
-        """(B, T) or (B, 1, T) twice, T >= `shortest` -> scalar, 0 where no recording has as much speech.
+        """(B, T) or (B, 1, T) twice, T >= `shortest` -> scalar; a recording without as much speech counts as 0.
 
         No gradient reaches the reference.
         """
@@ -240,7 +240,8 @@ class Intelligibility(nn.Module):
             gain = (target.square().sum(-1, keepdim=True) / (envelope.square().sum(-1, keepdim=True) + SMALLEST)).sqrt()
             envelope = torch.minimum(gain * envelope, (1 + 10 ** (STOI_CLIP / 20)) * target)
             likeness = (_normalized(target) * _normalized(envelope)).sum(-1).mean(-1)  # (B, S)
-            return ((1 - likeness) * is_judged).sum() / is_judged.sum().clamp(min=1)
+            of_recordings = ((1 - likeness) * is_judged).sum(1) / is_judged.sum(1).clamp(min=1)
+            return of_recordings.mean()
 
     def _envelopes(self, wav: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitude of each third of an octave (B, N, M), and energy of each frame (B, N)."""

@@ -194,6 +194,8 @@ def _of_spectra(config: Config) -> Iterator[str]:
     crop = min(window, _samples(config, config.training.adversarial_seconds))
     for n_fft, hop_length, num_mels in config.mel.resolutions:
         name = f"mel.resolutions [{n_fft}, {hop_length}, {num_mels}]"
+        if n_fft % 2:
+            yield f"{name}: the length of an STFT must be even, it is {n_fft}"
         if window <= n_fft // 2:
             yield f"{name} needs more than {n_fft // 2} samples, data.window_seconds gives {window}"
         if hop_length > n_fft:

@@ -83,6 +83,8 @@ class Trainer:
         frozen = [getattr(self.codec, part).requires_grad_(False) for part in settings.freeze]
         self.frozen_buffers = [(buffer, buffer.clone()) for part in frozen for buffer in part.buffers()]
         self.trained = [parameter for parameter in self.codec.parameters() if parameter.requires_grad]
+        if not self.trained:
+            raise ConfigError(f"training.freeze [{', '.join(settings.freeze)}] leaves nothing to train")
         self.sampler = WindowSampler(self._open_cache("train", config.data.sources), config.data, settings.seed)
         validation = config.data.validation
         self.held_out = self._open_cache("validation", [Path(validation)]) if validation else None
@@ -153,6 +155,9 @@ class Trainer:
                     save_is_due = False
             if self._is_good():
                 self.save()
+            if settings.steps <= self.quantizer_start:
+                at = f"training.steps {settings.steps} end before training.quantizer_start {self.quantizer_start}"
+                monitor.event(self.step, "quantizer", f"{at}: nothing was quantized, codes of this model mean nothing")
             directory = self.save_model("last")
         self.ranks.leave()
         return directory
@@ -465,7 +470,11 @@ class Trainer:
             )
         if self.recorded is not None:
             self.recorded.forget()
-        self.codec.load_state_dict(parts["codec"])
+        of_codec = parts["codec"]
+        if latest.name == PORTABLE_NAME:  # whose 16 bits are not quite what the frozen parts have
+            frozen = tuple(f"{part}." for part in self.settings.freeze)
+            of_codec |= {name: value for name, value in self.codec.state_dict().items() if name.startswith(frozen)}
+        self.codec.load_state_dict(of_codec)
         self.ema.shadow = {name: tensor.to(self.device) for name, tensor in parts["ema"].items()}
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         self.adversary.discriminators.load_state_dict(parts["discriminators"])

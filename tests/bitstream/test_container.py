@@ -90,6 +90,13 @@ def test_files_are_those_of_the_second_reader(num_frames, codebook_size, block_f
     assert np.array_equal(file.codes, codes)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".json", ".TXT"])
+def test_a_name_that_is_read_as_something_else_is_not_written(tmp_path, suffix):
+    with pytest.raises(FormatError, match=r"is the name of plain integers; end it in \.codes"):
+        write_codes(tmp_path / f"a{suffix}", some_codes(10), header=SMALL)
+    assert not list(tmp_path.iterdir())
+
+
 def test_second_reader_reads_our_file():
     assert read(written(some_codes(29), SMALL, 29 * 320 - 7)) == (some_codes(29).tolist(), 29 * 320 - 7)
 

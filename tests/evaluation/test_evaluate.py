@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -355,6 +356,15 @@ def test_command_prints_the_table_and_writes_the_results(folders, tmp_path, caps
     assert "95 % interval" in printed
     assert "not computed:" in printed
     assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_folder_whose_name_is_no_text_is_reported(folders, tmp_path):
+    reference, estimate = folders
+    odd = shutil.copytree(reference, tmp_path / os.fsdecode(b"caf\xe9"))
+    (odd / "more.wav").write_bytes(b"no sound")
+    output = tmp_path / "out"
+    run(["evaluate", str(odd), str(estimate), "--metrics", "mel", "--jobs", "0", "-o", str(output)])
+    assert str(odd) in summary_of(output).values()
 
 
 def test_command_in_the_summary_gives_the_same_scores_again(folders, tmp_path, capsys):

@@ -79,6 +79,13 @@ def test_layout_says_what_folders_mean(layout, expected, folder, tmp_path):
     assert {name: speakers(tmp_path / "lists" / name) for name in outcome.manifests} == expected
 
 
+def test_a_part_called_as_the_list_of_what_is_left_out_is_refused(folder, tmp_path):
+    (folder / "dev").rename(folder / "rejected")
+    with pytest.raises(CorpusError, match="no part can have the name rejected of what is left out; rename it"):
+        prepare_folder(folder, tmp_path / "lists", layout="part/speaker", config=ALONE)
+    assert not (tmp_path / "lists" / "rejected.tsv").exists()
+
+
 def test_held_out_speakers_are_in_one_list_only(folder, tmp_path):
     outcome = prepare_folder(folder, layout="*/speaker", held_out={"dev": 0.2, "test": 0.2}, config=ALONE)
     manifests = folder / "manifests"

@@ -183,6 +183,13 @@ def test_a_damaged_state_is_named_with_what_remains(tmp_path: Path):
     assert "no state" in diagnose(run).findings[0].evidence
 
 
+def test_a_run_can_go_on_from_its_portable_state(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    (run / "portable").mkdir()
+    (run / "state.safetensors").rename(run / "portable" / "0.safetensors")
+    assert diagnose(run).findings == []
+
+
 def test_a_run_shorter_than_its_log_is_where_its_state_is(tmp_path: Path):
     run = write_run(tmp_path / "run")
     (run / "log.jsonl").unlink()

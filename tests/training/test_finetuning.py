@@ -1,5 +1,6 @@
 """Training from a model: its configuration and discriminators are taken over, frozen parts stay as they are."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,27 @@ def test_codes_stay_bit_equal_while_the_decoder_learns(
     codes = before.encode(wav)
     assert torch.equal(after.encode(wav), codes)
     assert not torch.equal(after.decode(codes), before.decode(codes))
+
+
+def test_what_is_frozen_stays_exact_where_a_run_goes_on_from_its_portable_state(tiny_run: list[str], tmp_path: Path):
+    first = Trainer(compose(tiny_run))
+    first.fit()
+    weights.save(first.averaged_codec(), tmp_path / "run" / "last", dtype=torch.float32)
+    more = "training.freeze=[encoder,quantizer]", "training.portable=true"
+    before = tuned(tiny_run, tmp_path, *more)
+    before.fit()
+    shutil.copytree(tmp_path / "tuned" / "portable", tmp_path / "elsewhere" / "portable")
+    after = tuned(tiny_run, tmp_path, *more, f"training.run={tmp_path / 'elsewhere'}")
+    assert after.step == before.step
+    for part in ("encoder", "quantizer"):
+        theirs = getattr(after.codec, part).state_dict()
+        assert all(torch.equal(theirs[name], value) for name, value in getattr(before.codec, part).state_dict().items())
+
+
+def test_freezing_everything_that_learns_is_refused(tiny_run: list[str], tmp_path: Path):
+    Trainer(compose([*tiny_run, "model/quantizer=ema"])).fit()
+    with pytest.raises(ConfigError, match=r"training\.freeze \[encoder, decoder\] leaves nothing to train"):
+        tuned(tiny_run, tmp_path, "training.freeze=[encoder,decoder]")
 
 
 def test_frozen_parts_cost_no_optimizer_state_and_resume(first: Trainer, tiny_run: list[str], tmp_path: Path):

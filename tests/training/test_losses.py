@@ -114,6 +114,16 @@ def test_reference_mel_loss_and_gradient_equal_the_published_recipe(parity):
     assert y_hat.grad.norm().item() == pytest.approx(parity["gradnorm_mel"].item(), rel=1e-5)
 
 
+def test_a_silent_clip_does_not_outweigh_the_others_of_a_batch():
+    wav = torch.stack([noise(1, 4800)[0], torch.zeros(4800)])
+    estimate = torch.stack([0.5 * wav[0], 1e-5 * noise(1, 4800)[0]]).requires_grad_()  # less than the least of 16 bits
+    SpectralLoss(MelLossConfig(), RATE)(wav, estimate).convergence.backward()
+    loud, silent = estimate.grad.norm(dim=1)
+    alone = SpectralLoss(MelLossConfig(), RATE)(wav[1:], estimate[1:]).convergence
+    assert alone.item() < 1
+    assert silent * 1e-5 < loud * 0.5  # what each has to gain
+
+
 def test_spectral_losses_of_equal_and_of_halved_audio():
     wav = noise(2, 1, 4800)
     loss = SpectralLoss(MelLossConfig(floor=1e-9), RATE)

@@ -170,6 +170,16 @@ def test_silence_is_not_judged_for_intelligibility(listener: Intelligibility, nu
     assert float(listener(reference, estimate).detach()) == 0
 
 
+def test_recordings_count_alike_however_little_speech_they_have(listener: Intelligibility, sentence: torch.Tensor):
+    """So the mean over processes that share a batch is the loss of the batch."""
+    half = torch.where(torch.arange(sentence.shape[-1]) < sentence.shape[-1] // 2, sentence, 0)
+    reference = torch.cat([sentence[:1], half[:1]])
+    estimate = reference + noise(reference)
+    of_each = torch.stack([listener(reference[item : item + 1], estimate[item : item + 1]) for item in range(2)])
+    assert of_each.min() > 0.01
+    torch.testing.assert_close(listener(reference, estimate), of_each.mean())
+
+
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 24000, 44100])
 @pytest.mark.parametrize("loss", [Disturbance, Intelligibility])
 def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], sample_rate: int):

@@ -121,6 +121,26 @@ def test_every_part_names_all_its_values_out_of_range():
         ),
         (
             [
+                "adversary.discriminators.period.strides=[3,3,3,0,1]",
+                "adversary.discriminators.scale.strides=[1,2,2,4,-4,1]",
+                "adversary.discriminators.spectrum.n_ffts=[2048,1024,16]",
+                "adversary.discriminators.spectrum.overlap=[4096,4,4]",
+                "adversary.discriminators.spectrum.kernel_sizes=[[3],[3,9],[3,9],[3,9],[3,3]]",
+            ],
+            [
+                "adversary.discriminators.period.strides",
+                "adversary.discriminators.scale.strides",
+                "adversary.discriminators.spectrum.kernel_sizes",
+                "adversary.discriminators.spectrum.band_edges",
+                "adversary.discriminators.spectrum.overlap",
+            ],
+        ),
+        (
+            ["mel.resolutions=[[255,64,20],[256,64,20]]"],
+            ["mel.resolutions [255, 64, 20]: the length of an STFT must be even"],
+        ),
+        (
+            [
                 "adversary.discriminators.period.periods=[0]",
                 "adversary.discriminators.scale.groups=[3,3,3,3,3,3]",
             ],

@@ -328,6 +328,12 @@ def test_changed_settings_are_noted(tiny_run: list[str], tmp_path: Path):
     assert ("settings", "training.steps was 1 and is 2") in events
 
 
+def test_a_run_too_short_to_quantize_says_so(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=3")
+    (said,) = (record["text"] for record in records(tmp_path / "run") if record.get("event") == "quantizer")
+    assert said.startswith("training.steps 3 end before training.quantizer_start 3: nothing was quantized")
+
+
 def test_a_folder_without_audio_is_refused(tiny_run: list[str], tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CodecError, match="no sound files"):
