@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.limits import too_small
-from codec.model.quantizer import LEAST_SIZES, VQ, Quantizer, SimVQ
+from codec.model.quantizer import LARGEST_VALUE, LEAST_SIZES, VQ, Quantizer, SimVQ
 from codec.model.search import linear, nearest_code
 
 LFQ_ENTROPY_TILE = 1 << 25
@@ -118,8 +118,8 @@ class EMAVQ(VQ):
     """A codebook of running means: every code moves towards the mean of the latents that chose it.
 
     It starts with k-means on the latents given to `match`, or else on the first batch in training. Codes that are
-    hardly ever chosen are replaced by latents of the batch. With several processes, statistics are of all of them
-    (`match` must then be called first, with the same latents everywhere). Latents with NaN take no part.
+    hardly ever chosen are replaced by latents of the batch. With several processes, statistics are of all of them, and
+    a start on the first batch is the first one's. Latents with NaN, or too large to be squared, take no part.
 
     The running averages are of shares of a batch, not of counts, so they do not depend on its size.
 
@@ -158,10 +158,14 @@ class EMAVQ(VQ):
         self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size))
         self.register_buffer("sums", self.codebook / codebook_size)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_look_again)
 
     def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self._is_started and not self.num_updates:
             self.match(vectors.detach())
+            if _is_shared():
+                for buffer in (self.codebook, self.usage, self.sums, self.num_updates):
+                    dist.broadcast(buffer, 0)
         self._is_started = True  # from here on without asking the device
         codes, quantized, loss = super()._train(vectors)
         self._update(vectors.detach(), codes)
@@ -169,7 +173,7 @@ class EMAVQ(VQ):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, codes: Tensor) -> None:
-        is_good = torch.isfinite(vectors).all(dim=1)
+        is_good = (vectors.abs() <= LARGEST_VALUE).all(dim=1)  # false for NaN
         vectors = torch.where(is_good[:, None], vectors, 0)
         statistics = torch.zeros(self.codebook_size + 1, self.codebook_dim + 1, device=vectors.device)
         statistics[:-1].index_add_(
@@ -179,7 +183,7 @@ class EMAVQ(VQ):
         # Where dead codes go: vectors spread over the batch, others at every step.
         places = torch.arange(self.codebook_size, device=vectors.device) * 7919 + self.num_updates * 104729
         fresh, is_fresh = vectors[places % len(vectors)], is_good[places % len(vectors)]
-        if dist.is_available() and dist.is_initialized():
+        if _is_shared():
             dist.all_reduce(statistics)
             fresh = torch.where(is_fresh[:, None], fresh, torch.nan)
             dist.broadcast(fresh, 0)
@@ -207,6 +211,15 @@ class EMAVQ(VQ):
         self.usage.fill_(1 / self.codebook_size)
         self.sums.copy_(self.codebook / self.codebook_size)
         self.num_updates.fill_(1)
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _look_again(quantizer: nn.Module, keys: Any) -> None:
+    """A state that was loaded may be from before the start."""
+    quantizer._is_started = False  # type: ignore[assignment]
 
 
 class FeatureVQ(SimVQ):

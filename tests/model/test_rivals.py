@@ -231,16 +231,24 @@ def test_first_batch_in_training_starts_the_codebook_and_later_ones_do_not():
     torch.testing.assert_close(restored.codebook, started)
 
 
-def test_broken_latents_do_not_enter_the_codebook():
-    clean, broken = make("ema"), make("ema")
-    latent = latents(100)
-    for quantizer in (clean, broken):
-        quantizer.match(latent)
-    with_holes = torch.cat([latent, torch.full((2, D, 7), math.nan)], dim=2)
-    broken.checks_values = False
-    broken(with_holes)
-    assert torch.isfinite(broken.codebook).all()
-    assert torch.isfinite(broken.usage).all()
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_broken_latents_do_not_enter_the_codebook(value: float):
+    quantizer, latent = make("ema"), latents(100)
+    quantizer.match(latent)
+    with_holes = torch.cat([latent, torch.full((2, D, 7), value)], dim=2)
+    quantizer.checks_values = False
+    quantizer(with_holes)
+    assert quantizer.codebook.abs().max() < 10 * latent.abs().max()
+    assert torch.isfinite(quantizer.usage).all()
+
+
+def test_a_state_from_before_the_start_is_started_again():
+    quantizer = make("ema")
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(latents(200))
+    quantizer.load_state_dict(before)
+    quantizer(latents(200))
+    assert (quantizer(latents(200)).quantized - latents(200)).square().mean() < 0.4 * latents(200).var()
 
 
 def test_statistics_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch):
@@ -259,6 +267,21 @@ def test_statistics_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch):
     one_of_two(latents(100, seed=2))
     torch.testing.assert_close(one_of_two.codebook, alone.codebook)
     torch.testing.assert_close(one_of_two.usage, alone.usage)
+
+
+def test_all_processes_start_with_the_codebook_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    sent: list[torch.Tensor] = []
+    fake = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, all_reduce=lambda tensor: None)
+    monkeypatch.setattr(rivals, "dist", fake)
+    fake.broadcast = lambda tensor, source: sent.append(tensor.clone())
+    first, second = make("ema", decay=1 - 1e-9), make("ema", decay=1 - 1e-9)
+    first(latents(200))
+    started = sent[0]
+    fake.broadcast = lambda tensor, source: tensor.copy_(sent.pop(0))
+    second(latents(200, seed=3))
+    assert not sent
+    torch.testing.assert_close(first.codebook, started)
+    torch.testing.assert_close(second.codebook, started)
 
 
 # -- the others
