@@ -73,9 +73,10 @@ class FSQConfig:
         if mistakes := too_small(self, "quantizer", LEAST_SIZES):
             raise ConfigError("; ".join(mistakes))
         levels = self.levels or fsq_levels(self.codebook_size)
-        if min(levels) < 3 or math.prod(levels) != self.codebook_size:
+        are_whole = all(type(level) is int for level in levels)
+        if not are_whole or min(levels) < 3 or math.prod(levels) != self.codebook_size:
             raise ConfigError(
-                f"quantizer.levels must be at least 3 each and multiply to codebook_size {self.codebook_size}, "
+                f"quantizer.levels must be integers of at least 3 and multiply to codebook_size {self.codebook_size}, "
                 f"got {levels}"
             )
 

@@ -19,14 +19,19 @@ PATIENCE = datetime.timedelta(hours=2)
 
 
 class Ranks:
-    """The processes of a run; a single one where `torchrun` did not start several."""
+    """The processes of a run; a single one where `torchrun` did not start several.
 
-    def __init__(self) -> None:
+    Args:
+        device: `training.device`, which they are to use.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+            has_gpu = device != "cpu" and torch.cuda.is_available()
+            dist.init_process_group("nccl" if has_gpu else "gloo", timeout=PATIENCE)
 
     @property
     def is_first(self) -> bool:

@@ -71,7 +71,7 @@ class Trainer:
     def __init__(self, config: Config):
         self.config = config
         self.settings = settings = config.training
-        self.ranks = Ranks()
+        self.ranks = Ranks(settings.device)
         check(config, self.ranks.size)
         self.device = self.ranks.device(weights.choose_device(settings.device))
         self.run = Path(settings.run)

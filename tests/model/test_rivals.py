@@ -148,6 +148,8 @@ def test_the_default_codec_takes_any_quantizer_by_name(kind: str):
         ("ema", "dead_share", -0.1),
         ("fc", "factor_dim", 0),
         ("fsq", "levels", [8, 8]),
+        ("fsq", "levels", ["a", "b"]),
+        ("fsq", "levels", [8.0, 8.0, 8.0, 8.0]),
         ("fsq", "codebook_size", 1000),
         ("lfq", "codebook_size", 1000),
         ("lfq", "entropy_weight", -1.0),
