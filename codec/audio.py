@@ -111,7 +111,7 @@ def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:
 
 def passed_over(folder: Path, paths: Iterable[Path]) -> str:
     """A sentence about those files of a folder that are sound which cannot be read; empty without any."""
-    foreign = [path for path in paths if path.suffix.lower() in FOREIGN_SUFFIXES and not path.name.startswith(".")]
+    foreign = sorted(p for p in paths if p.suffix.lower() in FOREIGN_SUFFIXES and not p.name.startswith("."))
     if not foreign:
         return ""
     kinds = ", ".join(sorted({path.suffix.lower() for path in foreign}))

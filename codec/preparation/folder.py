@@ -53,7 +53,7 @@ def prepare_folder(
     folder = folder or source / "manifests"
     refuse_file(folder)
     sounds, stubs = find_sounds(source)
-    foreign = audio.passed_over(source, sorted(audio.walk(source)))
+    foreign = audio.passed_over(source, audio.walk(source))
     if not sounds:
         raise CorpusError(foreign or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
     measurements = survey(
