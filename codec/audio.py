@@ -213,9 +213,8 @@ class SoundReader:
 
     def channel_blocks(self) -> Iterator[np.ndarray]:
         """Blocks (C, T) of the file as it is: all channels, its own sample rate, checked."""
-        if self.info.num_samples is not None and (find_fault := _FAULT_FINDERS.get(self._sound.format)):
-            if fault := self._look(find_fault):
-                raise AudioError(f"{self.name}: {fault}")
+        if self._find_fault is not None and (fault := self._look(self._find_fault)):
+            raise AudioError(f"{self.name}: {fault}")
         position = 0
         while len(block := self._read(position)):
             _check_samples(block, self.name, position, self.info.sample_rate)
@@ -261,8 +260,10 @@ class SoundReader:
         self.is_live = False
         try:
             sound = self._resources.enter_context(_ForwardFile(self._seekable(source)))
+            self._find_fault = _FAULT_FINDERS.get(sound.format)
             if sound.format == "MP3" and not (sound.subtype == "MPEG_LAYER_III" and self._look(mp3.states_length)):
                 # Of a file libsndfile would guess the length, of a pipe it takes all there is.
+                self._find_fault = None  # nothing is stated that could be wrong
                 descriptor = os.dup(self._bytes.fileno())
                 os.lseek(descriptor, 0, os.SEEK_SET)
                 sound = self._resources.enter_context(_ForwardFile(_piped(b"", descriptor)))

@@ -245,7 +245,7 @@ def _each(
     pairs = list(find_pairs())
     num_bad = 0
     taken: dict[Path, Path] = {}
-    inputs = {os.path.realpath(file): file for file, _ in pairs}
+    inputs = {os.path.realpath(file): file for file, _ in pairs} if overwrite else {}
     for number, (file, output) in enumerate(pairs, 1):
         try:
             first = taken.setdefault(output, file)
@@ -253,7 +253,7 @@ def _each(
                 raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
             if skip_existing and output.is_file():
                 continue
-            if inputs.get(os.path.realpath(output), file) != file:
+            if overwrite and inputs.get(os.path.realpath(output), file) != file:
                 raise CodecError(f"{file}: would be written over {output}, another input; name another folder")
             output.parent.mkdir(parents=True, exist_ok=True)
             label = f"[{number}/{len(pairs)}] {file}"

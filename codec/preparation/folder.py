@@ -52,10 +52,10 @@ def prepare_folder(
         raise CorpusError(f"{source}: {'is a file, a folder is meant' if source.exists() else 'no such folder'}")
     folder = folder or source / "manifests"
     refuse_file(folder)
-    sounds, stubs = find_sounds(source)
-    foreign = audio.passed_over(source, audio.walk(source))
+    sounds, stubs, foreign = find_sounds(source)
+    unread = audio.passed_over(source, foreign)
     if not sounds:
-        raise CorpusError(foreign or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+        raise CorpusError(unread or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
     measurements = survey(
         sounds,
         source,
@@ -81,25 +81,27 @@ def prepare_folder(
         f"{', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
         for (a, b), speakers in shared_speakers(lists).items()
     ]
-    if foreign:
-        warnings.append(foreign)
+    if unread:
+        warnings.append(unread)
     return conclude("folder", source, folder, parts, lists, warnings, config, progress)
 
 
-def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The sound files below a folder, and the stubs that only look like some; sorted.
+def find_sounds(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The sound files below a folder, the stubs that only look like some, both sorted, and sound that cannot be read.
 
     A folder that is named like a sound file counts as one, which cannot be read, unless there are sound files in it.
     """
-    sounds, stubs = [], []
+    sounds, stubs, foreign = [], [], []
     for path in audio.walk(folder, with_folders=True):
         if path.suffix.lower() in audio.INPUT_SUFFIXES:
             if path.name.startswith(STUB_PREFIX):
                 stubs.append(path)
             elif not path.name.startswith("."):
                 sounds.append(path)
+        elif path.suffix.lower() in audio.FOREIGN_SUFFIXES and not path.is_dir():
+            foreign.append(path)
     places = {place for parent in {path.parent for path in sounds} for place in (parent, *parent.parents)}
-    return sorted(path for path in sounds if path not in places), sorted(stubs)
+    return sorted(path for path in sounds if path not in places), sorted(stubs), foreign
 
 
 def stub(part: str, path: Path) -> Rejection:

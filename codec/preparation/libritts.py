@@ -304,7 +304,7 @@ def _list(
     progress: Progress | None,
 ) -> tuple[Part, list[str]]:
     """One part, and what is odd about files that were kept."""
-    sounds, stubs = find_sounds(corpus / part)
+    sounds, stubs, _ = find_sounds(corpus / part)
     misplaced = [path for path in sounds if not _is_in_place(path.relative_to(corpus / part))]
     rejections = [stub(part, path) for path in stubs]
     rejections += [
