@@ -61,9 +61,11 @@ def _cepstra(spectra: np.ndarray, cosines: np.ndarray) -> np.ndarray:
 
 def _cosines(num_kept: int, bins: np.ndarray, size: int) -> np.ndarray:
     """What each of K coefficients adds to a logarithmic envelope at (F,) bins of `size`, whole or not: (K, F)."""
-    cosines = 2 * np.cos(2 * np.pi / size * np.arange(num_kept)[:, None] * bins)
+    # In 32 bits, which takes a tenth of the time.
+    steps = (2 * np.pi / size * np.arange(num_kept)).astype(np.float32)
+    cosines: np.ndarray = 2 * np.cos(steps[:, None] * bins.astype(np.float32))
     cosines[0] = 1
-    return cosines.astype(np.float32)
+    return cosines
 
 
 def _synthesize(spectra: np.ndarray, window: np.ndarray, num_samples: int) -> np.ndarray:
