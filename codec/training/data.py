@@ -22,7 +22,7 @@ from codec.limits import too_small
 from codec.manifest import is_unknown
 from codec.training.cache import AudioCache, bandwidth_of
 from codec.training.degradation import degrade
-from codec.training.voice import move_formants
+from codec.training.voice import move_formants, random_response
 
 LARGEST_CHANGE = 0.5
 """Of speed and of formants, as a share."""
@@ -59,6 +59,7 @@ class DataConfig:
     gain_db: float = 6.0  # windows are scaled by a random gain within +- this
     speed: float = 0.0  # windows are played up to this share slower or faster, with pitch and formants
     formants: float = 0.0  # formants are moved by up to this share up or down, the pitch stays
+    coloration: float = 0.0  # dB by which windows are filtered, as if by other microphones, as a standard deviation
     degraded: float = 0.0  # share of windows that are recorded badly: in noise, a room, a narrow band, too soft ...
     workers: int = 0  # processes that cut windows; 0: threads of the training process, which do for a CPU
 
@@ -68,7 +69,7 @@ class DataConfig:
         return [Path(place) for place in self._places() if place and isinstance(place, str)]
 
     def __post_init__(self) -> None:
-        mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})
+        mistakes = too_small(self, "data", {0: ("gain_db", "coloration", "workers"), 1: ("batch_size",)})
         if not all(isinstance(place, str) for place in self._places()):
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
         if self.window_seconds <= 0:
@@ -134,9 +135,10 @@ class WindowSampler:
         if played_at != sample_rate:
             wav = audio.resample(wav, played_at, sample_rate)[: self.num_samples]
             bandwidth = min(bandwidth * played_at / sample_rate, bandwidth_of(played_at, sample_rate))
-        if self.config.formants:
+        if self.config.formants or self.config.coloration:
             change = np.log1p(self.config.formants)
-            wav = move_formants(wav, sample_rate, np.exp(rng.uniform(-change, change)))
+            factor = np.exp(rng.uniform(-change, change))
+            wav = move_formants(wav, sample_rate, factor, random_response(sample_rate, self.config.coloration, rng))
         if self.config.degraded and rng.random() < self.config.degraded:
             wav = degrade(wav, sample_rate, rng)
         gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)

@@ -1,4 +1,4 @@
-"""Speech as another mouth would say it: formants moved, or whispered.
+"""Speech as another mouth would say it, or another microphone hear it: formants moved, coloured, or whispered.
 
 A voice is an excitation filtered by a vocal tract. What the tract does is told by spectral envelopes, the beginning of
 the cepstrum, up to less than a period of a voice. Plain functions of windows (T,) and a sample rate in Hz.
@@ -15,19 +15,35 @@ ROUGH_TRACT = 0.00125
 """Seconds that tell no pitch of any voice."""
 LARGEST_GAIN = 1.7
 """Of a frequency whose envelope is moved, as a natural logarithm: 15 dB, beyond which noise would be heard."""
+RIPPLES = 8
+"""Half waves of a response along the mel scale, at most."""
 
 
-def move_formants(wav: np.ndarray, sample_rate: int, factor: float) -> np.ndarray:
+def random_response(sample_rate: int, decibels: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth response, as microphones and rooms differ: natural logarithms of the gains of (F,) frequencies.
+
+    They are spread by `decibels`, as a standard deviation over the mel scale on average of many, broad slopes more than
+    narrow ones.
+    """
+    mels = np.log1p(np.linspace(0, sample_rate / 2, 2 * (sample_rate // 100) + 1) / 700)
+    ripples = np.arange(1, RIPPLES + 1)
+    amplitudes = rng.standard_normal(RIPPLES) / ripples * np.sqrt(2 / np.square(1 / ripples).sum())
+    gains: np.ndarray = amplitudes @ np.cos(np.pi / mels[-1] * ripples[:, None] * mels)
+    return np.log(10) / 20 * decibels * gains
+
+
+def move_formants(wav: np.ndarray, sample_rate: int, factor: float, response: np.ndarray | float = 0.0) -> np.ndarray:
     """Move all formants to `factor` times their frequency, pitch and tempo as they are: (T,) -> (T,) float32.
 
     What a vocal tract 1 / `factor` times as long does, with which recognizers are trained to know more speakers than
-    they have heard. Source: vocal tract length perturbation, Jaitly and Hinton, 2013; here of the envelope alone.
+    they have heard. Source: vocal tract length perturbation, Jaitly and Hinton, 2013; here of the envelope alone. A
+    `random_response` colours the sound in the same go.
     """
     window, spectra = _analyse(wav, sample_rate)
     bins = np.arange(spectra.shape[-1])
     as_at = np.minimum(bins / factor, bins[-1])  # where each bin finds what it is to sound like
     cosines, moved = (_cosines(round(TRACT * sample_rate), places, len(window)) for places in (bins, as_at))
-    gains = np.exp(np.clip(_cepstra(spectra, cosines) @ (moved - cosines), -LARGEST_GAIN, LARGEST_GAIN))
+    gains = np.exp(np.clip(_cepstra(spectra, cosines) @ (moved - cosines), -LARGEST_GAIN, LARGEST_GAIN) + response)
     return _synthesize(spectra * gains, window, len(wav))
 
 

@@ -9,7 +9,7 @@ import torch
 from codec import audio
 from codec.model.decoder import SpectralDecoderConfig
 from codec.training.pitch import track_pitch
-from codec.training.voice import move_formants, whisper
+from codec.training.voice import move_formants, random_response, whisper
 
 RATE = 24000
 
@@ -58,6 +58,29 @@ def test_speech_keeps_its_pitch_and_loudness_when_its_formants_move(wav, factor)
     assert both.sum() > 0.9 * was_voiced.sum()
     assert ((before - after)[both].abs() < 0.03).float().mean() > 0.9
     assert abs(10 * np.log10(np.square(moved).mean() / np.square(wav).mean())) < 1
+
+
+def test_responses_are_smooth_and_spread_by_so_many_decibels():
+    rng = np.random.default_rng(0)
+    responses = 20 / np.log(10) * np.stack([random_response(RATE, 3.0, rng) for _ in range(2000)])
+    hz = np.linspace(0, RATE / 2, responses.shape[1])
+    mels = 2595 * np.log10(1 + hz / 700)
+    by_mel = np.stack([np.interp(np.linspace(0, mels[-1], 500), mels, response) for response in responses])
+    assert abs(np.sqrt(by_mel.var(axis=1).mean()) - 3.0) < 0.1
+    slopes = np.abs(np.diff(by_mel)) / (mels[-1] / 499)  # dB for a mel
+    assert np.quantile(slopes, 0.99) < 0.04  # 3 dB in the 80 mel of a semitone and a half at 1 kHz
+
+
+def test_coloured_noise_has_the_response_and_a_coloured_sum_is_the_sum_of_coloured_parts():
+    rng = np.random.default_rng(1)
+    response = random_response(RATE, 4.0, rng)
+    sounds = [rng.standard_normal(20 * RATE).astype(np.float32) for _ in range(2)]
+    coloured = [move_formants(sound, RATE, 1.0, response) for sound in sounds]
+    np.testing.assert_allclose(move_formants(sounds[0] + sounds[1], RATE, 1.0, response), sum(coloured), atol=1e-4)
+    hz = np.arange(200.0, 11800.0, 100.0)
+    expected = 20 / np.log(10) * np.interp(hz, np.linspace(0, RATE / 2, len(response)), response)
+    measured = levels(coloured[0], hz) - levels(sounds[0], hz)
+    assert np.abs(measured - (expected - expected.mean())).max() < 0.3
 
 
 def test_silence_stays_silent():
