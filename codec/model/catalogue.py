@@ -24,6 +24,7 @@ RETIRED = {
     "47c20a6b41c90f55": "0.6",
     "f0712f6728d6cc7f": "0.7",
     "2fdb5c4521d7758d": "0.8",
+    "5b72ac96d6c6f871": "0.9",
 }
 """Fingerprint of each boxed model that a better one has replaced -> the last version of this package that had it."""
 

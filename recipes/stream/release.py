@@ -218,19 +218,22 @@ through, the sound is rough. The table says how far it is from the field.
 {chr(10).join(score_rows(summary))}
 
 Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entropy"]:.2f} of
-{model.bits_per_code} bits, {100 * codes["utilisation"]:.1f} % of the codebook used. On the training set
-{100 * utilisation["utilisation"]:.1f} % are used, perplexity {utilisation["perplexity"]:.0f}.
+{model.bits_per_code} bits, {100 * codes["utilisation"]:.1f} % of the codebook used. On the first 8.2 h of
+the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {utilisation["perplexity"]:.0f}.
 
 ## Training
 
 - Commands: [recipes/stream](../../../recipes/stream/README.md), with the settings of
   [run.json](../../../recipes/stream/run.json).
-- Data: 8.2 h of read speech. At 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French, German, Chinese:
+- Data: 14.6 h of speech. At first 8.2 h, read: at 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French, German, Chinese:
   LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
   J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
   domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
-  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). The first runs on a
-  GPU saw 5.8 h of it, with at most 3 MB of each named voice.
+  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). Then, for
+  the last runs, 6.3 h of that, with at most 3 MB of each named voice, and 6.4 h of more than 650 further voices, most of
+  them at 16 kHz, each source with its licence in [speech.tsv](../../../recipes/stream/speech.tsv): sentences,
+  words and orders in English from many countries, German, Mandarin, Arabic, Portuguese, Hindi and others (CC BY 4.0,
+  CC0-1.0, MIT, Apache-2.0, public domain).
 - Steps: {arguments.earlier_steps} of the releases before, then
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
