@@ -3,8 +3,8 @@
     python recipes/stream/invariance.py FOLDER [--model stream]
 
 Compared with the whole file, all in float32: streams of several chunk sizes, and batches padded to the longest of eight
-files. Float32 rounds otherwise where fewer frames are computed at once, which decides between two sequences of codes that
-are equally near; from there on a file has other codes.
+files. Float32 rounds otherwise where fewer frames are computed at once, which decides between two sequences of codes
+that are equally near; from there on a file has other codes.
 
 Then what does change codes: sound or arithmetic that is not quite the same. As a code says what those before it do not,
 one that is another makes those behind it others too.

@@ -225,15 +225,16 @@ the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {
 
 - Commands: [recipes/stream](../../../recipes/stream/README.md), with the settings of
   [run.json](../../../recipes/stream/run.json).
-- Data: 14.6 h of speech. At first 8.2 h, read: at 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French, German, Chinese:
-  LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al., 2019;
-  J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices (public
-  domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
-  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). Then, for
-  the last runs, 6.3 h of that, with at most 3 MB of each named voice, and 6.4 h of more than 650 further voices, most of
-  them at 16 kHz, each source with its licence in [speech.tsv](../../../recipes/stream/speech.tsv): sentences,
-  words and orders in English from many countries, German, Mandarin, Arabic, Portuguese, Hindi and others (CC BY 4.0,
-  CC0-1.0, MIT, Apache-2.0, public domain).
+- Data: 14.6 h of speech. At first 8.2 h, read: at 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French,
+  German, Chinese: LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al.,
+  2019; J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices
+  (public domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
+  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). Then, for the last
+  runs, 6.3 h of that, with at most 3 MB of each named voice, and 6.4 h of more than 650 further voices, most of them at
+  16 kHz, each source with its licence in [speech.tsv](../../../recipes/stream/speech.tsv): sentences, words and orders
+  in English from many countries, German, Mandarin, Arabic, Portuguese, Hindi and others. Further credits:
+  speechocean762 (CC BY 4.0, J. Zhang et al., 2021), Speech Commands (CC BY 4.0, P. Warden, 2018), MLS (CC BY 4.0, V. Pratap et al.,
+  2020), CMU ARCTIC (J. Kominek, A. Black, 2003), EmoDB (F. Burkhardt et al., 2005).
 - Steps: {arguments.earlier_steps} of the releases before, then
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
