@@ -233,8 +233,8 @@ the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {
   runs, 6.3 h of that, with at most 3 MB of each named voice, and 6.4 h of more than 650 further voices, most of them at
   16 kHz, each source with its licence in [speech.tsv](../../../recipes/stream/speech.tsv): sentences, words and orders
   in English from many countries, German, Mandarin, Arabic, Portuguese, Hindi and others. Further credits:
-  speechocean762 (CC BY 4.0, J. Zhang et al., 2021), Speech Commands (CC BY 4.0, P. Warden, 2018), MLS (CC BY 4.0, V. Pratap et al.,
-  2020), CMU ARCTIC (J. Kominek, A. Black, 2003), EmoDB (F. Burkhardt et al., 2005).
+  speechocean762 (CC BY 4.0, J. Zhang et al., 2021), Speech Commands (CC BY 4.0, P. Warden, 2018), MLS (CC BY 4.0,
+  V. Pratap et al., 2020), CMU ARCTIC (J. Kominek, A. Black, 2003), EmoDB (F. Burkhardt et al., 2005).
 - Steps: {arguments.earlier_steps} of the releases before, then
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
