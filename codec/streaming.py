@@ -28,8 +28,8 @@ class StreamEncoder:
     """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
 
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
-    codes, up to the rounding of float32 arithmetic, which in pieces of less than 64 frames can turn a code where two were
-    equally near. Any model can do that.
+    codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames are rounded otherwise, which can
+    decide between two codes that are equally near. Any model can do that.
     """
 
     def __init__(self, codec: Codec):
