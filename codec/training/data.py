@@ -26,6 +26,8 @@ from codec.training.voice import move_formants, random_response
 
 LARGEST_CHANGE = 0.5
 """Of speed and of formants, as a share."""
+STRONGEST_COLORATION = 20.0
+"""dB; far beyond what microphones do."""
 
 
 class Batch(NamedTuple):
@@ -69,7 +71,7 @@ class DataConfig:
         return [Path(place) for place in self._places() if place and isinstance(place, str)]
 
     def __post_init__(self) -> None:
-        mistakes = too_small(self, "data", {0: ("gain_db", "coloration", "workers"), 1: ("batch_size",)})
+        mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})
         if not all(isinstance(place, str) for place in self._places()):
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
         if self.window_seconds <= 0:
@@ -79,6 +81,7 @@ class DataConfig:
             ("degraded", 1),
             ("speed", LARGEST_CHANGE),
             ("formants", LARGEST_CHANGE),
+            ("coloration", STRONGEST_COLORATION),
         ):
             if not 0 <= getattr(self, name) <= most:
                 mistakes.append(f"data.{name} must be between 0 and {most}, got {getattr(self, name)}")

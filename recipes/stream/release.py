@@ -150,7 +150,7 @@ def use_of_codes(cache_folder: Path) -> dict[str, float]:
         encoder = StreamEncoder(model)
         wav = torch.from_numpy(clips.clip(index).astype(np.float32) / 32768)
         counter.add(torch.cat([encoder.push(wav), encoder.flush()]).numpy())
-    return counter.statistics()
+    return counter.statistics() | {"hours": clips.seconds / 3600}
 
 
 def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
@@ -218,7 +218,7 @@ through, the sound is rough. The table says how far it is from the field.
 {chr(10).join(score_rows(summary))}
 
 Codes on these files: perplexity {codes["perplexity"]:.0f}, entropy {codes["entropy"]:.2f} of
-{model.bits_per_code} bits, {100 * codes["utilisation"]:.1f} % of the codebook used. On the first 8.2 h of
+{model.bits_per_code} bits, {100 * codes["utilisation"]:.1f} % of the codebook used. On {utilisation["hours"]:.1f} h of
 the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {utilisation["perplexity"]:.0f}.
 
 ## Training

@@ -269,6 +269,7 @@ def test_speed_moves_pitch_and_band_by_at_most_its_share(tones: list[Path], tmp_
     ("settings", "sentence"),
     [
         ({"speed": 0.6}, "data.speed must be between 0 and 0.5"),
+        ({"coloration": 1e9}, "data.coloration must be between 0 and 20"),
         ({"degraded": -0.1}, "data.degraded must be between 0 and 1"),
         ({"train": ["a", 3]}, "data.train must be a path or a list"),
     ],
