@@ -5,6 +5,8 @@ the cepstrum, up to less than a period of a voice. Plain functions of windows (T
 torch's, which takes a sixth of the time that NumPy does.
 """
 
+import functools
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,11 +29,17 @@ def random_response(sample_rate: int, decibels: float, rng: np.random.Generator)
     They are spread by `decibels`, as a standard deviation over the mel scale on average of many, broad slopes more than
     narrow ones.
     """
-    mels = np.log1p(np.linspace(0, sample_rate / 2, 2 * (sample_rate // 100) + 1) / 700)
-    ripples = np.arange(1, RIPPLES + 1)
-    amplitudes = rng.standard_normal(RIPPLES) / ripples * np.sqrt(2 / np.square(1 / ripples).sum())
-    gains: np.ndarray = amplitudes @ np.cos(np.pi / mels[-1] * ripples[:, None] * mels)
-    return (np.log(10) / 20 * decibels * gains).astype(np.float32)
+    response: np.ndarray = (decibels * rng.standard_normal(RIPPLES)).astype(np.float32) @ _ripples(sample_rate)
+    return response
+
+
+@functools.cache
+def _ripples(sample_rate: int) -> np.ndarray:
+    """(RIPPLES, F) cosines over the mel scale, broad ones first, that spread a response by 1 dB."""
+    mels = np.log1p(np.linspace(0, sample_rate / 2, sample_rate // 50 + 1) / 700)
+    numbers = np.arange(1, RIPPLES + 1)[:, None]
+    amplitudes = np.sqrt(2 / np.square(1 / numbers).sum()) / numbers
+    return (np.log(10) / 20 * amplitudes * np.cos(np.pi / mels[-1] * numbers * mels)).astype(np.float32)
 
 
 def move_formants(wav: np.ndarray, sample_rate: int, factor: float, response: np.ndarray | float = 0.0) -> np.ndarray:
@@ -59,14 +67,14 @@ def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.n
 
 
 def _analyse(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """A Hann window of 40 ms, and spectra (n, F) of frames that start every 10 ms, the first 30 ms before the sound."""
-    hop = sample_rate // 100
-    size = 4 * hop
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
-    num_frames = -(-len(wav) // hop) + 3
-    padded = np.zeros((num_frames - 1) * hop + size, dtype=np.float32)
-    padded[size - hop : size - hop + len(wav)] = wav
-    frames = sliding_window_view(padded, size)[::hop] * window
+    """The root of a Hann window of 40 ms, and spectra (n, F) of frames that start every 20 ms, the first before the
+    sound."""
+    hop = sample_rate // 50
+    window = np.sin(np.pi / (2 * hop) * np.arange(2 * hop)).astype(np.float32)
+    num_frames = -(-len(wav) // hop) + 1
+    padded = np.zeros((num_frames + 1) * hop, dtype=np.float32)
+    padded[hop : hop + len(wav)] = wav
+    frames = sliding_window_view(padded, 2 * hop)[::hop] * window
     return window, torch.fft.rfft(torch.from_numpy(frames)).numpy()
 
 
@@ -90,10 +98,6 @@ def _cosines(num_kept: int, bins: np.ndarray, size: int) -> np.ndarray:
 def _synthesize(spectra: np.ndarray, window: np.ndarray, num_samples: int) -> np.ndarray:
     """Overlap and add, the inverse of `_analyse`."""
     frames = torch.fft.irfft(torch.from_numpy(spectra)).numpy() * window
-    size = len(window)
-    hop = size // 4
-    result = np.zeros((len(frames) - 1) * hop + size, dtype=np.float32)
-    for offset in range(0, size, hop):  # every fourth frame starts where another ends
-        parts = frames[offset // hop :: 4]
-        result[offset : offset + parts.size] += parts.ravel()
-    return result[size - hop : size - hop + num_samples] / (np.square(window).sum() / hop)
+    first, second = np.split(frames, 2, axis=1)
+    result: np.ndarray = (second[:-1] + first[1:]).ravel()[:num_samples]
+    return result
