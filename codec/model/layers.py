@@ -83,6 +83,7 @@ class WindowedAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, window: int, layer_scale: float):
         super().__init__()
         self.num_heads = num_heads
+        self.head_width = width // num_heads
         self.window = window
         self.norm = nn.LayerNorm(width)
         self.query_key_value = Linear(width, 3 * width)
@@ -98,19 +99,19 @@ class WindowedAttention(nn.Module):
         if state is not None:
             state[self] = min(num_before + x.shape[1], context), memory[:, x.shape[1] :]
         num_absent = context - num_before  # frames of the memory that are before the start of the signal
-        key, value = memory.chunk(2, dim=-1)
+        query, key, value = (self._by_head(part) for part in (query * self.head_width**-0.5, *memory.chunk(2, dim=-1)))
         size = max(self.window // 2, 1)
         bias = self._bias(min(size, x.shape[1]))
         blocks = []
         for start in range(0, x.shape[1], size):
-            of_block = query[:, start : start + size]
-            num_seen = of_block.shape[1] + context
-            its_bias = bias[:, : of_block.shape[1], :num_seen]
+            of_block = query[:, :, start : start + size]
+            num_seen = of_block.shape[2] + context
+            its_bias = bias[:, : of_block.shape[2], :num_seen]
             if start < num_absent:
                 is_absent = torch.arange(start, start + num_seen, device=x.device) < num_absent
                 its_bias = its_bias.masked_fill(is_absent, -torch.inf)
             seen = slice(start, start + num_seen)
-            blocks.append(self._attend(of_block, key[:, seen], value[:, seen], its_bias))
+            blocks.append(self._attend(of_block, key[:, :, seen], value[:, :, seen], its_bias))
         return torch.addcmul(x, self.scale, self.output(torch.cat(blocks, dim=1)))
 
     def _bias(self, num_queries: int) -> Tensor:
@@ -122,12 +123,15 @@ class WindowedAttention(nn.Module):
         outside = (distance < 0) | (distance >= self.window)
         return self.distance_bias[:, distance.clamp(0, self.window - 1)].masked_fill(outside, -torch.inf)
 
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, N, H) -> (B, A, N, H / A)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Attend from M queries to the M + window - 1 frames that end with the last of them."""
-        query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        """Attend from M queries (B, A, M, width) to the M + window - 1 frames that end with the last of them."""
         # Written out because the fused kernels round differently with and without gradients, and decoding codes must
         # be bit-equal to the round trip either way.
-        score = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias  # (B, A, M, M + window - 1)
+        score = query @ key.transpose(-1, -2) + bias  # (B, A, M, M + window - 1)
         # Numbers too small for all bits of a float make a product four times as slow.
         share = F.threshold(score.softmax(dim=-1), SMALLEST_SHARE, 0.0)
         return (share.to(value.dtype) @ value).transpose(1, 2).flatten(2)
