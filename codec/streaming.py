@@ -45,7 +45,6 @@ class StreamEncoder:
         self._waiting = torch.zeros(0, device=self._device)  # samples from the start of the next frame on
         self._num_samples = 0
 
-    @torch.no_grad()
     def push(self, wav: Tensor) -> Tensor:
         """Feed samples, get the codes that are now certain.
 
@@ -62,17 +61,19 @@ class StreamEncoder:
         if wav.shape[:-1] not in ((), (1, 1)) or wav.ndim == 0:
             raise AudioError(f"a stream takes audio of shape (T,) or (1, 1, T), got {tuple(wav.shape)}")
         self._num_samples += wav.shape[-1]
-        return self._advance(wav.reshape(-1))
+        with torch.inference_mode():
+            codes = self._advance(wav.reshape(-1))
+        return codes.clone()  # outside, which makes it a tensor like any other
 
-    @torch.no_grad()
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
-        if self._mirroring is not None:
-            codes = self._quantize(self._mirroring.flush())
-        else:
-            num_codes = self.codec.num_frames(self._num_samples)
-            end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead_samples
-            codes = self._advance(torch.zeros(end - self._num_samples))
+        with torch.inference_mode():
+            if self._mirroring is not None:
+                codes = self._quantize(self._mirroring.flush())
+            else:
+                num_codes = self.codec.num_frames(self._num_samples)
+                end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead_samples
+                codes = self._advance(torch.zeros(end - self._num_samples))
         codes = torch.cat([codes, self.codec.quantizer.finish(self._state)[0].cpu()])
         self._reset()
         return codes
@@ -95,7 +96,7 @@ class StreamEncoder:
         latent: Tensor = self.codec.encoder.encode_frames(wav[None, None], self._state)
         return latent
 
-    @torch.no_grad()  # again, as it may be called in a thread of its own
+    @torch.inference_mode()  # again, as it may be called in a thread of its own
     def _quantize(self, latent: Tensor) -> Tensor:
         """(1, D, n) -> (n,)."""
         if not latent.shape[-1]:
@@ -120,7 +121,6 @@ class StreamDecoder:
         self._state: State = {}
         self._num_signals: int | None = None
 
-    @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
 
@@ -173,7 +173,6 @@ class WindowDecoder:
         self._windows = codec.decoder.stream(window, overlap)
         self._state: State = {}  # of the quantizer
 
-    @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get the samples that are complete: (m * hop_length,) float32.
 
@@ -182,11 +181,12 @@ class WindowDecoder:
         """
         return _decode(_checked_stream(codes)[None], self.codec, self._state, self._windows.push)[0]
 
-    @torch.no_grad()
     def flush(self) -> Tensor:
         """End the signal: the samples still due. The decoder is then ready for another one."""
         self._state = {}
-        return self._windows.flush()[0, 0].cpu()
+        with torch.inference_mode():
+            wav = self._windows.flush()
+        return wav[0, 0].cpu().clone()
 
 
 def _checked_stream(codes: Tensor) -> Tensor:
@@ -203,7 +203,8 @@ def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor]
     device = next(codec.parameters()).device
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
     wav = [torch.zeros(len(codes), 0)]
-    for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):
-        if some.numel():
-            wav.append(decode(codec.quantizer.lookup(some.to(device), state))[:, 0].cpu())
-    return torch.cat(wav, dim=1)
+    with torch.inference_mode():  # a tenth faster for a single code
+        for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):
+            if some.numel():
+                wav.append(decode(codec.quantizer.lookup(some.to(device), state))[:, 0].cpu())
+    return torch.cat(wav, dim=1)  # outside, which makes it a tensor like any other

@@ -181,7 +181,7 @@ class PredictiveSimVQ(SimVQ):
         def apply(layer: nn.Module, x: Tensor) -> Tensor:
             return F.linear(x, *map(like, layer.parameters()))
 
-        rows = F.embedding(codes, like(self.codebook))
+        rows = F.embedding(codes, self.codebook.to(codes.device)).to(dtype)
         hidden = F.relu(apply(self.hear, self._past_of(rows) * self.codebook_dim**0.5))  # it hears unit variance
         mean, log_gains = apply(self.expect, hidden).chunk(2, dim=-1)
         gains = log_gains.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp()
