@@ -92,6 +92,20 @@ def test_flushing_makes_ready_for_the_next_signal(codec: Codec, wav: torch.Tenso
     assert torch.equal(decoder.push(first), sound)
 
 
+def test_what_streams_give_can_be_trained_with(codec: Codec, wav: torch.Tensor):
+    """Their networks run in inference mode, whose tensors no gradient may need."""
+    encoder, decoder = StreamEncoder(codec), StreamDecoder(codec)
+    codes = [encoder.push(wav), encoder.flush()]
+    sounds = [decoder.push(some) for some in codes]
+    weight = torch.ones(codec.codebook_size, requires_grad=True)
+    gain = torch.ones((), requires_grad=True)
+    sum((weight[some].sum() for some in codes), sum((gain * sound).sum() for sound in sounds)).backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, torch.bincount(torch.cat(codes), minlength=len(weight)).float())
+    assert gain.grad is not None
+    torch.testing.assert_close(gain.grad, torch.cat(sounds).sum(), atol=1e-4, rtol=1e-4)
+
+
 def test_an_empty_signal_has_no_codes(codec: Codec):
     assert len(StreamEncoder(codec).flush()) == 0
 
