@@ -83,7 +83,6 @@ class WindowedAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, window: int, layer_scale: float):
         super().__init__()
         self.num_heads = num_heads
-        self.head_width = width // num_heads
         self.window = window
         self.norm = nn.LayerNorm(width)
         self.query_key_value = Linear(width, 3 * width)
@@ -92,14 +91,18 @@ class WindowedAttention(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        context, width = self.window - 1, x.shape[2]
-        query, present = self.query_key_value(self.norm(x)).split([width, 2 * width], dim=-1)
-        num_before, past = (state or {}).get(self) or (0, present.new_zeros(len(x), context, 2 * width))
-        memory = torch.cat([past, present], dim=1)
+        context = self.window - 1
+        projected = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, A, N, H / A) each
+        query = query * query.shape[-1] ** -0.5
+        # Laid out by heads, so that no product has to copy it.
+        present = torch.cat([key, value], dim=-1)
+        num_before, past = (state or {}).get(self) or (0, F.pad(present[:, :, :0], (0, 0, context, 0)))
+        memory = torch.cat([past, present], dim=2)
         if state is not None:
-            state[self] = min(num_before + x.shape[1], context), memory[:, x.shape[1] :]
+            state[self] = min(num_before + x.shape[1], context), memory[:, :, x.shape[1] :]
         num_absent = context - num_before  # frames of the memory that are before the start of the signal
-        query, key, value = (self._by_head(part) for part in (query * self.head_width**-0.5, *memory.chunk(2, dim=-1)))
+        key, value = memory.chunk(2, dim=-1)
         size = max(self.window // 2, 1)
         bias = self._bias(min(size, x.shape[1]))
         blocks = []
@@ -122,10 +125,6 @@ class WindowedAttention(nn.Module):
         distance = i + self.window - 1 - j
         outside = (distance < 0) | (distance >= self.window)
         return self.distance_bias[:, distance.clamp(0, self.window - 1)].masked_fill(outside, -torch.inf)
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        """(B, N, H) -> (B, A, N, H / A)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Attend from M queries (B, A, M, width) to the M + window - 1 frames that end with the last of them."""
