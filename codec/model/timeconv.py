@@ -35,7 +35,7 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
     Returns:
         (B, floor((N - width) / stride) + 1, D).
     """
-    if x.shape[1] == weight.shape[2]:  # a single step, for which a convolution mostly brings its weights in order
+    if x.shape[1] == weight.shape[2]:  # a single step, before which oneDNN would reorder all weights
         if groups == 1:
             return F.linear(x.transpose(1, 2).flatten(1), weight.flatten(1), bias).unsqueeze(1)
         if groups == x.shape[2] == len(weight):
@@ -130,7 +130,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), without gradients at the rate of `conv1d`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.shape[1] == 1:
+        if torch.is_grad_enabled() or x.shape[1] == 1:  # where `conv1d` would do the same
             return super().forward(x)
         return conv1d(x, self.weight.unsqueeze(2), self.bias)
 
