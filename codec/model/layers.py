@@ -93,16 +93,15 @@ class WindowedAttention(nn.Module):
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         context = self.window - 1
         projected = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, A, N, H / A) each
-        query = query * query.shape[-1] ** -0.5
-        # Laid out by heads, so that no product has to copy it.
-        present = torch.cat([key, value], dim=-1)
-        num_before, past = (state or {}).get(self) or (0, F.pad(present[:, :, :0], (0, 0, context, 0)))
-        memory = torch.cat([past, present], dim=2)
+        # By heads, (3, B, A, N, H / A), as products take them without a copy.
+        query, present = projected.permute(2, 0, 3, 1, 4).split([1, 2])
+        query = query.squeeze(0) * query.shape[-1] ** -0.5
+        num_before, past = (state or {}).get(self) or (0, F.pad(present[..., :0, :], (0, 0, context, 0)))
+        memory = torch.cat([past, present], dim=3)
         if state is not None:
-            state[self] = min(num_before + x.shape[1], context), memory[:, :, x.shape[1] :]
+            state[self] = min(num_before + x.shape[1], context), memory[..., x.shape[1] :, :]
         num_absent = context - num_before  # frames of the memory that are before the start of the signal
-        key, value = memory.chunk(2, dim=-1)
+        key, value = memory
         size = max(self.window // 2, 1)
         bias = self._bias(min(size, x.shape[1]))
         blocks = []

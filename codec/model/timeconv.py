@@ -130,7 +130,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear` on features (B, N, in) -> (B, N, out), without gradients at the rate of `conv1d`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.shape[1] == 1:  # where `conv1d` would do the same
+        if torch.is_grad_enabled() or x.shape[1] == 1:  # one frame `conv1d` would bring here too, by a longer way
             return super().forward(x)
         return conv1d(x, self.weight.unsqueeze(2), self.bias)
 

@@ -7,9 +7,8 @@ window is the target too. Plain functions of windows (T,), a sample rate in Hz a
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from codec.training.voice import whisper
+from codec.training.voice import sound_of, spectrum_of, whisper
 
 Degradation = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
@@ -31,26 +30,26 @@ def room(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndar
     seconds = np.arange(int(reverberation_time * sample_rate)) / sample_rate
     response = rng.standard_normal(len(seconds)) * 10 ** (-3 * seconds / reverberation_time)
     size = 1 << (len(wav) + len(response)).bit_length()
-    reverberation = _sound(_spectrum(wav, size) * _spectrum(response, size), size)[: len(wav)]
+    reverberation = sound_of(spectrum_of(wav, size) * spectrum_of(response, size), size)[: len(wav)]
     return _mix(wav, reverberation, level)
 
 
 def noise(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
     """Steady noise between white and brown, 5 to 40 dB softer than the speech."""
     slope, level = rng.uniform(0, 1), -rng.uniform(5, 40)
-    spectrum = _spectrum(rng.standard_normal(len(wav)), len(wav))
+    spectrum = spectrum_of(rng.standard_normal(len(wav)), len(wav))
     hz = np.arange(len(spectrum)) * (sample_rate / len(wav))
-    return _mix(wav, _sound(spectrum / np.maximum(hz, 50.0) ** slope, len(wav)), level)
+    return _mix(wav, sound_of(spectrum / np.maximum(hz, 50.0) ** slope, len(wav)), level)
 
 
 def band(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
     """A high-pass at 30 to 400 Hz, a low-pass from 3 kHz on, and a tilt of at most 2 dB per octave."""
     low, high = 10 ** rng.uniform(*np.log10([30, 400])), 10 ** rng.uniform(*np.log10([3000, sample_rate / 2]))
-    spectrum = _spectrum(wav, len(wav))
+    spectrum = spectrum_of(wav, len(wav))
     hz = np.maximum(np.arange(len(spectrum)) * (sample_rate / len(wav)), 1.0)
     slopes = (1 + (low / hz) ** 8) * (1 + (hz / high) ** 24)  # of power: Butterworth filters of order 4 and 12
     tilt = (hz / 1000) ** rng.uniform(-1 / 3, 1 / 3)
-    return _sound(spectrum * tilt / np.sqrt(slopes), len(wav))
+    return sound_of(spectrum * tilt / np.sqrt(slopes), len(wav))
 
 
 def clip(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -62,16 +61,6 @@ def clip(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndar
 def soften(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
     """Up to 40 dB softer."""
     return wav * 10 ** (rng.uniform(-40, 0) / 20)
-
-
-def _spectrum(wav: np.ndarray, size: int) -> np.ndarray:
-    """(T,) -> (size // 2 + 1,) complex, by torch, which is several times as quick as NumPy."""
-    return torch.fft.rfft(torch.from_numpy(wav), size).numpy()
-
-
-def _sound(spectrum: np.ndarray, size: int) -> np.ndarray:
-    """The inverse of `_spectrum`."""
-    return torch.fft.irfft(torch.from_numpy(spectrum), size).numpy()
 
 
 def _mix(wav: np.ndarray, other: np.ndarray, level: float) -> np.ndarray:

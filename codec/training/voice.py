@@ -1,8 +1,7 @@
 """Speech as another mouth would say it, or another microphone hear it: formants moved, coloured, or whispered.
 
 A voice is an excitation filtered by a vocal tract. What the tract does is told by spectral envelopes, the beginning of
-the cepstrum, up to less than a period of a voice. Plain functions of windows (T,) and a sample rate in Hz. Spectra are
-torch's, which takes a sixth of the time that NumPy does.
+the cepstrum, up to less than a period of a voice. Plain functions of windows (T,) and a sample rate in Hz.
 """
 
 import functools
@@ -66,6 +65,16 @@ def whisper(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.n
     return _synthesize(np.exp(_cepstra(spectra, cosines) @ cosines) * excitation, window, len(wav))
 
 
+def spectrum_of(sound: np.ndarray, size: int) -> np.ndarray:
+    """Real (..., T) -> complex (..., size // 2 + 1), by torch, in a sixth of the time that NumPy takes."""
+    return torch.fft.rfft(torch.from_numpy(sound), size).numpy()
+
+
+def sound_of(spectrum: np.ndarray, size: int) -> np.ndarray:
+    """The inverse of `spectrum_of`: (..., size // 2 + 1) -> (..., size)."""
+    return torch.fft.irfft(torch.from_numpy(spectrum), size).numpy()
+
+
 def _analyse(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     """The root of a Hann window of 40 ms, and spectra (n, F) of frames that start every 20 ms, the first before the
     sound."""
@@ -75,7 +84,7 @@ def _analyse(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]
     padded = np.zeros((num_frames + 1) * hop, dtype=np.float32)
     padded[hop : hop + len(wav)] = wav
     frames = sliding_window_view(padded, 2 * hop)[::hop] * window
-    return window, torch.fft.rfft(torch.from_numpy(frames)).numpy()
+    return window, spectrum_of(frames, 2 * hop)
 
 
 def _cepstra(spectra: np.ndarray, cosines: np.ndarray) -> np.ndarray:
@@ -97,7 +106,7 @@ def _cosines(num_kept: int, bins: np.ndarray, size: int) -> np.ndarray:
 
 def _synthesize(spectra: np.ndarray, window: np.ndarray, num_samples: int) -> np.ndarray:
     """Overlap and add, the inverse of `_analyse`."""
-    frames = torch.fft.irfft(torch.from_numpy(spectra)).numpy() * window
+    frames = sound_of(spectra, len(window)) * window
     first, second = np.split(frames, 2, axis=1)
     result: np.ndarray = (second[:-1] + first[1:]).ravel()[:num_samples]
     return result

@@ -37,8 +37,7 @@ def main() -> None:
     sounds = audio.find_sounds(arguments.folder)
     wavs = [torch.from_numpy(audio.read(path, model.sample_rate)[0][0]) for path in sounds]
     whole = [model.encode(wav[None, None])[0] for wav in wavs]
-    num_frames = sum(map(len, whole))
-    print(f"{len(wavs)} files, {num_frames} frames, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{len(wavs)} files, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name, size in CHUNKS.items():
         report(name, whole, [stream(model, wav, size) for wav in wavs])
     report(f"padded batches of {BATCH_SIZE}", whole, in_batches(model, wavs))
@@ -48,8 +47,7 @@ def main() -> None:
     silence = torch.zeros(model.hop_length)
     later = [model.encode(torch.cat([silence, wav])[None, None])[0, 1:] for wav in wavs]
     for name, other in (("bf16", in_16_bit), ("gain of 0.999", softer), ("a frame of silence before", later)):
-        changed = sum(int((a != b).sum()) for a, b in zip(whole, other, strict=True))
-        print(f"{name}: {changed / num_frames:.0%} of the codes are others")
+        report(name, whole, other)
 
 
 def stream(model: Codec, wav: Tensor, size: int) -> Tensor:
@@ -73,7 +71,9 @@ def report(name: str, whole: list[Tensor], other: list[Tensor]) -> None:
     """One line: how many frames differ, and in how many files."""
     differing = [int((a != b).sum()) for a, b in zip(whole, other, strict=True)]
     in_files = sum(number > 0 for number in differing)
-    print(f"{name}: {sum(differing)} of {sum(map(len, whole))} frames differ, in {in_files} of {len(whole)} files")
+    num_frames = sum(map(len, whole))
+    share = sum(differing) / num_frames
+    print(f"{name}: {sum(differing)} of {num_frames} frames ({share:.1%}) differ, in {in_files} of {len(whole)} files")
 
 
 if __name__ == "__main__":
