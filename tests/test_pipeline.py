@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -64,3 +65,32 @@ def test_an_error_of_either_stage_arrives(num_threads: int, stage: int):
     with pytest.raises(ValueError, match="item 2"):
         in_two_stages([0, 1, 2, 3], *stages)
     assert torch.get_num_threads() == num_threads
+
+
+def test_callers_at_the_same_time_leave_torch_its_threads():
+    """Two, of which the second begins within the first and ends after it, as requests to a server do."""
+    torch.set_num_threads(4)
+    first_is_on, second_is_on, first_has_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def of_the_first(item: int) -> int:
+        first_is_on.set()
+        assert second_is_on.wait(60)
+        return item
+
+    def of_the_second(item: int) -> int:
+        second_is_on.set()
+        assert first_has_ended.wait(60)
+        return item
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            early = pool.submit(in_two_stages, [0, 1], of_the_first, int)
+            assert first_is_on.wait(60)
+            late = pool.submit(lambda: (torch.get_num_threads(), in_two_stages([0, 1], of_the_second, int)))
+            assert early.result(60) == [0, 1]
+            first_has_ended.set()
+            assert late.result(60) == (4, [0, 1])
+            with ThreadPoolExecutor(1) as new:
+                assert new.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(1)
