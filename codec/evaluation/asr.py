@@ -23,7 +23,6 @@ class _Recogniser(Metric):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        import torch
 
         from codec.model.weights import choose_device
 
@@ -34,7 +33,7 @@ class _Recogniser(Metric):
         config = load_pretrained(transformers.AutoConfig, source, "a configuration")
         self.is_generating = bool(config.is_encoder_decoder)
         kind = transformers.AutoModelForSpeechSeq2Seq if self.is_generating else transformers.AutoModelForCTC
-        self.model = load_pretrained(kind, source, "a speech recogniser", dtype=torch.float32).eval().to(self.device)
+        self.model = load_pretrained(kind, source, "a speech recogniser").float().eval().to(self.device)
         rate = getattr(getattr(self.processor, "feature_extractor", self.processor), "sampling_rate", None)
         if rate != SAMPLE_RATE:
             raise ModelError(f"{source.name}: takes {rate} Hz, recognisers at {SAMPLE_RATE} Hz can be used")

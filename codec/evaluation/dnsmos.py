@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from codec.digests import sha256
 from codec.errors import ModelError, first_line
 from codec.evaluation.metric import Column, Metric, Pair, Settings
-from codec.evaluation.weights import Artefact, check, sha256
+from codec.evaluation.weights import Artefact, check
 
 SAMPLE_RATE = 16000
 SEGMENT_SECONDS = 9.01

@@ -348,7 +348,7 @@ def _conclude(
             **summarise(list(values.values()), [seconds[id] for id in values], weights),
         }
     scored = {row.id for row in rows if row.scores}
-    excluded = {problem.id for problem in problems if not problem.metric} - scored
+    excluded = {problem.id for problem in problems} - scored
     about = dict(about)
     tolerance = about.pop("length_tolerance")
     evaluation.summary = {
@@ -357,6 +357,7 @@ def _conclude(
         "num_utterances": len(scored | excluded),
         "num_scored": len(scored),
         "num_excluded": len(excluded),
+        "num_undefined": sum(problem.id in scored for problem in problems),
         "seconds": sum(seconds.values()),
         "metrics": metrics,
         "not_computed": _not_computed(plan, "codes" in about),

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from codec._torchaudio import import_torchaudio
+from codec.digests import sha256
 from codec.errors import ConfigError, ModelError
-from codec.evaluation.weights import sha256
 
 PROBE_SECONDS = 10.0
 
@@ -44,7 +44,7 @@ class Source:
     allow_download: bool
 
 
-def load_pretrained(kind: Any, source: Source, what: str, **options: Any) -> Any:
+def load_pretrained(kind: Any, source: Source, what: str) -> Any:
     """What `kind.from_pretrained` makes of it.
 
     Raises:
@@ -53,7 +53,7 @@ def load_pretrained(kind: Any, source: Source, what: str, **options: Any) -> Any
     is_local = os.path.exists(source.name)
     obstacle = None if is_local else _obstacle_to_fetching() if source.allow_download else "allow it with --download"
     try:
-        return kind.from_pretrained(source.name, local_files_only=is_local or obstacle is not None, **options)
+        return kind.from_pretrained(source.name, local_files_only=is_local or obstacle is not None)
     except Exception as error:  # of a dozen unrelated types
         advice = f"; it was not fetched: {obstacle}" if obstacle else ""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -112,8 +112,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         )
     problems = summary["problems"]
     if problems:
-        excluded = summary["num_excluded"]
-        notes.append(f"without a score: {excluded} utterances, {len(problems) - excluded} single metrics")
+        excluded, undefined = summary["num_excluded"], summary["num_undefined"]
+        notes.append(f"without a score: {excluded} utterances, {undefined} single metrics of others")
         notes += [f"  {entry['id']} ({entry['metric']}): {entry['reason']}" for entry in problems[:20]]
         if len(problems) > 20:
             notes.append(f"  and {len(problems) - 20} more, see {PROBLEMS_NAME}")

@@ -28,7 +28,6 @@ class SpeakerSimilarity(Metric):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        import torch
 
         from codec.model.weights import choose_device
 
@@ -37,7 +36,7 @@ class SpeakerSimilarity(Metric):
         self.device = choose_device(settings.device)
         self.extractor = load_pretrained(transformers.AutoFeatureExtractor, source, "a feature extractor")
         kind = transformers.AutoModelForAudioXVector
-        self.model = load_pretrained(kind, source, "an x-vector model", dtype=torch.float32).eval().to(self.device)
+        self.model = load_pretrained(kind, source, "an x-vector model").float().eval().to(self.device)
         if self.extractor.sampling_rate != SAMPLE_RATE:
             raise ModelError(f"{source.name}: takes {self.extractor.sampling_rate} Hz, {SAMPLE_RATE} Hz is meant")
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from codec.digests import sha256
 from codec.evaluation.metric import Column, Metric, Pair, Settings, Undefined
-from codec.evaluation.weights import Artefact, check, download, sha256
+from codec.evaluation.weights import Artefact, check, download
 
 SAMPLE_RATE = 16000
 MIN_SAMPLES = 400  # one frame

@@ -1,6 +1,5 @@
 """Weights of metrics that are models: where they are looked for, and how they are had, with their sums pinned."""
 
-import functools
 import hashlib
 import os
 import urllib.error
@@ -8,7 +7,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec import digests
+from codec.digests import BLOCK_BYTES, sha256
 from codec.errors import ModelError
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -50,17 +49,6 @@ def check(artefact: Artefact, path: Path) -> None:
         )
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, remembered as long as it does not change."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, num_bytes: int, changed: int) -> str:
-    return digests.sha256(path)
-
-
 def download(artefact: Artefact) -> Path:
     """The artefact in the cache, fetched first where it is missing.
 
@@ -77,7 +65,7 @@ def download(artefact: Artefact) -> Path:
     digest, count = hashlib.sha256(), 0
     try:
         with urllib.request.urlopen(artefact.url, timeout=TIMEOUT) as response, open(part, "wb") as stream:
-            while chunk := response.read(digests.BLOCK_BYTES):
+            while chunk := response.read(BLOCK_BYTES):
                 count += len(chunk)
                 if count > artefact.num_bytes:
                     break

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from codec.digests import blocks
+from codec.digests import sha256
 from codec.errors import ModelError, sentence
 
 CONFIG_NAME = "config.json"
@@ -110,13 +109,10 @@ def resolve(model: str | Path) -> Path:
     raise ModelError(f"unknown model {str(model)!r}; boxed models: {known}; or give a directory or a Hub id owner/name")
 
 
-def fingerprint_of(config: dict[str, Any], weights: Iterable[bytes]) -> str:
-    """16 hex digits that change with any setting and any bit of the weights file, given as blocks of bytes."""
+def fingerprint_of(config: dict[str, Any], sum_of_weights: str) -> str:
+    """16 hex digits that change with any setting and any bit of the weights file, of which the SHA-256 is given."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    digest = hashlib.sha256()
-    for block in weights:
-        digest.update(block)
-    return hashlib.sha256(hashlib.sha256(canonical).digest() + digest.digest()).hexdigest()[:16]
+    return hashlib.sha256(hashlib.sha256(canonical).digest() + bytes.fromhex(sum_of_weights)).hexdigest()[:16]
 
 
 def fingerprint(directory: Path) -> str:
@@ -129,7 +125,7 @@ def fingerprint(directory: Path) -> str:
         config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{directory / CONFIG_NAME}: is not JSON ({error})") from error
-    return fingerprint_of(config, blocks(directory / WEIGHTS_NAME))
+    return fingerprint_of(config, sha256(directory / WEIGHTS_NAME))
 
 
 def _download(hub_id: str) -> Path:

@@ -18,6 +18,7 @@ from codec.limits import too_small
 from codec.model.layers import State
 from codec.model.search import (
     CODE_TILE,
+    full_float32,
     half_squared_norms,
     half_squared_norms_of_products,
     linear,
@@ -125,7 +126,7 @@ class Quantizer(nn.Module):
         """
         if self.training:
             return self._make_effective_codebook()
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             return self._kept["codebook"].get(self._sources(), self._make_checked_codebook)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
@@ -297,7 +298,7 @@ class Quantizer(nn.Module):
 
     def _derive(self, name: str, make: Callable[[], Derived]) -> Derived:
         """What `make` gives, without gradient; in eval mode made once and kept under its name."""
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
                 return make()
             return self._kept[name].get(self._sources(), make)

@@ -46,7 +46,7 @@ def nearest_code(
     on_cpu = vectors.device.type == "cpu"
     # Matrix products of a few rows take other paths, which round differently: no tile has fewer than 8.
     padded = F.pad(vectors.float(), (0, 0, 0, max(8 - len(vectors), 0)))
-    with _full_float32(vectors.device):
+    with full_float32():
         negated = -(padded if enter is None else enter(padded))
     best = negated.new_full((len(negated),), math.inf)
     codes = torch.zeros(len(negated), dtype=torch.int64, device=vectors.device)
@@ -55,7 +55,7 @@ def nearest_code(
     vector_tile = max(SEARCH_TILE * scale * num_tiles // len(codebook), 16)
     parts = [tensor.tensor_split(math.ceil(len(negated) / vector_tile)) for tensor in (negated, best, codes)]
     first = 0
-    with _full_float32(vectors.device):
+    with full_float32():
         for rows in codebook.tensor_split(num_tiles):
             tile = rows.float() if project is None else project(rows.float())
             norms = half_squared_norms(tile) if half_norms is None else half_norms[first : first + len(tile)]
@@ -114,14 +114,11 @@ def _keep_lowest(scores: Tensor, first: int, best: Tensor, codes: Tensor) -> Non
 
 
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """Without TF32 on a GPU, whatever the user allows elsewhere: it keeps 10 of 23 bits and would move codes."""
     backend = torch.backends.cuda.matmul
     name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
     before = getattr(backend, name)
-    if device.type != "cuda" or before == full:
-        yield
-        return
     setattr(backend, name, full)
     try:
         yield

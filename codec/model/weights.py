@@ -3,6 +3,7 @@
 A model is named by the `fingerprint` of what defines its codes, so that codes made with other weights are recognised.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def _stored(codec: Codec, dtype: torch.dtype | None = None) -> bytes:
 
 def fingerprint(codec: Codec) -> str:
     """The fingerprint a model would have if it were saved as it is: 16 hex digits."""
-    return fingerprint_of(codec.config.to_dict(), [_stored(codec)])
+    return fingerprint_of(codec.config.to_dict(), hashlib.sha256(_stored(codec)).hexdigest())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from codec.model import weights
 from codec.model.catalogue import resolve
 from codec.model.codec import Codec
 from codec.training.adversary import Adversary
-from codec.training.settings import Config, differences
+from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, differences
 
 DISCRIMINATORS_NAME = "discriminators.safetensors"
 ADVERSARIAL_START = 20_000
@@ -39,10 +39,27 @@ def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, 
         ModelError: those of `training.init` have other settings than `adversary`.
     """
     adversary = Adversary(config.adversary, device, config.training.record)
-    path = resolve(config.training.init) / DISCRIMINATORS_NAME if config.training.init else None
-    if path is not None and path.is_file():
-        adversary.load_weights(path)
+    init = config.training.init
+    if init and has_discriminators(init):
+        adversary.load_weights(resolve(init) / DISCRIMINATORS_NAME)
     start = config.training.adversarial_start
     if start is None:
         start = 0 if adversary.has_learned else ADVERSARIAL_START
     return adversary, start
+
+
+def has_discriminators(model: str) -> bool:
+    """Whether a model's discriminators are beside it; those of a boxed one are not in an installed package."""
+    return (resolve(model) / DISCRIMINATORS_NAME).is_file()
+
+
+def surprises(config: Config, adversarial_start: int) -> list[str]:
+    """What a user may not expect of the discriminators that `initial_adversary` gives."""
+    init, found = config.training.init, []
+    if init and (resolve(init) / DISCRIMINATORS_CONFIG_NAME).is_file() and not has_discriminators(init):
+        advice = "a package installed with pip install -e has those of the boxed model"
+        found.append(f"those of {init} are not here, new ones learn from step {adversarial_start} on; {advice}")
+    if config.training.adversarial_start is None and adversarial_start >= config.training.steps:
+        ends = f"they would at step {adversarial_start}, and training ends at {config.training.steps}"
+        found.append(f"none join: {ends}; set training.adversarial_start")
+    return found

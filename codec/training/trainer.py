@@ -38,7 +38,7 @@ from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
 from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_json, write_json
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
-from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec
+from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec, surprises
 from codec.training.state import (
     ExponentialMovingAverage,
     Latest,
@@ -302,7 +302,10 @@ class Trainer:
     def _begin(self, monitor: Monitor) -> None:
         """Say where the run stands, and write its state if it has none that is whole, which shows that one can."""
         latest, self.resumed_from = self.resumed_from, None  # its tensors are not needed any more
-        if latest is not None:
+        if latest is None:
+            for sentence in surprises(self.config, self.adversarial_start):
+                monitor.event(self.step, "discriminators", sentence)
+        else:
             damage = f"{latest.damage}; " if latest.damage else ""
             monitor.event(self.step, "resumed", f"{damage}going on from {latest.name}, step {self.step}")
         if latest is None or latest.name != STATE_NAME:

@@ -16,6 +16,7 @@ from codec.errors import AudioError, ConfigError
 from codec.evaluation import evaluate_folders, evaluate_model
 from codec.evaluation.evaluate import Options
 from codec.evaluation.journal import Journal, file_sum
+from codec.evaluation.report import table
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -93,6 +94,18 @@ def test_what_cannot_be_scored_is_listed_and_left_out_of_the_mean(folders, tmp_p
     assert result.summary["metrics"]["mel"]["mean"] == pytest.approx(good * 3 / 4)  # the copy has distance 0
     assert "silent\tall\t" in (tmp_path / "out" / "problems.tsv").read_text()
     assert [row["si_sdr"] == "" for row in rows_of(tmp_path / "out")] == [True, False, False, False]
+
+
+def test_an_utterance_without_any_defined_metric_is_counted_as_excluded(folders, reference):
+    for folder in folders:  # too short for either metric
+        audio.write(folder / "short.wav", reference[:3000], 24000)
+    metrics = ("pesq_wb", "stoi")
+    evaluation = evaluate_folders(*folders, options=Options(metrics=metrics, jobs=0))
+    assert {(problem.id, problem.metric) for problem in evaluation.problems} == {("short", name) for name in metrics}
+    summary = evaluation.summary
+    assert (summary["num_utterances"], summary["num_scored"], summary["num_excluded"]) == (4, 3, 1)
+    assert "3 of 4 utterances" in table(summary)
+    assert "without a score: 1 utterances, 0 single metrics of others" in table(summary)
 
 
 def test_nothing_scored_is_an_error_and_the_reasons_are_kept(folders, tmp_path):

@@ -115,6 +115,26 @@ def test_codes_on_a_gpu_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch):
     assert (on_cpu != on_gpu).float().mean() < 0.01  # ties in float32
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_codes_are_computed_without_tf32():
+    """A GPU would leave 13 of 23 bits out of products where the user allows it."""
+    seen = []
+
+    class Watched(SimVQ):
+        def _project(self, rows: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return super()._project(rows)
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        Watched(K, D).eval().effective_codebook()
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert seen == ["ieee"]
+
+
 def test_tiling_does_not_change_codes(quantizer: SimVQ, monkeypatch: pytest.MonkeyPatch):
     vectors, effective = latents(101, D), quantizer.effective_codebook().detach()
     whole = nearest_code(vectors, effective)

@@ -15,8 +15,8 @@ from codec.errors import ConfigError, ModelError
 from codec.model import weights
 from codec.model.catalogue import resolve
 from codec.training.adversary import Adversary
-from codec.training.run_files import STATE_NAME
-from codec.training.start import ADVERSARIAL_START, DISCRIMINATORS_NAME, initial_adversary
+from codec.training.run_files import LOG_NAME, STATE_NAME
+from codec.training.start import ADVERSARIAL_START, DISCRIMINATORS_NAME, initial_adversary, surprises
 from codec.training.state import load_state
 from codec.training.trainer import Trainer
 
@@ -66,6 +66,18 @@ def test_trained_discriminators_join_at_once(first: Trainer, tiny_run: list[str]
     assert tuned(settings, tmp_path).adversarial_start == 0
     assert Trainer(compose([*settings, f"training.run={tmp_path / 'new'}"])).adversarial_start == ADVERSARIAL_START
     assert tuned(tiny_run, tmp_path).adversarial_start == 6
+
+
+def test_discriminators_that_are_missing_or_never_join_are_told(first: Trainer, tiny_run: list[str], tmp_path: Path):
+    settings = [override for override in tiny_run if "adversarial_start" not in override]
+    (tmp_path / "run" / "last" / DISCRIMINATORS_NAME).unlink()  # as in an installed package
+    second = tuned(settings, tmp_path, "training.steps=2")
+    second.fit()
+    log = (second.run / LOG_NAME).read_text()
+    assert "are not here, new ones learn from step 20000 on" in log
+    assert "none join: they would at step 20000, and training ends at 2; set training.adversarial_start" in log
+    assert not surprises(compose(["training.init=stream"]), 0)
+    assert compose(["recipe=finetune"]).training.adversarial_start == 0
 
 
 def test_discriminators_that_never_joined_are_not_kept(tiny_run: list[str], tmp_path: Path):
