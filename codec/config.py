@@ -4,6 +4,7 @@ The only user of hydra. Below it there are dataclasses that have checked themsel
 """
 
 import contextlib
+import difflib
 import functools
 import itertools
 import json
@@ -16,6 +17,7 @@ from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -45,6 +47,10 @@ class Schema:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
+VARIANTS = ("model.encoder", "model.quantizer", "model.decoder")
+"""Parts that are chosen as a whole, as in `model/quantizer=fsq`."""
+
+
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Schema)
@@ -67,10 +73,10 @@ def compose(overrides: list[str]) -> Config:
         ConfigError: unknown or ill-typed settings, values out of range, unknown variants, and then also settings that
             do not fit together, or a `training.init` that cannot be used; all of them in one message.
     """
-    mistakes = [f"{override!r}: a setting is given as key=value" for override in overrides if not _is_setting(override)]
-    overrides = [_without_plus(override) for override in overrides if _is_setting(override)]
+    mistakes = {override: mistake for override in overrides if (mistake := _mistake_of_form(override))}
+    overrides = [_without_plus(override) for override in overrides if override not in mistakes]
     composed, more = _compose(overrides)
-    return _checked(composed, mistakes + more, overrides)
+    return _checked(composed, [*mistakes.values(), *more], overrides)
 
 
 def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
@@ -103,15 +109,16 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     """
     overrides = list(map(_without_plus, overrides))
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        with _composing() as loader:
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+            choices = [
+                [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                if override.is_sweep_override()
+                else [str(override.input_line)]
+                for override in parsed
+            ]
     except HydraException as error:
         raise ConfigError(_one_sentence(error)) from error
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [str(override.input_line)]
-        for override in parsed
-    ]
     base = [override for override in overrides if _key(override) == "training.run"]
     mistakes: dict[str, None] = {}  # in order, each once
     for combination in itertools.product(*choices):
@@ -274,14 +281,26 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
 
 
 def _hydra(overrides: list[str]) -> DictConfig:
-    is_ready = GlobalHydra.instance().is_initialized()  # in one of many runs
-    with contextlib.nullcontext() if is_ready else initialize_config_module("codec.configs", version_base="1.3"):
+    with _composing():
         return hydra_compose("config", overrides=overrides)
 
 
-def _is_setting(override: str) -> bool:
-    """Whether it can be one: `key=value`, or `~key`, which takes one away."""
-    return bool(_key(override)) and ("=" in override or override.startswith("~"))
+@contextlib.contextmanager
+def _composing() -> Iterator[ConfigLoader]:
+    """Hydra ready to compose, as it is already in one of many runs."""
+    is_ready = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if is_ready else initialize_config_module("codec.configs", version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def _mistake_of_form(override: str) -> str | None:
+    """What is wrong with an override that is neither `key=value`, nor `~key`, which takes one away; else None."""
+    key, has_value, value = override.partition("=")
+    if not _key(override) or not (has_value or override.startswith("~")):
+        return f"{override!r}: a setting is given as key=value"
+    if key in VARIANTS and re.fullmatch(r"[\w-]+", value):
+        return f"{override!r}: a variant is chosen with a slash, {key.replace('.', '/')}={value}"
+    return None
 
 
 def _without_plus(override: str) -> str:
@@ -316,6 +335,21 @@ def _unknown(name: str) -> str:
     return f"{name}: is not a setting{', it is ' + ' or '.join(places) if places else ''}"
 
 
+def _misspelt(key: str) -> str:
+    """That there is no setting of this name, and which is nearly spelt so."""
+    part, name = key.rsplit(".", 1)
+    others = OmegaConf.select(OmegaConf.structured(Schema), part, throw_on_missing=False) or {}
+    near = difflib.get_close_matches(name, map(str, others), n=1)
+    return f"{key}: is not a setting{f', {part}.{near[0]} is one' if near else ''}"
+
+
+def _no_variant(group: str, name: str) -> str:
+    """That there is no variant of this name, and which there are."""
+    with _composing() as loader:
+        variants = [variant for variant in loader.get_group_options(group) if variant != name]
+    return f"{group}={name}: there is no such variant{', but ' + ', '.join(variants) if variants else ''}"
+
+
 def _one_sentence(error: Exception) -> str:
     """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
     if isinstance(error, ConfigError):
@@ -332,4 +366,10 @@ def _one_sentence(error: Exception) -> str:
         return "hydra/launcher: needs hydra-submitit-launcher, pip install 'codec[slurm]'"
     if unknown := re.search(r"Key '(\w+)' not in 'Schema'", sentence):
         return _unknown(unknown[1])
+    if re.search(r"Key '\w+' (not in '|is not in struct)", sentence):
+        return _misspelt(key)
+    if missing := re.search(r"Could not find '(.+)/(.+)'", sentence):
+        return _no_variant(*missing.groups())
+    if "is not a subclass of" in sentence:
+        return f"{key}: holds several settings, each given as {key}.NAME=VALUE"
     return f"{key}: {sentence}" if key and key not in sentence else sentence

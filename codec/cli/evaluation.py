@@ -80,6 +80,8 @@ def evaluate(
     from codec.evaluation.report import table
 
     if compare:
+        if folders or model or data:
+            raise click.UsageError("--compare takes two outputs of this command, and nothing to score beside them")
         _compare(compare, output, as_json, quiet)
         return
     if (len(folders) != 2) if model is None else (folders or data is None):

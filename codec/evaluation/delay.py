@@ -5,8 +5,10 @@ import numpy as np
 from codec.evaluation.metric import Pair
 
 MAX_SECONDS = 0.05
+NOTICEABLE = 12
+"""Samples, half a millisecond: a smaller delay harms no score, and delays that differ less are the same."""
 CLEAR = 0.25
-"""Correlation from which a delay is believed; codecs that invent the waveform stay below it."""
+"""Correlation from which a delay is believed; where a codec invents the waveform, most files stay below it."""
 
 
 def delay_of(pair: Pair) -> int | None:

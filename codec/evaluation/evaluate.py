@@ -9,11 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from codec import __version__, audio
 from codec.errors import AudioError, CodecError, ConfigError, sentence
 from codec.evaluation import reconstruction, resampling, scoring
+from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.journal import JOURNAL_NAME, Journal
 from codec.evaluation.metric import Column, Settings
 from codec.evaluation.pairs import (
@@ -453,10 +455,18 @@ def _lengths(rows: list[Row]) -> dict[str, Any]:
 
 def _delay(rows: list[Row]) -> dict[str, Any]:
     """How late the estimates are, as far as their waveforms tell."""
-    found = sorted(row.delay for row in rows if row.delay is not None)
+    found = [row.delay for row in rows if row.delay is not None]
     if not found:
-        return {"num_measured": 0}
-    return {"num_measured": len(found), "median": found[len(found) // 2], "min": found[0], "max": found[-1]}
+        return {"num_measured": 0, "num_agreeing": 0}
+    median = median_low(found)
+    agreeing = sum(abs(delay - median) <= NOTICEABLE for delay in found)
+    return {
+        "num_measured": len(found),
+        "num_agreeing": agreeing,
+        "median": median,
+        "min": min(found),
+        "max": max(found),
+    }
 
 
 def _command(subject: list[str], options: Options) -> str:

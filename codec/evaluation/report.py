@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.evaluate import Evaluation
 from codec.output import open_output
 
@@ -14,7 +15,6 @@ SCORES_NAME = "scores.tsv"
 PROBLEMS_NAME = "problems.tsv"
 SUMMARY_NAME = "summary.json"
 PAGE_NAME = "report.html"
-WORTH_TELLING = 12  # samples of delay, half a millisecond
 
 
 def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = True) -> None:
@@ -103,7 +103,9 @@ def _notes(summary: dict[str, Any]) -> list[str]:
             f"{abs(lengths['largest_difference'])} samples; pairs were cut to the shorter"
         )
     delay = summary["delay"]
-    if delay["num_measured"] and abs(delay["median"]) >= WORTH_TELLING:
+    # Of waveforms that a codec invents, chance says a delay, and for each file another one.
+    is_common = 2 * delay["num_agreeing"] > summary["num_scored"]
+    if is_common and abs(delay["median"]) >= NOTICEABLE:
         is_late = delay["median"] > 0
         notes.append(
             f"delay: estimates are {abs(delay['median'])} samples {'late' if is_late else 'early'} (median of "

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 NUM_RESAMPLES = 2000
+FEWEST = 6
+"""Values of which an interval can be told: five that agree in sign do so by chance in 1 of 16 cases, more than 5 %."""
 SEED = 0
 _VALUES_AT_ONCE = 1 << 20
 
@@ -15,10 +17,10 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of the (weighted) mean: percentiles over 2000 resamples of the files, from a fixed seed.
 
-    None for fewer than two values, of which nothing can be said.
+    None for fewer than six values. Up to ten, intervals are narrower than they should be: they cover 90 %.
     """
     data = np.asarray(values, dtype=np.float64)
-    if len(data) < 2:
+    if len(data) < FEWEST:
         return None
     generator = np.random.default_rng(SEED)
     means: list[float] = []

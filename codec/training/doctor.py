@@ -196,14 +196,18 @@ def _collapse(record: Record) -> Finding | None:
 def _few_codes(record: Record) -> Finding | None:
     utilisation, now = record.now("codes/utilisation"), record.now("codes/perplexity")
     attainable = _attainable_perplexity(record)
-    if not (utilisation > 0 and now < FEW_CODES * attainable):
+    is_new = len(record.values("codes/perplexity")) < RECENT
+    if is_new or not (utilisation > 0 and now < FEW_CODES * attainable):
         return None
-    advice = (
-        "a larger training.quantizer_start, so that latents have taken shape when the codebook is matched to them; a "
-        "smaller training.commitment_weight; a narrower latent (model.quantizer.codebook_dim)"
-    )
-    if record.setting("model.encoder.kind", "") == "seanet" and not record.setting("training.standardize_encoder", 0):
-        advice = f"training.standardize_encoder=true, in a run from the start; {advice}"
+    advice = "a smaller training.commitment_weight"
+    if not record.setting("training.init", ""):
+        advice = (
+            "a larger training.quantizer_start, so that latents have taken shape when the codebook is matched to them; "
+            f"{advice}; a narrower latent (model.quantizer.codebook_dim)"
+        )
+        is_seanet = record.setting("model.encoder.kind", "") == "seanet"
+        if is_seanet and not record.setting("training.standardize_encoder", 0):
+            advice = f"training.standardize_encoder=true, in a run from the start; {advice}"
     return Finding(
         "low perplexity",
         True,

@@ -171,7 +171,12 @@ def test_histogram_of_one_value_has_no_bars():
 
 @pytest.fixture
 def two(folders, tmp_path):
-    """Results for the same references: B has half the distance of A."""
+    """Results for the same six references: B has half the distance of A."""
+    for path in sorted(path for folder in folders for path in folder.rglob("*.wav")):
+        wav = audio.read(path)[0][0]
+        for half in range(2):
+            audio.write(path.with_stem(f"{path.stem}-{half}"), wav[half * 18000 :][:18000], 24000)
+        path.unlink()
     better = tmp_path / "better"
     for path in sorted(folders[1].rglob("*.wav")):
         reference, estimate = (audio.read(folder / path.relative_to(folders[1]))[0][0] for folder in folders)
@@ -186,14 +191,22 @@ def two(folders, tmp_path):
 def test_differences_are_paired_and_signed(two):
     found = compare(*two)
     mel = found["metrics"]["mel"]
-    assert found["num_common"] == 3
+    assert found["num_common"] == 6
     assert mel["difference"] == pytest.approx(mel["second"] - mel["first"])
     assert mel["difference"] < 0
     assert mel["low"] <= mel["difference"] <= mel["high"] < 0
-    assert (mel["num_better"], mel["num_worse"]) == (3, 0)
+    assert (mel["num_better"], mel["num_worse"]) == (6, 0)
     assert mel["verdict"] == "second"
     assert compare(*two[::-1])["metrics"]["mel"]["verdict"] == "first"
     assert compare(*two[::-1])["metrics"]["mel"]["difference"] == pytest.approx(-mel["difference"])
+
+
+def test_five_files_decide_nothing(two):
+    """All of them better: a fair coin does as much, or the opposite, in 6 % of all cases."""
+    scores = two[0] / "scores.tsv"
+    scores.write_text("\n".join(scores.read_text().splitlines()[:-1]) + "\n")
+    mel = compare(*two)["metrics"]["mel"]
+    assert (mel["num_better"], mel["low"], mel["verdict"]) == (5, None, "")
 
 
 def test_no_difference_is_undecided(two):
@@ -211,22 +224,27 @@ def test_comparison_is_written(two, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == compare(*two)
     lines = (tmp_path / "out" / "differences.tsv").read_text().splitlines()
     assert lines[0] == "id\tmel\tsi_sdr"
-    assert len(lines) == 4
+    assert len(lines) == 7
 
 
 def test_utterances_of_only_one_are_counted(two):
     scores = two[0] / "scores.tsv"
     scores.write_text("\n".join(scores.read_text().splitlines()[:-1]) + "\n")
     found = compare(*two)
-    assert (found["num_common"], found["num_alone"]) == (2, 1)
+    assert (found["num_common"], found["num_alone"]) == (5, 1)
     assert "1 in only one of both" in comparison_table(found)
 
 
+def test_nothing_is_scored_beside_a_comparison(two, capsys):
+    assert run(["evaluate", "--model", "stream", "--data", str(two[0]), "--compare", *map(str, two)]) == 2
+    assert "--compare takes two outputs of this command" in capsys.readouterr().err
+
+
 def test_other_references_are_refused(two, folders):
-    wav, _ = audio.read(folders[0] / "speaker" / "talk1.wav")
-    audio.write(folders[0] / "speaker" / "talk1.wav", 0.5 * wav, 24000, overwrite=True)
+    wav, _ = audio.read(folders[0] / "speaker" / "talk1-0.wav")
+    audio.write(folders[0] / "speaker" / "talk1-0.wav", 0.5 * wav, 24000, overwrite=True)
     evaluate_folders(*folders, output=two[0], options=FAST)
-    with pytest.raises(ConfigError, match="the reference of speaker/talk1 is not the same"):
+    with pytest.raises(ConfigError, match="the reference of speaker/talk1-0 is not the same"):
         compare(*two)
 
 

@@ -16,11 +16,18 @@ def test_interval_is_that_of_the_central_limit_theorem():
     assert high == pytest.approx(values.mean() + expected, abs=0.02)
 
 
-def test_interval_is_the_same_again_and_needs_two_values():
-    values = [1.0, 2.0, 4.0]
+def test_interval_is_the_same_again_and_needs_six_values():
+    values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
     assert bootstrap_interval(values) == bootstrap_interval(values)
-    assert bootstrap_interval([1.0]) is None
+    assert bootstrap_interval(values[:5]) is None
     assert bootstrap_interval([]) is None
+
+
+@pytest.mark.parametrize(("num", "share"), [(6, 0.84), (10, 0.86), (30, 0.9)])
+def test_interval_holds_the_true_mean_about_as_often_as_it_says(num: int, share: float):
+    draws = np.random.default_rng(0).normal(size=(400, num))
+    hits = [low <= 0 <= high for low, high in map(bootstrap_interval, draws)]
+    assert share < np.mean(hits) < 0.97
 
 
 def test_large_sets_are_resampled_in_parts(monkeypatch):

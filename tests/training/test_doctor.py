@@ -168,6 +168,16 @@ def test_an_encoder_that_began_as_a_linear_filter_is_to_be_standardized(tmp_path
     assert "standardize" not in finding.advice
 
 
+def test_uneven_use_of_codes_is_not_told_of_a_run_that_has_hardly_begun(tmp_path: Path):
+    few = after(0, codes__perplexity=30.0)
+    begun = write_run(tmp_path / "begun", few)
+    log = (begun / "log.jsonl").read_text().splitlines()
+    (begun / "log.jsonl").write_text("\n".join(log[:4]) + "\n")
+    assert "low perplexity" not in names(begun)
+    (finding,) = diagnose(write_run(tmp_path / "tuned", few, training__init="stream")).findings
+    assert "quantizer_start" not in finding.advice  # a model that is there has codes already
+
+
 def test_a_damaged_state_is_named_with_what_remains(tmp_path: Path):
     run = write_run(tmp_path / "run")
     whole = (run / "state.safetensors").read_bytes()

@@ -76,15 +76,30 @@ def test_mistakes_of_every_kind_are_named_together():
     )
     # Nothing is said of what follows from a window of -1 s alone.
     assert found == [
-        "In 'config': Could not find 'recipe/papre'",
+        "recipe=papre: there is no such variant, but finetune, libritts, paper, stream-cpu, stream-gpu",
         "modle: is not a setting",
-        "training.stepz: Key 'stepz' not in 'TrainingConfig'",
+        "training.stepz: is not a setting, training.steps is one",
         "data.window_seconds must be positive, got -1.0",
         "training.steps must be at least 1, got 0",
         "data.train: there is no /nowhere",
         "encoder and decoder must have the same hop length, got 160 and 320",
         "mel.resolutions [64, 128, 10]: the hop leaves out samples between STFTs of 64",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("model.quantizer=fsq", "'model.quantizer=fsq': a variant is chosen with a slash, model/quantizer=fsq"),
+        ("model/quantizer=fsk", "model/quantizer=fsk: there is no such variant, but ema, fc, fsq, "),
+        ("adversary.discriminators=small", "adversary.discriminators: holds several settings, each given as "),
+        ("adversary.discriminators.perod.x=1", "adversary.discriminators.perod: is not a setting, adversary.discr"),
+        ("model.decodr.width=3", "model.decodr: is not a setting"),
+    ],
+)
+def test_a_slip_is_told_with_what_is_meant(override: str, advice: str, training_folder: Path):
+    (found,) = mistakes([f"data.train={training_folder}", override])
+    assert found.startswith(advice)
 
 
 def test_every_part_names_all_its_values_out_of_range():

@@ -46,6 +46,16 @@ def test_each_combination_is_a_run_in_a_folder_of_its_name(tiny_run: list[str], 
         assert config == compose([*tiny_run, *alone, f"training.run='{config.training.run}'"])
 
 
+def test_all_variants_of_a_group_can_be_swept_over(training_folder: Path):
+    sweep([f"data.train={training_folder}", "model/quantizer=glob([f*,l*])"], start)
+    assert [config.model.quantizer.kind for config in started] == ["fc", "fsq", "lc", "lfq"]
+
+
+def test_a_sweep_without_an_end_is_refused(training_folder: Path):
+    with pytest.raises(ConfigError, match="Can only enumerate CHOICE and RANGE sweeps"):
+        sweep([f"data.train={training_folder}", "training.learning_rate=interval(0.1,1)"], start)
+
+
 def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
     with pytest.raises(ConfigError, match=r"training\.steps must be at least 1, got 0"):
         sweep([*tiny_run, "training.steps=5,0"], start)
