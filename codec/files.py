@@ -94,7 +94,7 @@ def encode_file(
         model: name of a boxed model, directory, Hub id, or a loaded model. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
-            for it. Most codes differ then, as each depends on those before it; sound decodes a little less exactly.
+            for it. Most codes differ then, as each depends on those before it.
         format: "codes", "npy", "json" or "txt", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         progress: see `Progress`.
@@ -183,7 +183,7 @@ def decode_file(
             codes, for plain integers the default. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
-            for it. Most codes differ then, as each depends on those before it; sound decodes a little less exactly.
+            for it. Sound decodes a little less exactly then.
         format: "wav", "flac", "ogg" or "wav-float", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         recover: keep what is intact of a damaged file, with silence in the holes.

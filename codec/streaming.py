@@ -11,10 +11,10 @@ from torch import Tensor
 
 from codec.errors import AudioError, ModelError
 from codec.model.codec import Codec, check_samples
-from codec.model.decoder import SpectralDecoder
+from codec.model.decoder import SpectralDecoderConfig
 from codec.model.layers import State
 from codec.model.seanet import SEANetEncoder
-from codec.model.vocos import VocosDecoder
+from codec.model.vocos import VocosDecoderConfig
 from codec.pipeline import in_two_stages
 
 MAX_FRAMES = 1536
@@ -114,7 +114,7 @@ class StreamDecoder:
     """
 
     def __init__(self, codec: Codec):
-        if not isinstance(codec.decoder, SpectralDecoder):
+        if not isinstance(codec.config.decoder, SpectralDecoderConfig):
             raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
         codec.require_float32()
         self.codec = codec
@@ -166,7 +166,7 @@ class WindowDecoder:
     """
 
     def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):
-        if not isinstance(codec.decoder, VocosDecoder):
+        if not isinstance(codec.config.decoder, VocosDecoderConfig):
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
         codec.require_float32()
         self.codec = codec

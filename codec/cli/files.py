@@ -114,7 +114,8 @@ def decode(
     """Turn codes back into speech.
 
     INPUT is a file ending in .codes, .npy, .json or .txt, a folder of such, or one that codec tokenize has made, or -
-    for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output.
+    for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. Of what comes in
+    through a pipe, .codes are decoded as they come, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import decode_file

@@ -50,7 +50,7 @@ option_precision = click.option(
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors; most codes differ.",
+    help="Of the network's large products; bf16 is faster on some processors; most codes that are made differ.",
 )
 option_sound_format = click.option(
     "--format",

@@ -221,7 +221,9 @@ class Codec(nn.Module):
     @property
     def is_streamable(self) -> bool:
         """Whether every code and sample depends on a bounded future, so that streaming is exact and memory bounded."""
-        return isinstance(self.encoder, SpectralEncoder) and isinstance(self.decoder, SpectralDecoder)
+        return isinstance(self.config.encoder, SpectralEncoderConfig) and isinstance(
+            self.config.decoder, SpectralDecoderConfig
+        )
 
     def num_frames(self, num_samples: int) -> int:
         """Codes of a signal: N = ceil(T / hop_length)."""

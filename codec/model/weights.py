@@ -66,7 +66,16 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
         card: text of the model card, Markdown.
         dtype: of the stored weights; None takes float16 where that changes none of them, as in a model from the box,
             else float32. The loaded model is float32 in any case.
+
+    Raises:
+        ModelError: parts of the model have been replaced, so its weights are not those that its configuration tells.
     """
+    foreign = sorted(set(codec.state_dict()) ^ set(blank(codec.config).state_dict()))
+    if foreign:
+        raise ModelError(
+            f"a model whose parts were replaced cannot be saved ({foreign[0]}); compile a part in place, as in "
+            "model.decoder.compile()"
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with open_output(directory / WEIGHTS_NAME, overwrite=True) as stream:

@@ -5,7 +5,7 @@ need no second look at the audio.
 """
 
 import json
-import os
+import multiprocessing
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,6 +21,7 @@ from codec.errors import AudioError, CorpusError
 from codec.output import naming
 from codec.processes import follow_parent
 from codec.progress import Progress
+from codec.workers import num_cores
 
 SILENCE_DB = -50.0
 """A stretch whose root mean square is below this, relative to full scale, is silent."""
@@ -136,7 +137,7 @@ def survey(
         with naming(journal), open(journal, "ab") as stream:
             # The line break ends a line that a kill has cut.
             stream.write(("\n" * bool(stream.tell()) + json.dumps({"version": _VERSION}) + "\n").encode())
-            for task, measured in _in_parallel(tasks, headers_only, num_workers or os.cpu_count() or 1):
+            for task, measured in _in_parallel(tasks, headers_only, num_workers or num_cores()):
                 for (name, _), measurement in zip(task, measured, strict=True):
                     results[name] = measurement
                     stream.write((json.dumps({"path": name, **asdict(measurement)}) + "\n").encode())
@@ -157,7 +158,8 @@ def _in_parallel(tasks: list[Task], headers_only: bool, num_workers: int) -> Ite
         return
     waiting = iter(tasks)
     running: dict[Future[list[Measurement]], Task] = {}
-    pool = ProcessPoolExecutor(num_workers, initializer=follow_parent)
+    # A forked process would share what other threads of this one hold.
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), follow_parent)
     try:
         while True:
             for task in waiting:

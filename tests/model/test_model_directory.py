@@ -1,12 +1,15 @@
 """Model directories: what is loaded is what was saved, and no time goes into numbers that would be overwritten."""
 
+import pytest
 import torch
 
+from codec.errors import ModelError
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import load, read_tensors, save
+from codec.streaming import StreamDecoder
 
 
 def small_reference() -> Codec:
@@ -34,3 +37,13 @@ def test_loading_draws_no_random_numbers(model_directory, tmp_path):
         before = torch.get_rng_state()
         load(directory)
         assert torch.equal(torch.get_rng_state(), before), "initial values were drawn, to be overwritten"
+
+
+def test_a_model_whose_parts_were_wrapped_is_not_saved(model_directory, tmp_path):
+    """Its weights have other names then, as those of `torch.compile(model.decoder)` have."""
+    model = load(model_directory)
+    model.decoder = torch.nn.Sequential(model.decoder)
+    with pytest.raises(ModelError, match=r"parts were replaced cannot be saved .*; compile a part in place"):
+        save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    StreamDecoder(model)  # what its decoder can do is known all the same
