@@ -130,6 +130,23 @@ def test_blocks_are_never_moved(order, holes):
     assert_kept(recovered(data), holes)
 
 
+@pytest.mark.parametrize(("blocks_moved", "is_found"), [(64, True), (65, False)])
+@pytest.mark.parametrize("way", ["removed", "inserted"])
+def test_a_block_is_looked_for_within_64_of_its_place(way, blocks_moved, is_found):
+    """And none, nor the end, is believed that says to be farther away, as a forged one would."""
+    codes = [n % 4096 for n in range(70 * 8)]
+    records = build(codes, len(codes) * 320)
+    gap = b"" if way == "removed" else bytes(blocks_moved * len(records[1]))
+    first_kept = 2 + blocks_moved if way == "removed" else 2
+    known = recovered(b"".join([*records[:2], gap, *records[first_kept:]])).codes
+    expected = codes[:8] + [HOLE] * (first_kept - 2) * 8 + codes[(first_kept - 1) * 8 :]
+    if is_found:
+        assert known.tolist() == expected
+    else:
+        assert known[:8].tolist() == codes[:8]
+        assert (known[8:] == HOLE).all()
+
+
 def test_overwritten_stretches_become_holes():
     for start in range(STARTS[1], STARTS[4]):
         for length in (1, 20, 60):
@@ -183,6 +200,13 @@ def test_damaged_end_and_damaged_block_together():
     assert_kept(file, [range(16, 24)])
     assert file.damage.is_end_missing
     assert file.damage.is_length_known
+
+
+def test_the_last_block_keeps_its_place_where_bytes_before_a_damaged_end_are_missing():
+    for bytes_removed in range(1, 8):  # less than half a block
+        data = flipped(STARTS[4] + 3)
+        file = recovered(data[: STARTS[3] + 2] + data[STARTS[3] + 2 + bytes_removed :])
+        assert_kept(file, [range(16, 24)])
 
 
 @pytest.mark.parametrize("num_frames", [24, 0])
