@@ -81,6 +81,39 @@ def test_with_all_paths_the_codes_are_the_best_of_all_sequences():
     assert torch.equal(quantizer(latent).codes, sequences[errors.argmin(1)])
 
 
+def searched_by_definition(quantizer: PredictiveSimVQ, latent: torch.Tensor) -> torch.Tensor:
+    """The codes (N,) of a latent (D, N) by the (M, L) algorithm; each frame computes all sequences anew."""
+    exact, num_codes = copy.deepcopy(quantizer).double(), len(quantizer.codebook)
+    kept = torch.empty(1, 0, dtype=torch.int64)
+    for n in range(latent.shape[1]):
+        every = torch.arange(num_codes).repeat(len(kept))[:, None]
+        longer = torch.cat([kept.repeat_interleave(num_codes, dim=0), every], dim=1)
+        errors = (by_formula(exact, longer)[2] - latent.T[: n + 1]).square().sum(dim=(1, 2))
+        kept = longer[errors.argsort()[: quantizer.num_paths]]
+        if (decided := n - quantizer.delay) >= 0:
+            kept = kept[kept[:, decided] == kept[0, decided]]
+    return kept[0]
+
+
+@pytest.mark.parametrize(("num_paths", "delay"), [(4, 0), (4, 1), (8, 3), (40, 1)])
+def test_codes_are_those_of_the_search_by_its_definition(num_paths: int, delay: int):
+    torch.manual_seed(0)
+    quantizer = PredictiveSimVQ(16, D, memory=P, context_width=16, num_paths=num_paths, delay=delay).eval()
+    torch.nn.init.normal_(quantizer.taps, std=0.3)
+    torch.nn.init.normal_(quantizer.expect.weight, std=0.5)
+    latent = autoregression(2, 16, 0.8)
+    expected = torch.stack([searched_by_definition(quantizer, item.double()) for item in latent])
+    assert torch.equal(quantizer.encode(latent), expected)
+
+
+def test_a_frame_far_from_all_codes_leaves_the_choice_of_later_ones_as_exact(quantizer: PredictiveSimVQ):
+    """Its squared error is beyond what float32 could add those of others to."""
+    quantizer.num_paths, quantizer.delay = 1, 0
+    latent = autoregression(1, 12, 0.8)
+    latent[0, :, 4] = 1e4
+    assert torch.equal(quantizer.eval().encode(latent)[0], searched_by_definition(quantizer, latent[0].double()))
+
+
 def test_waiting_with_several_paths_lowers_the_error(quantizer: PredictiveSimVQ):
     latent = autoregression(4, 200, 0.8)
     errors = []
@@ -231,14 +264,15 @@ def test_gains_and_damage_stay_within_bounds(quantizer: PredictiveSimVQ):
     assert 5 < float(quantizer.lookup(codes).norm(dim=1).max()) < bound
 
 
-def test_the_search_keeps_gains_within_the_same_bounds():
+@pytest.mark.parametrize(("told", "gain"), [(10.0, LARGEST_GAIN), (-10.0, 1 / LARGEST_GAIN)])
+def test_the_search_keeps_gains_within_the_same_bounds(told: float, gain: float):
     torch.manual_seed(0)
     quantizer = PredictiveSimVQ(K, D, memory=P, num_paths=1, delay=0).eval()
     with torch.no_grad():
-        quantizer.expect.bias[D:] = 10.0
-    latent = 8 * torch.randn(1, D, 20)
-    largest = LARGEST_GAIN * quantizer.effective_codebook()
-    nearest = (latent.transpose(1, 2)[:, :, None] - largest).square().sum(-1).argmin(-1)
+        quantizer.expect.bias[D:] = told
+    latent = 0.4 * gain * torch.randn(1, D, 20)
+    scaled = gain * quantizer.effective_codebook()
+    nearest = (latent.transpose(1, 2)[:, :, None] - scaled).square().sum(-1).argmin(-1)
     assert torch.equal(quantizer(latent).codes, nearest)
 
 
@@ -278,6 +312,18 @@ def test_matching_finds_an_autoregression_and_its_mean():
     torch.testing.assert_close(
         torch.cov(quantizer.effective_codebook().T), innovation * torch.eye(D), atol=0.15 * innovation, rtol=0
     )
+
+
+def test_matching_shares_the_prediction_between_equal_dimensions_and_leaves_still_ones_where_they_are():
+    """With any weights that add up to the factor, however large, the equal ones would predict as well."""
+    torch.manual_seed(0)
+    quantizer = PredictiveSimVQ(K, D, memory=2)
+    latent = autoregression(80, 50, 0.9)
+    latent[:, 1], latent[:, 3] = latent[:, 0], 5.0
+    quantizer.match(latent)
+    expected = torch.tensor([[0.45, 0.45, 0, 0], [0.45, 0.45, 0, 0], [0, 0, 0.9, 0], [0, 0, 0, 0]])
+    torch.testing.assert_close(quantizer.taps.detach()[0], expected, atol=0.05, rtol=0)
+    assert quantizer.projection.bias[3].item() == pytest.approx(5.0, rel=1e-4)
 
 
 def test_prediction_halves_the_error_of_a_slow_latent():
