@@ -241,12 +241,14 @@ def test_rotation_trick_turns_the_gradient_with_the_latent():
     torch.testing.assert_close(cosines[0].detach(), cosines[1], atol=1e-5, rtol=1e-4)
 
 
-def test_rotation_trick_survives_vectors_without_direction_and_opposite_ones():
-    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1e-20, 0.0]]).requires_grad_()
-    selected = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.0, 0.0]])
+def test_rotation_trick_passes_vectors_without_direction_straight_and_survives_opposite_ones():
+    vectors = torch.tensor([[0.0, 0.0], [1e-20, 0.0], [1.0, 0.0], [1.0, 0.0]]).requires_grad_()
+    selected = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     output = rotate(vectors, selected)
-    output.sum().backward()
+    upstream = latents(4, 2)
+    (output * upstream).sum().backward()
     assert torch.equal(output, selected)
+    assert torch.equal(vectors.grad[:3], upstream[:3])
     assert torch.isfinite(vectors.grad).all()
 
 
