@@ -120,6 +120,22 @@ def test_what_the_stream_remembers_does_not_grow(codec: Codec):
     assert len(set(sizes[1:])) == 1
 
 
+@pytest.mark.parametrize("num_signals", [1, 3])
+def test_however_many_codes_arrive_the_decoder_sees_a_bounded_number_at_once(codec: Codec, num_signals: int):
+    sizes = []
+    with codec.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0][:, 0].numel())):
+        StreamDecoder(codec).push(torch.zeros(num_signals, MAX_FRAMES + 1, dtype=torch.int64))
+    assert max(sizes) <= MAX_FRAMES
+    assert sum(sizes) == num_signals * (MAX_FRAMES + 1)
+
+
+def test_however_much_sound_arrives_the_encoder_sees_a_bounded_stretch_at_once(codec: Codec):
+    sizes = []
+    with codec.encoder.output.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[1])):
+        StreamEncoder(codec).push(torch.zeros((MAX_ENCODED_FRAMES + 1) * 320 + codec.encoder.lookahead_samples))
+    assert sizes == [MAX_ENCODED_FRAMES, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32])
 def test_codes_of_any_integer_type_sound_alike(codec: Codec, dtype: torch.dtype):
     codes = torch.tensor([1, 5, 200])
