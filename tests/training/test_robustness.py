@@ -143,6 +143,26 @@ def test_training_that_keeps_breaking_ends_with_one_sentence_and_a_good_state(
     assert latest.counters["step"] == 4
 
 
+def test_windows_after_a_return_are_all_others(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Also those that had been cut ahead when it came."""
+    settings = ["training.steps=5", "training.max_skipped_in_a_row=2", "training.save_every=2"]
+    trainer = Trainer(compose([*tiny_run, *settings]))
+    train_step, seen = trainer.train_step, {}
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        if trainer.num_returns:
+            seen[trainer.step] = batch.wav
+        elif trainer.step in (2, 3):
+            batch = batch._replace(wav=torch.full_like(batch.wav, math.nan))
+        return train_step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    trainer.fit()
+    others = WindowSampler(trainer.sampler.cache, trainer.config.data, trainer.settings.seed + 1)
+    assert list(seen) == [2, 3, 4]
+    assert all(torch.equal(wav, others.batch(step).wav) for step, wav in seen.items())
+
+
 # -- broken disks and states
 
 
