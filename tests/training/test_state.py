@@ -153,6 +153,19 @@ def test_portable_optimizers_keep_small_moments_and_large_steps(tmp_path: Path):
     assert parts["optimizer"]["0.exp_avg_sq"] == pytest.approx(1e-12, rel=1e-2)
 
 
+def test_the_average_forgets_the_first_weights_at_once_and_later_ones_by_its_decay():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    average = ExponentialMovingAverage(module, 0.5)
+    nn.init.zeros_(module.weight)
+    shares = []  # of the first weight in the average
+    for _ in range(12):
+        average.update(module)
+        shares.append(average.shadow["weight"].item())
+    assert shares[:3] == pytest.approx([2 / 11, 2 / 11 * 3 / 12, 2 / 11 * 3 / 12 * 4 / 13])
+    assert shares[11] == pytest.approx(0.5 * shares[10])
+
+
 def test_the_average_leaves_frozen_parameters_out():
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
