@@ -247,6 +247,15 @@ def test_windows_know_how_far_their_recording_reaches(tones: list[Path], tmp_pat
     assert WindowSampler(wide, DataConfig(batch_size=2, window_seconds=0.5), 0).batch(0).bandwidth is None
 
 
+def test_windows_of_several_recordings_reach_as_far_as_the_narrowest(tones: list[Path], tmp_path: Path):
+    cache = open_cache(tones, tmp_path / "cache", 24000)
+    batch = WindowSampler(cache, DataConfig(batch_size=40, window_seconds=5), 0).batch(0)  # two and a half of them
+    assert batch.bandwidth is not None
+    has_narrow = torch.fft.rfft(batch.wav[:, 0]).abs()[:, 2000 * 5] > 500  # 1 s, softened most, has 3000
+    assert 0 < has_narrow.sum() < 40
+    assert torch.equal(batch.bandwidth, torch.where(has_narrow, 0.91 * 8000, 12000.0))
+
+
 def test_speed_moves_pitch_and_band_by_at_most_its_share(tones: list[Path], tmp_path: Path):
     cache = open_cache(tones, tmp_path / "cache", 24000)
     batch = WindowSampler(cache, DataConfig(batch_size=60, window_seconds=0.5, speed=0.2), 0).batch(0)
