@@ -97,6 +97,11 @@ def test_limiting_the_band_leaves_what_is_below_and_no_gradient_above():
     torch.testing.assert_close(gradient[1, 0], high, atol=1e-3, rtol=0)
 
 
+def test_a_recording_that_fills_the_band_stays_as_it_is():
+    wav = noise(1, 1, 480)
+    torch.testing.assert_close(losses.limit_band(wav, torch.tensor([RATE / 2]), RATE), wav)
+
+
 def test_reference_mel_equals_the_published_recipe(parity):
     """Rounding is relative to the loudest band of a frame; the published filters are rounded to float32, to 6e-6."""
     config = MelLossConfig.reference()
@@ -215,6 +220,14 @@ def test_relative_feature_matching_does_not_see_scale():
     loss = losses.feature_matching_loss(real, fake, relative=True)
     scaled = losses.feature_matching_loss([40 * real[0]], [40 * fake[0]], relative=True)
     torch.testing.assert_close(loss, scaled)
+
+
+def test_relative_feature_matching_has_a_value_and_a_slope_where_the_real_map_is_zero():
+    fake = torch.zeros(2, 4, 9, requires_grad=True)
+    loss = losses.feature_matching_loss([torch.zeros(2, 4, 9)], [fake], relative=True)
+    loss.backward()
+    assert loss.item() == 0
+    assert fake.grad.isfinite().all()
 
 
 def test_feature_matching_refuses_unpaired_maps():
