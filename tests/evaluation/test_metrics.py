@@ -57,14 +57,16 @@ def test_stoi_is_that_of_the_package_at_the_own_rate(name, extended, pair):
     assert score(name, pair) == pytest.approx(pystoi.stoi(pair.reference, pair.estimate, 24000, extended), abs=1e-9)
 
 
-def test_spectral_distances_are_the_losses_of_training(pair):
+@pytest.mark.parametrize("level", [1, 0], ids=["speech", "silence"])
+def test_spectral_distances_are_the_losses_of_training(pair, level):
     import torch
 
     from codec.training.losses import MelLossConfig, SpectralLoss
 
-    tensors = [torch.from_numpy(wav)[None] for wav in (pair.reference, pair.estimate)]
+    tensors = [torch.from_numpy(wav)[None] for wav in (pair.reference, level * pair.estimate)]
     expected = SpectralLoss(MelLossConfig.reference(), 24000)(*tensors).mel
-    assert score("mel", pair) == pytest.approx(float(expected), rel=1e-4)  # float32 on either side
+    distance = score("mel", Pair(pair.reference, level * pair.estimate, 24000))
+    assert distance == pytest.approx(float(expected), rel=1e-4)  # float32 on either side
 
 
 def test_stft_distance_follows_its_formula(pair):
@@ -94,6 +96,13 @@ def test_si_sdr_of_orthogonal_noise_is_its_level():
     signal = np.sin(2 * np.pi * 50 * np.arange(24000) / 24000).astype(np.float32)
     other = np.sin(2 * np.pi * 70 * np.arange(24000) / 24000).astype(np.float32)
     assert score("si_sdr", Pair(signal, 3 * (signal + 0.1 * other), 24000)) == pytest.approx(20, abs=1e-3)
+
+
+def test_si_sdr_does_not_see_a_constant_offset(reference, estimate):
+    expected = score("si_sdr", Pair(reference, estimate, 24000))
+    offset = np.float32(0.2)
+    for pair in (Pair(reference + offset, estimate, 24000), Pair(reference, estimate - offset, 24000)):
+        assert score("si_sdr", pair) == pytest.approx(expected, abs=1e-3)
 
 
 def test_mel_distance_of_another_level_is_its_logarithm():

@@ -212,6 +212,14 @@ def test_delay_is_found(reference, delay):
     assert delay_of(Pair(reference, late, 24000)) == delay
 
 
+@pytest.mark.parametrize(("level", "told"), [(2, 480), (8, None)])
+def test_delay_is_told_from_a_correlation_of_a_quarter_on(reference, level, told):
+    """With noise of `level` times the amplitude the correlation is 1 / sqrt(1 + level^2): 0.45 and 0.12."""
+    noise = np.random.default_rng(0).standard_normal(len(reference)) * reference.std()
+    late = (np.roll(reference, 480) + level * noise).astype(np.float32)
+    assert delay_of(Pair(reference, late, 24000)) == told
+
+
 def test_delay_of_an_unrelated_waveform_is_not_told(reference):
     noise = np.random.default_rng(0).standard_normal(len(reference)).astype(np.float32)
     assert delay_of(Pair(reference, noise, 24000)) is None

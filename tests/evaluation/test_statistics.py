@@ -16,6 +16,17 @@ def test_interval_is_that_of_the_central_limit_theorem():
     assert high == pytest.approx(values.mean() + expected, abs=0.02)
 
 
+def test_interval_of_a_weighted_mean_is_that_of_the_delta_method():
+    generator = np.random.default_rng(0)
+    values = generator.normal(3, 2, size=400)
+    weights = np.exp(0.25 * values)  # which move the mean by twice the interval
+    mean = np.average(values, weights=weights)
+    expected = 1.96 * np.linalg.norm(weights * (values - mean)) / weights.sum()
+    low, high = bootstrap_interval(values, weights.tolist())
+    assert low == pytest.approx(mean - expected, abs=0.05)  # a tenth of the interval
+    assert high == pytest.approx(mean + expected, abs=0.05)
+
+
 def test_interval_is_the_same_again_and_needs_six_values():
     values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
     assert bootstrap_interval(values) == bootstrap_interval(values)
