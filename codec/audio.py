@@ -27,12 +27,13 @@ from codec.limits import MAX_MAGNITUDE
 from codec.output import STANDARD_STREAM, open_output
 
 INPUT_SUFFIXES = frozenset({
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64",
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp2", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".rf64",
+    ".w64", ".sph", ".gsm",
 })  # fmt: skip
 """Files that a folder is searched for. Any other file that libsndfile knows is read too when it is named."""
 
 FOREIGN_SUFFIXES = frozenset({
-    ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ape", ".wv",
+    ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ape", ".wv", ".ac3", ".spx",
 })  # fmt: skip
 """Of sound that people have and libsndfile cannot read."""
 
@@ -293,13 +294,28 @@ class SoundReader:
             self.is_live = True
             return _piped(start, os.dup(descriptor))
         self._bytes = copy = self._resources.enter_context(tempfile.TemporaryFile())
-        copy.write(start)
-        while chunk := os.read(descriptor, 1 << 16):
-            copy.write(chunk)
+        chunk = start
+        while chunk:
+            with self._taking_room():
+                copy.write(chunk)
+            chunk = os.read(descriptor, 1 << 16)
+        with self._taking_room():
+            copy.flush()
         if not copy.tell():
             raise AudioError(f"{self.name}: is empty; a sound file is meant")
         copy.seek(0)
         return copy
+
+    @contextlib.contextmanager
+    def _taking_room(self) -> Iterator[None]:
+        """Tell the copy of a pipe, which cannot be written, from the pipe, which can be read."""
+        try:
+            yield
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise AudioError(
+                f"{self.name}: does not fit the temporary folder {folder} ({error.strerror}); set TMPDIR to another"
+            ) from error
 
     def _promised_samples(self) -> int | None:
         if self._sound.frames >= _UNKNOWN_LENGTH:

@@ -107,7 +107,7 @@ def encode_file(
     format = code_format(target, format)
     _check_places(source, target, overwrite)
     with SoundReader(source, block_seconds=_READ_SECONDS) as sound:
-        codec, name = _load(model, device)
+        codec, name = load_model(model, device)
         arithmetic = _arithmetic(codec, precision)
         sound.sample_rate = codec.sample_rate
         is_live = sound.is_live and is_stream(target)
@@ -391,8 +391,12 @@ class _Counted:
 # ----------------------------------------------------------------------------------------------------------- models
 
 
-def _load(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:
-    """A model ready for use, and the name that code files carry for people."""
+def load_model(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:
+    """A model ready for use, and the name that code files carry for people. The last one loaded by name is kept.
+
+    Raises:
+        ModelError: there is no such model or device, or the model is damaged.
+    """
     if isinstance(model, Codec):
         model.fingerprint = model.fingerprint or weights.fingerprint(model)
         return model, ""
@@ -416,10 +420,10 @@ def _load_for(
         ModelError: the model does not fit the codes, or no boxed one does.
     """
     if header is None:
-        return _load(DEFAULT_MODEL if model is None else model, device)
+        return load_model(DEFAULT_MODEL if model is None else model, device)
     if model is None:
         model = _made_by(header, force, source)
-    codec, name = _load(model, device)
+    codec, name = load_model(model, device)
     made = f"{source}: made by model {header.model!r} ({header.fingerprint})"
     if header.fingerprint != codec.fingerprint and not force:
         raise ModelError(

@@ -247,6 +247,12 @@ def test_sound_beside_others_that_cannot_be_read_is_told(tmp_path, speech):
         assert audio.find_sounds(tmp_path) == [tmp_path / "a.flac"]
 
 
+def test_folders_are_searched_for_corpora_in_nist_sphere_too(tmp_path):
+    soundfile.write(tmp_path / "a.sph", np.zeros(100, np.int16), 16000, format="NIST")
+    assert audio.find_sounds(tmp_path) == [tmp_path / "a.sph"]
+    assert audio.read(tmp_path / "a.sph")[0].shape == (1, 100)
+
+
 def test_other_sound_is_refused_with_advice(tmp_path):
     (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
     with pytest.raises(AudioError, match=r"a\.m4a: is not a sound file that can be read .*; convert it to wav or flac"):

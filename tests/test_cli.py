@@ -172,6 +172,20 @@ def test_pipes_carry_the_same_codes_and_sound(run, talk, speech):
     np.testing.assert_allclose(piped, soundfile.read("file.wav")[0], atol=1.01 / 32768)
 
 
+def test_a_pipe_that_does_not_fit_the_temporary_folder_is_not_blamed(tmp_path, speech, model_directory):
+    resource = pytest.importorskip("resource", reason="this system cannot limit files")
+    command = [sys.executable, "-m", "codec", "encode", "-", str(tmp_path / "a.codes"), "--model", str(model_directory)]
+    result = subprocess.run(
+        command,
+        input=speech.read_bytes(),
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert result.returncode == 2
+    assert b"does not fit the temporary folder" in result.stderr
+    assert b"set TMPDIR to another" in result.stderr
+
+
 def test_codes_leave_a_pipe_before_the_sound_ends(run):
     """A live source is encoded while it speaks: bytes come out although the input stays open."""
     process = spawn("encode", "-", "-", "--model", run.model, "--quiet", stdin=subprocess.PIPE)
@@ -212,6 +226,35 @@ def test_bad_file_of_a_folder_is_reported_and_the_rest_goes_on(run, speech):
     assert run.err.splitlines()[0].startswith("codec: in/a.wav: is not a sound file")
     assert run.err.splitlines()[1:] == ["codec: 1 of 2 files could not be used"]
     assert os.listdir("codes") == ["b.codes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "in", "out", "--model", "nomodel"], "unknown model 'nomodel'"),
+        (["encode", "in", "out", "--device", "cuda:9"], "device 'cuda:9' is not available"),
+        (["roundtrip", "in", "out", "--model", "nomodel"], "unknown model 'nomodel'"),
+        (["decode", "in", "out", "--model", "nomodel"], "unknown model 'nomodel'"),
+        (["decode", "in", "out", "--device", "cuda:9"], "device 'cuda:9' is not available"),
+        (["encode", "in", "in/a.flac"], "in/a.flac: is a file; the files of a folder need a folder"),
+    ],
+)
+def test_what_is_wrong_for_every_file_is_said_once(run, speech, arguments, message):
+    Path("in").mkdir()
+    for name in ("a.flac", "b.flac", "a.codes", "b.codes"):
+        shutil.copy(speech, f"in/{name}")
+    assert message in run.refuses(*arguments, left={"in"})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_ends_the_work_on_a_folder(run, speech):
+    for name in ("in", "codes"):
+        Path(name).mkdir()
+    for name in "ab":
+        shutil.copy(speech, f"in/{name}.flac")
+        Path(f"codes/{name}.codes").symlink_to("/dev/full")
+    arguments = ("encode", "in", "codes", "--overwrite", "--model", run.model)
+    assert "codes/a.codes: No space left" in run.refuses(*arguments, left={"in", "codes"})
 
 
 def test_two_files_for_one_output_are_refused(run, speech):

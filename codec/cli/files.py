@@ -1,6 +1,7 @@
 """Commands from files to files: encode, decode, roundtrip."""
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,9 @@ from codec.cli.running import Failed, complain
 from codec.errors import CodecError, ModelError, sentence
 from codec.output import STANDARD_STREAM
 from codec.progress import SpeedLine
+
+FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+"""Errors of a disk that no other file on it will be spared."""
 
 
 @click.command()
@@ -63,7 +67,7 @@ def encode(
     """
     from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
-    from codec.files import encode_file
+    from codec.files import encode_file, load_model
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         report = encode_file(
@@ -81,7 +85,8 @@ def encode(
 
     suffix = CODE_FORMATS[format or "codes"]
     find = partial(_mirrored, find_sounds, source, target, suffix)
-    _each(source, target, find, suffix, one, overwrite, skip_existing, as_json, quiet)
+    begin = partial(load_model, model, device)
+    _each(source, target, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
 
 
 @click.command()
@@ -118,7 +123,8 @@ def decode(
     through a pipe, .codes are decoded as they come, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
-    from codec.files import decode_file
+    from codec.files import decode_file, load_model
+    from codec.model.weights import choose_device
     from codec.tokenization.shards import Tokens, is_tokens
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
@@ -138,9 +144,10 @@ def decode(
         return told(report, f"{report.num_frames} codes{saturated(report.num_saturated)}{damage}", bool(damage))
 
     suffix = OUTPUT_FORMATS[format or "wav"]
+    begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
     if not is_tokens(source):
         find = partial(_mirrored, _find_codes, source, target, suffix)
-        _each(source, target, find, suffix, one, overwrite, skip_existing, as_json, quiet)
+        _each(source, target, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
         return
     tokens = Tokens(source)
 
@@ -161,7 +168,7 @@ def decode(
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
     if not pairs:
         raise CodecError(f"{source}: has no utterances")
-    _each(source, target, lambda: pairs, suffix, one_of_tokens, overwrite, skip_existing, as_json, quiet)
+    _each(source, target, lambda: pairs, suffix, begin, one_of_tokens, overwrite, skip_existing, as_json, quiet)
 
 
 @click.command()
@@ -192,7 +199,7 @@ def roundtrip(
     INPUT and OUTPUT are sound files, folders, or - for standard input and output.
     """
     from codec.audio import OUTPUT_FORMATS, find_sounds
-    from codec.files import roundtrip_file
+    from codec.files import load_model, roundtrip_file
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         encoded, decoded = roundtrip_file(
@@ -213,7 +220,8 @@ def roundtrip(
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     find = partial(_mirrored, find_sounds, source, target, suffix)
-    _each(source, target, find, suffix, one, overwrite, skip_existing, as_json, quiet)
+    begin = partial(load_model, model, device)
+    _each(source, target, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
 
 
 def _each(
@@ -221,13 +229,17 @@ def _each(
     target: str,
     find_pairs: Callable[[], Iterable[tuple[Path, Path]]],
     target_suffix: str,
+    begin: Callable[[], object],
     one: Callable[[str, str, Any], dict[str, Any]],
     overwrite: bool,
     skip_existing: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Do `one` for a file, or for each pair of a folder; there a bad file is reported and the rest goes on."""
+    """Do `one` for a file, or for each pair of a folder; there a bad file is reported and the rest goes on.
+
+    What would go wrong with every file is found in `begin`, and where the disk is full or read-only nothing goes on.
+    """
     if skip_existing and overwrite:
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if as_json and target == STANDARD_STREAM:
@@ -243,7 +255,10 @@ def _each(
         return
     if target == STANDARD_STREAM:
         raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise CodecError(f"{target}: is a file; the files of a folder need a folder")
     pairs = list(find_pairs())
+    begin()
     num_bad = 0
     taken: dict[Path, Path] = {}
     inputs = {os.path.realpath(file): file for file, _ in pairs} if overwrite else {}
@@ -262,6 +277,8 @@ def _each(
         except BrokenPipeError:  # nobody reads the report
             raise
         except (CodecError, OSError) as error:
+            if getattr(error, "errno", None) in FULL or getattr(error.__cause__, "errno", None) in FULL:
+                raise
             num_bad += 1
             complain(sentence(error))
             if as_json:
