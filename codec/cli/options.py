@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -22,6 +23,9 @@ class Name(click.ParamType):
         if not os.fspath(value):
             self.fail("it is empty", param, ctx)
         return self._kind(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]  # which the shell completes itself
 
 
 def option_model(default: str | None, text: str) -> Callable[[Function], Function]:
