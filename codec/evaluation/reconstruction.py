@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,20 +42,19 @@ class Task:
     known: Reconstruction | None  # of an earlier run
 
 
-_codec: Any = None
-_device = ""
+_model = _device = _fingerprint = ""  # of this process
 
 
 def prepare(model: str, device: str, num_threads: int) -> None:
     """Load the model, once in a process; 0 threads leaves their number as it is."""
     import torch
 
-    from codec.model import weights
+    from codec.files import load_model
 
-    global _codec, _device
+    global _model, _device, _fingerprint
     if num_threads:
         torch.set_num_threads(num_threads)
-    _codec, _device = weights.load(model, device), device
+    _model, _device, _fingerprint = model, device, load_model(model, device)[0].fingerprint  # which is kept there
 
 
 def reconstruct(task: Task) -> Reconstruction:
@@ -66,18 +64,18 @@ def reconstruct(task: Task) -> Reconstruction:
 
     key = ""
     try:
-        key = f"{file_sum(task.reference)} {_codec.fingerprint} {_device} {task.peak}"
+        key = f"{file_sum(task.reference)} {_fingerprint} {_device} {task.peak}"
         if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
             return task.known
         for path in (task.estimate, task.codes):
             path.parent.mkdir(parents=True, exist_ok=True)
-        encoded = encode_file(task.reference, task.codes, model=_codec, overwrite=True)
-        decoded = decode_file(task.codes, task.estimate, model=_codec, overwrite=True)
+        encoded = encode_file(task.reference, task.codes, model=_model, device=_device, overwrite=True)
+        decoded = decode_file(task.codes, task.estimate, model=_model, device=_device, overwrite=True)
         if task.peak is not None:
             _cut(task.estimate, task.peak)
         again = task.codes.with_name(task.codes.stem + AGAIN_SUFFIX)
         try:
-            encode_file(task.estimate, again, model=_codec, overwrite=True)
+            encode_file(task.estimate, again, model=_model, device=_device, overwrite=True)
             reencoding = agreement(read_codes(task.codes).codes, read_codes(again).codes)
         finally:
             again.unlink(missing_ok=True)

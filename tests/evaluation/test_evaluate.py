@@ -17,6 +17,7 @@ from codec.evaluation import evaluate_folders, evaluate_model
 from codec.evaluation.evaluate import Options
 from codec.evaluation.journal import Journal, file_sum
 from codec.evaluation.report import table
+from codec.files import encode_file
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -323,6 +324,8 @@ def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path)
     row = rows_of(tmp_path / "out")[0]
     size = (tmp_path / "out" / "codes" / "talk0.codes").stat().st_size
     assert float(row["bitrate"]) == pytest.approx(size * 8 * 24 / 24100, rel=1e-5)
+    encode_file(next(data.glob("talk0.*")), tmp_path / "talk0.codes", model=model_directory)
+    assert (tmp_path / "talk0.codes").stat().st_size == size  # what a user's file takes
     assert 0 <= float(row["reencoding"]) <= 1
     assert audio.info(tmp_path / "out" / "estimates" / "talk0.wav").num_samples == 24100
     assert {entry["metric"] for entry in summary["not_computed"]}.isdisjoint({"utilisation", "bitrate", "reencoding"})
