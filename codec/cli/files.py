@@ -81,7 +81,7 @@ def encode(
             progress=progress,
         )
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
-        return told(report, f"{report.num_frames} codes{rate}")
+        return told(report, f"{count(report.num_frames, 'code')}{rate}")
 
     suffix = CODE_FORMATS[format or "codes"]
     find = partial(_mirrored, find_sounds, source, target, suffix)
@@ -141,7 +141,8 @@ def decode(
             progress=progress,
         )
         damage = f"; damaged: {report.damage}" if report.damage else ""
-        return told(report, f"{report.num_frames} codes{saturated(report.num_saturated)}{damage}", bool(damage))
+        text = f"{count(report.num_frames, 'code')}{saturated(report.num_saturated)}{damage}"
+        return told(report, text, bool(damage))
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
@@ -215,7 +216,7 @@ def roundtrip(
         report = dataclasses.replace(
             encoded, target=decoded.target, elapsed_seconds=encoded.elapsed_seconds + decoded.elapsed_seconds
         )
-        text = f"{report.num_frames} codes, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
+        text = f"{count(report.num_frames, 'code')}, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
         return told(report, text) | {"num_saturated": decoded.num_saturated}
 
     suffix = OUTPUT_FORMATS[format or "wav"]
