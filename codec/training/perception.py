@@ -7,6 +7,8 @@ same band, not at all. What is understood hangs on how bands get louder and soft
 Legend: B batch, T samples, N frames, F frequency bins, M bands, S stretches of several frames.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,7 +92,7 @@ class Disturbance(nn.Module):
     thresholds: Tensor  # (M,) power
     exponents: Tensor  # (M,)
     telephone: Tensor  # (M,) bool, those that tell the level
-    sone: Tensor  # scalar, loudness of the tone of 1 kHz at 40 dB
+    sone: Tensor  # scalar, loudness of the tone of 1 kHz at 40 dB, over all bands
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
@@ -106,10 +108,6 @@ class Disturbance(nn.Module):
         thresholds = power_of(hearing_threshold(centres))
         exponents = ZWICKER_EXPONENT * (6 / (bark(centres) + 2)).clamp(1, 2) ** 0.15  # P.862's, below 4 Bark
         half_widths = counts * hz[0] / 2
-        tone = torch.tensor([1000.0], dtype=torch.float64)
-        exponent = torch.tensor([ZWICKER_EXPONENT], dtype=torch.float64)
-        reference = power_of(torch.tensor([REFERENCE_LEVEL], dtype=torch.float64))
-        sone = loudness(reference, power_of(hearing_threshold(tone)), exponent)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer(
             "telephone", (centres > TELEPHONE_BAND[0]) & (centres < TELEPHONE_BAND[1]), persistent=False
@@ -119,9 +117,13 @@ class Disturbance(nn.Module):
             "widths": bark(centres + half_widths) - bark(centres - half_widths),
             "thresholds": thresholds,
             "exponents": exponents,
-            "sone": sone.squeeze(),
+            "sone": torch.ones(()),
         }.items():
             self.register_buffer(name, values.float(), persistent=False)
+        tone = torch.sin(2 * math.pi * 1000.0 / sample_rate * torch.arange(self.n_fft))
+        power = self._band_powers(tone[None])[0]  # (1, M): a window spreads a tone over several bands
+        power *= power_of(torch.tensor(REFERENCE_LEVEL)) / power.sum()
+        self.sone.copy_((self._sones(power) * self.widths).sum())
 
     @staticmethod
     def shortest(sample_rate: int) -> int:

@@ -57,7 +57,7 @@ class TrainingConfig:
     mel_weight: float = 15.0
     loudness_weight: float = 30.0  # of the difference in loudness
     convergence_weight: float = 7.5  # of the spectral convergence
-    disturbance_weight: float = 9.0  # of what a model of the ear hears of the difference
+    disturbance_weight: float = 5.0  # of what a model of the ear hears of the difference
     intelligibility_weight: float = 60.0  # of the loss in short-time objective intelligibility
     commitment_weight: float = 20.0
     usage_weight: float = 4.0  # of the loss that draws latents and codes towards an even use of all codes

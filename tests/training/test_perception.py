@@ -42,12 +42,14 @@ def test_scales_have_their_published_fixed_points():
     assert float(perception.hearing_threshold(torch.tensor(1000.0))) == pytest.approx(3.4, abs=0.1)
 
 
-def test_loudness_doubles_every_ten_decibels(ear: Disturbance):
-    """The definition of the sone: 1 at 40 dB and, about, twice as much for every 10 dB more."""
-    band = int(ear.bands[round(1000 * ear.n_fft / RATE)].argmax())
-    power = torch.zeros(5, ear.bands.shape[1])
-    power[:, band] = perception.power_of(torch.tensor([40.0, 50.0, 60.0, 70.0, 80.0]))
-    sones = ear._sones(power)[:, band]
+@pytest.mark.parametrize("sample_rate", [16000, RATE, 48000])
+def test_loudness_doubles_every_ten_decibels(sample_rate: int):
+    """The definition of the sone: a tone of 1 kHz has 1 at 40 dB and, about, twice as much for every 10 dB more."""
+    ear = Disturbance(sample_rate)
+    tone = torch.sin(2 * math.pi * 1000 * torch.arange(sample_rate) / sample_rate)
+    power = ear._band_powers(tone[None])[0, 3]  # (M,) of a frame
+    levels = perception.power_of(torch.tensor([40.0, 50.0, 60.0, 70.0, 80.0]))
+    sones = (ear._sones(levels[:, None] * power / power.sum()) * ear.widths).sum(1)
     assert float(sones[0]) == pytest.approx(1.0, abs=0.05)
     ratios = sones[1:] / sones[:-1]
     assert ((ratios > 1.6) & (ratios < 2.1)).all()
@@ -134,6 +136,18 @@ def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Te
     disturbances = torch.stack([ear(sentence, estimate) for estimate in estimates])
     ranks = torch.stack([values.argsort().argsort().float() for values in (scores, -disturbances)])
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.9
+
+
+def test_it_counts_in_points_of_the_raw_score(ear: Disturbance, sentence: torch.Tensor):
+    """4.5 without any disturbance; P.862.2 maps the raw score to what `pesq` gives. Bands here come from formulas."""
+    pesq = pytest.importorskip("pesq").pesq
+    errors = []
+    for estimate in degraded(sentence)[7:]:  # blurred, as what a codec does
+        reference_at_16k, estimate_at_16k = (resample_poly(wav[0].numpy(), 2, 3) for wav in (sentence, estimate))
+        score = pesq(16000, reference_at_16k, estimate_at_16k, "wb")
+        raw = (3.8224 - math.log(4 / (score - 0.999) - 1)) / 1.3669
+        errors.append(4.5 - float(ear(sentence, estimate)) - raw)
+    assert abs(sum(errors) / len(errors)) < 0.4
 
 
 @pytest.fixture(scope="module")
