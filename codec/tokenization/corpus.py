@@ -28,10 +28,11 @@ from codec.tokenization.shards import (
     TokensInfo,
     count_failed,
     file_state,
-    is_finished,
     is_tokens,
     read_info,
     read_places,
+    read_shard,
+    unfinished,
     write_info,
     write_shard,
 )
@@ -118,19 +119,20 @@ def tokenize(
     recordings = list_recordings(Path(source))
     info = _begin(Path(source), Path(target), recordings, model, precision, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
-    shards = {}
+    wanted: dict[int, Sequence[Recording]] = {}  # by shard
     for number in numbers:
         shard = _shard(recordings, number, info)
-        if not is_finished(Path(target), number, info, {recording.id: recording.path for recording in shard}):
-            shards[number] = shard
-    done = sum(len(_shard(recordings, number, info)) for number in numbers if number not in shards)
-    total = done + sum(map(len, shards.values()))
+        ids = unfinished(Path(target), number, info, {recording.id: recording.path for recording in shard})
+        if ids:
+            wanted[number] = [recording for recording in shard if recording.id in ids]
+    total = sum(len(_shard(recordings, number, info)) for number in numbers)
+    done = total - sum(map(len, wanted.values()))
     new_samples = 0
     if progress:
         progress("encoded", done, total)
-    results = _encode_all(shards, jobs, (model, device, precision))
-    for number, encoded in _whole_shards(shards, _counted(results, done, total, progress)):
-        new_samples += _write(Path(target), number, shards[number], encoded, info)
+    results = _encode_all(wanted, jobs, (model, device, precision))
+    for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
+        new_samples += _write(Path(target), number, _shard(recordings, number, info), encoded, info)
     places = [place for number in numbers for place in read_places(Path(target), number)]
     return TokenizeReport(
         source=os.fspath(source),
@@ -138,7 +140,7 @@ def tokenize(
         model=info.model,
         fingerprint=info.fingerprint,
         num_shards=len(numbers),
-        num_found=len(numbers) - len(shards),
+        num_found=len(numbers) - len(wanted),
         num_utterances=len(places),
         num_failed=sum(count_failed(Path(target), number) for number in numbers),
         num_codes=sum(place.codes for place in places),
@@ -261,14 +263,13 @@ def _encode_all(
 
 def _whole_shards(
     shards: dict[int, Sequence[Recording]], results: Iterator[tuple[int, int, Encoded]]
-) -> Iterator[tuple[int, list[Encoded]]]:
-    """Shards whose recordings are all done, results in their order."""
-    pending: dict[int, dict[int, Encoded]] = {}
+) -> Iterator[tuple[int, dict[str, Encoded]]]:
+    """Shards whose recordings are all done, results by id."""
+    pending: dict[int, dict[str, Encoded]] = {}
     for number, place, result in results:
-        pending.setdefault(number, {})[place] = result
+        pending.setdefault(number, {})[shards[number][place].id] = result
         if len(pending[number]) == len(shards[number]):
-            finished = pending.pop(number)
-            yield number, [finished[place] for place in range(len(finished))]
+            yield number, pending.pop(number)
 
 
 def _counted(
@@ -280,16 +281,19 @@ def _counted(
         yield result
 
 
-def _write(target: Path, number: int, shard: Sequence[Recording], encoded: list[Encoded], info: TokensInfo) -> int:
-    """Write a shard; returns its samples."""
+def _write(target: Path, number: int, shard: Sequence[Recording], encoded: dict[str, Encoded], info: TokensInfo) -> int:
+    """Write a shard, with the codes it has of what was not encoded again; returns the samples that were encoded."""
+    kept = read_shard(target, number, info) if len(encoded) < len(shard) else {}
+    results: dict[str, Encoded] = {**kept, **encoded}
     utterances, failed = [], []
-    for recording, result in zip(shard, encoded, strict=True):
+    for recording in shard:
+        result = results[recording.id]
         if isinstance(result, Unusable):
             failed.append((recording.id, str(recording.path), *result))
         else:
             utterances.append((recording.id, *result, recording.speaker, recording.part))
     write_shard(target, number, utterances, failed, info.dtype)
-    return sum(num_samples for _, _, num_samples, _, _ in utterances)
+    return sum(result[1] for result in encoded.values() if not isinstance(result, Unusable))
 
 
 _codec: Codec

@@ -7,8 +7,8 @@ A folder holds `tokens.json`, which says what made them, and for every shard, nu
     00012.failed.tsv   a line for each that could not be used: id  path  reason  file; only where there are any
 
 Those of an utterance are `codes` integers from `start` on; `samples` is the length of its sound at the model's sample
-rate. `file` tells what a file was when it was tried: once it is another, it is tried again. The table is written last:
-a shard that has one is whole.
+rate. `file` tells what a file was when it was tried: once one is another, all those of the shard are tried again. The
+table is written last: a shard that has one is whole.
 """
 
 import contextlib
@@ -225,8 +225,11 @@ def write_shard(
     _write_table(_path(folder, number, ".tsv"), Place._fields, places)
 
 
-def is_finished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, Path]) -> bool:
-    """Whether a shard is there, undamaged, and no recording that it could not use was changed since.
+def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, Path]) -> set[str]:
+    """Ids of the utterances of a shard that are to be encoded.
+
+    None where it is undamaged and no recording that it could not use was changed since; once one was, or the list of
+    failures is gone, those without codes; all where the shard is missing or damaged.
 
     Args:
         folder: of the tokens.
@@ -235,14 +238,27 @@ def is_finished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str,
         paths: id -> sound file of all its utterances.
     """
     try:
-        places = read_places(folder, number)
-        _open_codes(folder, number, places, info.dtype)
+        encoded = read_shard(folder, number, info).keys()
         failed = _read_failed(folder, number)
     except FormatError:
-        return False
-    if {place.id for place in places} | failed.keys() != paths.keys():
-        return False
-    return all(file_state(paths[id]) == state for id, state in failed.items())
+        return set(paths)
+    if not encoded | failed.keys() <= paths.keys():
+        return set(paths)
+    is_whole = encoded | failed.keys() == paths.keys()
+    if is_whole and all(file_state(paths[id]) == state for id, state in failed.items()):
+        return set()
+    return paths.keys() - encoded
+
+
+def read_shard(folder: Path, number: int, info: TokensInfo) -> dict[str, tuple[np.ndarray, int]]:
+    """Codes (N,) and the number of samples of each utterance of a shard.
+
+    Raises:
+        FormatError: it is missing or damaged.
+    """
+    places = read_places(folder, number)
+    codes = np.array(_open_codes(folder, number, places, info.dtype))  # no mapping: the file may be replaced meanwhile
+    return {place.id: (codes[place.start : place.start + place.codes], place.samples) for place in places}
 
 
 def file_state(path: Path) -> str:

@@ -257,6 +257,34 @@ def test_recordings_are_tried_again_once_they_have_changed(recordings, tmp_path,
     assert not list((tmp_path / "tokens").glob("*.failed.tsv"))
 
 
+def test_only_recordings_without_codes_are_tried_again(recordings, tmp_path, model_directory, monkeypatch):
+    folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    good = (folder / "anna" / "2.wav").read_bytes()
+    for name in ("anna/2.wav", "anna/6.wav"):
+        (folder / name).write_bytes(b"")
+    assert len(tokens_of(folder, tmp_path / "tokens", model_directory, utterances_per_shard=4)) == 5
+    (folder / "anna" / "2.wav").write_bytes(good)
+    (folder / "anna" / "6.wav").chmod(0o600)  # as good as before, that is not at all
+    encoded = []
+    monkeypatch.setattr(corpus, "encode_sound", lambda path, *more: encoded.append(path.stem) or original(path, *more))
+    report = tokenize(folder, tmp_path / "tokens", model=str(model_directory), jobs=0, utterances_per_shard=4)
+    assert encoded == ["2", "6"]
+    assert (report.num_found, report.num_utterances, report.num_failed) == (1, 6, 1)
+    tokens_of(folder, tmp_path / "fresh", model_directory, utterances_per_shard=4)
+    assert content(tmp_path / "tokens") == content(tmp_path / "fresh")
+
+
+def test_a_damaged_shard_with_failures_is_made_again(recordings, tmp_path, model_directory):
+    folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    (folder / "anna" / "2.wav").write_bytes(b"")
+    tokens_of(folder, tmp_path / "tokens", model_directory)
+    before = content(tmp_path / "tokens")
+    for name, data in (("00000.npy", b"half"), ("00000.failed.tsv", before["00000.failed.tsv"].replace(b"2", b"9"))):
+        (tmp_path / "tokens" / name).write_bytes(data)
+        tokens_of(folder, tmp_path / "tokens", model_directory)
+        assert content(tmp_path / "tokens") == before
+
+
 def test_recordings_that_come_back_as_they_were_are_tried_again(recordings, tmp_path, model_directory):
     folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
     tokens = tmp_path / "tokens"
