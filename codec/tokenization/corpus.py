@@ -133,7 +133,7 @@ def tokenize(
     results = _encode_all(wanted, jobs, (model, device, precision))
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
         new_samples += _write(Path(target), number, _shard(recordings, number, info), encoded, info)
-    places = [place for number in numbers for place in read_places(Path(target), number)]
+    places = [place for number in numbers for place in read_places(Path(target), number, info.hop_length)]
     return TokenizeReport(
         source=os.fspath(source),
         target=os.fspath(target),

@@ -95,7 +95,7 @@ class Tokens(Mapping[str, np.ndarray]):
             )
         self._codes = functools.lru_cache(maxsize=MAX_OPEN)(self._open)  # a process may have some 1000 files open
         for number in range(self.info.num_shards):
-            places = read_places(self.folder, number)
+            places = read_places(self.folder, number, self.info.hop_length)
             _open_codes(self.folder, number, places, self.info.dtype)
             self.places |= {place.id: place for place in places}
             self._shard_of |= dict.fromkeys((place.id for place in places), number)
@@ -256,7 +256,7 @@ def read_shard(folder: Path, number: int, info: TokensInfo) -> dict[str, tuple[n
     Raises:
         FormatError: it is missing or damaged.
     """
-    places = read_places(folder, number)
+    places = read_places(folder, number, info.hop_length)
     codes = np.array(_open_codes(folder, number, places, info.dtype))  # no mapping: the file may be replaced meanwhile
     return {place.id: (codes[place.start : place.start + place.codes], place.samples) for place in places}
 
@@ -273,8 +273,13 @@ def file_state(path: Path) -> str:
     return f"{status.st_size} {status.st_ctime_ns}"
 
 
-def read_places(folder: Path, number: int) -> list[Place]:
+def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
     """The table of a shard.
+
+    Args:
+        folder: of the tokens.
+        number: of the shard.
+        hop_length: samples of a code.
 
     Raises:
         FormatError: it is not one.
@@ -292,6 +297,8 @@ def read_places(folder: Path, number: int) -> list[Place]:
         for place in places:
             if place.start != end or place.codes < 0:
                 raise ValueError(f"{place.id} does not begin where the utterance before it ends")
+            if place.samples < 0 or place.codes != -(-place.samples // hop_length):
+                raise ValueError(f"{place.id} has {place.codes} codes, which do not fit {place.samples} samples")
             end += place.codes
         if len({place.id for place in places}) < len(places):
             raise ValueError("an id stands there twice")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -349,6 +350,9 @@ def test_a_shard_without_its_codes_is_made_again(manifest, tmp_path, model_direc
     (tmp_path / "tokens" / "00002.tsv").write_bytes(before["00002.tsv"][:-10])
     tokens_of(manifest, tmp_path / "tokens", model_directory)
     assert content(tmp_path / "tokens") == before
+    (tmp_path / "tokens" / "00000.tsv").write_bytes(re.sub(rb"\t\d+\tanna", b"\t99999999\tanna", before["00000.tsv"]))
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert content(tmp_path / "tokens") == before
 
 
 def test_of_a_folder_speakers_are_known_and_repaired_recordings_are_tried_again(recordings, tmp_path, model_directory):
@@ -468,10 +472,13 @@ INFO = (
         ("00000.npy", b"", "cannot be read"),
         ("00000.npy", None, "cannot be read"),
         ("00000.tsv", b"id\tstart\n", "not the table of a shard"),
+        ("00000.tsv", TABLE + b"a\t0\t3\t961\ts\tp\n", "a has 3 codes, which do not fit 961 samples"),
+        ("00000.tsv", TABLE + b"a\t0\t3\t640\ts\tp\n", "a has 3 codes, which do not fit 640 samples"),
+        ("00000.tsv", TABLE + b"a\t0\t0\t-5\ts\tp\n", "a has 0 codes, which do not fit -5 samples"),
         ("00000.tsv", TABLE + b"a\t0\t2\t640\ts\tp\n", "does not fit its table"),
         ("00000.tsv", TABLE + b"a\t-1\t3\t960\ts\tp\n", "a does not begin where the utterance before it ends"),
-        ("00000.tsv", TABLE + b"a\t0\t4\t960\ts\tp\nb\t4\t-1\t9\ts\tp\n", "b does not begin where"),
-        ("00000.tsv", TABLE + b"a\t0\t2\t960\ts\tp\na\t2\t1\t9\ts\tp\n", "an id stands there twice"),
+        ("00000.tsv", TABLE + b"a\t0\t4\t1280\ts\tp\nb\t4\t-1\t9\ts\tp\n", "b does not begin where"),
+        ("00000.tsv", TABLE + b"a\t0\t2\t640\ts\tp\na\t2\t1\t9\ts\tp\n", "an id stands there twice"),
         ("00000.tsv", TABLE + b"a\t0\n", "a line has not 6 columns"),
         ("tokens.json", b"{}", "does not describe tokens"),
         ("tokens.json", INFO % b"0", "utterances_per_shard is 0"),
