@@ -45,15 +45,14 @@ def inspect_codes(path: str) -> dict[str, Any]:
 def inspect_tokens(path: str) -> dict[str, Any]:
     """What a folder of tokens holds, and what it was made with."""
     tokens = Tokens(path)
-    places = tokens.places.values()
     return {
         "tokens": path,
         "num_utterances": len(tokens),
         "num_failed": tokens.info.utterances - len(tokens),
         "num_shards": tokens.info.num_shards,
-        "num_codes": sum(place.codes for place in places),
-        "seconds": sum(place.samples for place in places) / tokens.info.sample_rate,
-        "num_speakers": len({place.speaker for place in places}),
+        "num_codes": int(tokens.places.codes.sum()),
+        "seconds": int(tokens.places.samples.sum()) / tokens.info.sample_rate,
+        "num_speakers": len(tokens.places.speakers),
         "sample_rate": tokens.info.sample_rate,
         "hop_length": tokens.info.hop_length,
         "codebook_size": tokens.info.codebook_size,

@@ -133,7 +133,12 @@ def tokenize(
     results = _encode_all(wanted, jobs, (model, device, precision))
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
         new_samples += _write(Path(target), number, _shard(recordings, number, info), encoded, info)
-    places = [place for number in numbers for place in read_places(Path(target), number, info.hop_length)]
+    num_utterances = num_codes = num_samples = 0
+    for number in numbers:
+        places = read_places(Path(target), number, info.hop_length)
+        num_utterances += len(places)
+        num_codes += sum(place.codes for place in places)
+        num_samples += sum(place.samples for place in places)
     return TokenizeReport(
         source=os.fspath(source),
         target=os.fspath(target),
@@ -141,10 +146,10 @@ def tokenize(
         fingerprint=info.fingerprint,
         num_shards=len(numbers),
         num_found=len(numbers) - len(wanted),
-        num_utterances=len(places),
+        num_utterances=num_utterances,
         num_failed=sum(count_failed(Path(target), number) for number in numbers),
-        num_codes=sum(place.codes for place in places),
-        seconds=sum(place.samples for place in places) / info.sample_rate,
+        num_codes=num_codes,
+        seconds=num_samples / info.sample_rate,
         new_seconds=new_samples / info.sample_rate,
         elapsed_seconds=time.monotonic() - started,
     )

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -72,6 +73,83 @@ class Place(NamedTuple):
     part: str
 
 
+_ROW = np.dtype(
+    [
+        ("shard", np.uint32),
+        ("id", np.uint32),  # its length in bytes
+        ("start", np.int64),
+        ("codes", np.int64),
+        ("samples", np.int64),
+        ("speaker", np.uint32),
+        ("part", np.uint32),
+    ]
+)
+
+
+class Places(Mapping[str, Place]):
+    """The place of each of U utterances by id, made when it is asked for: of millions, objects would fill the memory.
+
+    Attributes:
+        codes: (U,) int64, how many each utterance has, in order: to draw them by length.
+        samples: (U,) int64.
+        speakers: each once.
+        parts: each once.
+    """
+
+    def __init__(self, shards: Iterable[Iterable[Place]]):
+        rows, ids, sums = [np.zeros(0, _ROW)], [], [np.zeros(0, np.uint32)]
+        speakers: dict[str, int] = {}
+        parts: dict[str, int] = {}
+        for number, places in enumerate(shards):
+            table, names = [], []
+            for id, start, codes, samples, speaker, part in places:
+                names.append(id.encode())
+                speaker_number = speakers.setdefault(speaker, len(speakers))
+                part_number = parts.setdefault(part, len(parts))
+                table.append((number, len(names[-1]), start, codes, samples, speaker_number, part_number))
+            rows.append(np.array(table, _ROW))
+            ids.append(b"".join(names))
+            sums.append(np.fromiter(map(zlib.crc32, names), np.uint32))
+        self._rows, self._ids, unsorted = np.concatenate(rows), b"".join(ids), np.concatenate(sums)
+        self._ends = self._rows["id"].cumsum(dtype=np.int64)
+        self._order = unsorted.argsort()
+        self._sums = unsorted[self._order]
+        self.speakers, self.parts = list(speakers), list(parts)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(U,) int64."""
+        return self._rows["codes"]
+
+    @property
+    def samples(self) -> np.ndarray:
+        """(U,) int64."""
+        return self._rows["samples"]
+
+    def locate(self, id: str) -> tuple[int, Place]:
+        """The number of the shard, and the place in it. Raises KeyError."""
+        key = np.uint32(zlib.crc32(f"{id}".encode(errors="backslashreplace")))
+        first, last = self._sums.searchsorted(key, "left"), self._sums.searchsorted(key, "right")
+        for number in self._order[first:last]:
+            if self._id(number) == id:
+                shard, _, start, codes, samples, speaker, part = self._rows[number].item()
+                return shard, Place(id, start, codes, samples, self.speakers[speaker], self.parts[part])
+        raise KeyError(id)
+
+    def __getitem__(self, id: str) -> Place:
+        return self.locate(id)[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._id, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _id(self, number: int) -> str:
+        end = self._ends[number]
+        return self._ids[end - self._rows["id"][number] : end].decode()
+
+
 class Tokens(Mapping[str, np.ndarray]):
     """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
 
@@ -85,31 +163,28 @@ class Tokens(Mapping[str, np.ndarray]):
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         self.info = read_info(self.folder)
-        self.places: dict[str, Place] = {}
-        self._shard_of: dict[str, int] = {}
         missing = [number for number in range(self.info.num_shards) if not _path(folder, number, ".tsv").is_file()]
         if missing:
             raise FormatError(
                 f"{folder}: {len(missing)} of {self.info.num_shards} shards are missing, the first is "
                 f"{_name(missing[0])}; run codec tokenize again"
             )
-        self._codes = functools.lru_cache(maxsize=MAX_OPEN)(self._open)  # a process may have some 1000 files open
-        for number in range(self.info.num_shards):
-            places = read_places(self.folder, number, self.info.hop_length)
-            _open_codes(self.folder, number, places, self.info.dtype)
-            self.places |= {place.id: place for place in places}
-            self._shard_of |= dict.fromkeys((place.id for place in places), number)
+        self.__setstate__((self.folder, self.info, Places(self._read_tables())))
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        """Another process opens the same files."""
-        return Tokens, (self.folder,)
+    def __getstate__(self) -> tuple[Path, TokensInfo, Places]:
+        """Another process opens the same files, and need not read their tables."""
+        return self.folder, self.info, self.places
+
+    def __setstate__(self, state: tuple[Path, TokensInfo, Places]) -> None:
+        self.folder, self.info, self.places = state
+        self._codes = functools.lru_cache(maxsize=MAX_OPEN)(self._open)  # a process may have some 1000 files open
 
     def __getitem__(self, id: str) -> np.ndarray:
-        place = self.places[id]
-        codes = self._codes(self._shard_of[id])[place.start : place.start + place.codes]
+        number, place = self.places.locate(id)
+        codes = self._codes(number)[place.start : place.start + place.codes]
         if codes.max(initial=0) >= self.info.codebook_size:
             raise FormatError(
-                f"{_path(self.folder, self._shard_of[id], '.npy')}: damaged, {id} has code {codes.max()} and the model "
+                f"{_path(self.folder, number, '.npy')}: damaged, {id} has code {codes.max()} and the model "
                 f"{self.info.codebook_size} codes; delete the file and run codec tokenize again"
             )
         return codes
@@ -133,6 +208,12 @@ class Tokens(Mapping[str, np.ndarray]):
         with tempfile.TemporaryDirectory(prefix="codec-") as folder:
             write_codes(Path(folder) / "utterance.codes", self[id], header=header, num_samples=self.places[id].samples)
             yield Path(folder) / "utterance.codes"
+
+    def _read_tables(self) -> Iterator[list[Place]]:
+        for number in range(self.info.num_shards):
+            places = read_places(self.folder, number, self.info.hop_length)
+            _open_codes(self.folder, number, places, self.info.dtype)
+            yield places
 
     def _open(self, number: int) -> np.ndarray:
         return _map(_path(self.folder, number, ".npy"))

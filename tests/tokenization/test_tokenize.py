@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -378,13 +379,34 @@ def test_many_shards_need_few_open_files(manifest, tmp_path, model_directory, mo
         assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
-def test_another_process_opens_the_same_files(manifest, tmp_path, model_directory):
+def test_another_process_opens_the_same_codes_without_reading_the_tables(manifest, tmp_path, model_directory):
     tokens = tokens_of(manifest, tmp_path / "tokens", model_directory)
     sent = pickle.dumps(tokens)
-    assert len(sent) < 200
-    assert {id: codes.tolist() for id, codes in pickle.loads(sent).items()} == {
+    for path in (tmp_path / "tokens").glob("*.tsv"):
+        path.unlink()
+    received = pickle.loads(sent)
+    assert {id: codes.tolist() for id, codes in received.items()} == {
         id: codes.tolist() for id, codes in tokens.items()
     }
+    assert received.places == tokens.places
+
+
+def test_places_are_found_by_whatever_id(tmp_path):
+    info = TokensInfo("m", "f", 24000, 320, 4096, "float32", 4, 3, "l")
+    write_info(tmp_path, info)
+    ids = ["plumless", "a/ä ö", "b", "buckeroo"]  # the first and the last have the same CRC-32
+    assert zlib.crc32(ids[0].encode()) == zlib.crc32(ids[-1].encode())
+    utterances = [(id, np.full(n, n), 320 * n, f"speaker of {id}", "train") for n, id in enumerate(ids, 1)]
+    write_shard(tmp_path, 0, utterances[:3], [], info.dtype)
+    write_shard(tmp_path, 1, utterances[3:], [], info.dtype)
+    tokens = Tokens(tmp_path)
+    assert list(tokens) == ids
+    assert [codes.tolist() for codes in tokens.values()] == [[1], [2, 2], [3, 3, 3], [4, 4, 4, 4]]
+    assert tokens.places["b"] == Place("b", 3, 3, 960, "speaker of b", "train")
+    assert (tokens.places.codes.tolist(), tokens.places.samples.tolist()) == ([1, 2, 3, 4], [320, 640, 960, 1280])
+    assert (len(tokens.places.speakers), tokens.places.parts) == (4, ["train"])
+    for id in ("plumles", "", "\udcff", 1, None):
+        assert id not in tokens
 
 
 def test_a_code_that_the_model_does_not_have_is_named(manifest, tmp_path, model_directory, capsys):
