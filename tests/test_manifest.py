@@ -7,7 +7,7 @@ import pytest
 
 from codec import audio
 from codec.errors import CorpusError
-from codec.manifest import Utterance, check_manifest, read_manifest, write_manifest
+from codec.manifest import Utterance, can_stand_in_manifest, check_manifest, read_manifest, write_manifest
 
 HEADER = "id\tpath\tseconds\tsamples\tsample_rate\tspeaker\tpart\n"
 GOOD = "a\ta.wav\t2.000\t48000\t24000\t14\ttrain\n"
@@ -90,6 +90,11 @@ def test_value_that_would_break_a_line_is_refused_and_nothing_is_written(changes
         write_manifest(tmp_path / "m.tsv", [utterance(), utterance("b", **changes) if "id" not in changes
                                             else utterance(**changes)])  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_need_not_be_printable():
+    assert all(map(can_stand_in_manifest, ("a", "ä ö", " ", "a\xa0b", "a\u200bb", "a\ue000b")))
+    assert not any(map(can_stand_in_manifest, ("", "a\0", "a\tb", "a\x1cb", "a\x85", "\n", "a\ud800")))
 
 
 def test_two_files_of_one_id_are_refused(tmp_path):
