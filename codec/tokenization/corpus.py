@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def tokenize(
     Args:
         source: a manifest, or a folder of sound files.
         target: folder of the shards; those that are there are kept, if the list and the model are the same.
-        model: name of a boxed model, directory or Hub id.
+        model: name of a boxed model, directory or Hub id; no loaded model, as every process loads its own.
         device: "cpu", "cuda", "mps" or "auto".
         precision: "float32" or "bf16", see `encode_file`.
         jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
@@ -107,12 +107,7 @@ def tokenize(
         OSError: the system refuses.
     """
     started = time.monotonic()
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-    if utterances_per_shard < 1:
-        raise ConfigError(f"a shard must have at least 1 utterance, got {utterances_per_shard}")
-    if not 1 <= share[0] <= share[1]:
-        raise ConfigError(f"the share must be i of n with 1 <= i <= n, got {share[0]} of {share[1]}")
+    _check_settings(model, precision, jobs, utterances_per_shard, share)
     device = str(weights.choose_device(device))
     if jobs is None:
         jobs = num_cores() if device == "cpu" else 0
@@ -153,6 +148,23 @@ def tokenize(
         new_seconds=new_samples / info.sample_rate,
         elapsed_seconds=time.monotonic() - started,
     )
+
+
+def _check_settings(model: Any, precision: Any, jobs: Any, utterances_per_shard: Any, share: Any) -> None:
+    if isinstance(model, Codec):
+        raise ConfigError("every process loads the model, so codec.save a loaded one and name its directory")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    if jobs is not None and not (isinstance(jobs, int) and jobs >= 0):
+        raise ConfigError(f"jobs must be a number of processes, 0 for none but this one, or None, got {jobs!r}")
+    if not isinstance(utterances_per_shard, int):
+        raise ConfigError(f"utterances_per_shard must be an integer, got {utterances_per_shard!r}")
+    if utterances_per_shard < 1:
+        raise ConfigError(f"a shard must have at least 1 utterance, got {utterances_per_shard}")
+    if not (isinstance(share, tuple | list) and len(share) == 2 and all(isinstance(number, int) for number in share)):
+        raise ConfigError(f"share must be two integers, (2, 8) for the second of eight, got {share!r}")
+    if not 1 <= share[0] <= share[1]:
+        raise ConfigError(f"the share must be i of n with 1 <= i <= n, got {share[0]} of {share[1]}")
 
 
 def list_recordings(source: Path) -> list[Recording]:

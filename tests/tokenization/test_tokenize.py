@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec import encode_file, read_codes
+from codec import encode_file, load, read_codes
 from codec.cli import run
 from codec.errors import CodecWarning, ConfigError, CorpusError, FormatError
 from codec.manifest import Utterance, write_manifest
@@ -459,6 +459,29 @@ def test_misuse_is_one_sentence(arguments, message, recordings, tmp_path, model_
     assert run(["tokenize", *words, "--model", str(model_directory)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jobs": -1}, "jobs must be a number of processes, 0 for none but this one, or None, got -1"),
+        ({"jobs": "2"}, "jobs must be a number of processes, .*, got '2'"),
+        ({"share": "1/2"}, r"share must be two integers, \(2, 8\) for the second of eight, got '1/2'"),
+        ({"share": (1, 2.0)}, r"share must be two integers, .*, got \(1, 2.0\)"),
+        ({"utterances_per_shard": 6.5}, "utterances_per_shard must be an integer, got 6.5"),
+        ({"precision": "half"}, "precision must be float32 or bf16, got 'half'"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_written(settings, message, recordings, tmp_path, model_directory):
+    with pytest.raises(ConfigError, match=message):
+        tokenize(recordings, tmp_path / "tokens", **{"model": str(model_directory), "jobs": 0} | settings)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_loaded_model_is_refused(recordings, tmp_path, model_directory):
+    with pytest.raises(ConfigError, match=r"codec\.save a loaded one and name its directory"):
+        tokenize(recordings, tmp_path / "tokens", model=load(model_directory), jobs=0)
     assert not (tmp_path / "tokens").exists()
 
 
