@@ -229,11 +229,17 @@ def _begin(
         return info
     before, now = asdict(read_info(target)), asdict(info)
     # A model that was moved or renamed is still the one with this fingerprint, and the list the one with this sum.
-    defining = [name for name in now if name not in ("model", "source")]
+    defining = [name for name in now if name not in ("model", "source", "utterances", "list")]
     changes = [f"{name} was {before[name]} and is {now[name]}" for name in defining if before[name] != now[name]]
     if changes:
         raise ConfigError(
-            f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; delete it or choose another folder"
+            f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; choose another folder"
+        )
+    if before["list"] != info.list:
+        raise ConfigError(
+            f"{target}: the list of recordings has changed since its tokens were made, it had {before['utterances']} "
+            f"utterances and has {info.utterances}; list the new recordings by themselves and tokenize them into a "
+            f"folder of their own, or all of them into another"
         )
     if before["source"] not in ("", info.source):
         warnings.warn(
