@@ -9,7 +9,7 @@ from codec.bitstream.header import MAGIC
 from codec.code_files import CODE_FORMATS, CodeReader, open_code_reader
 from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
 from codec.output import STANDARD_STREAM
-from codec.tokenization.shards import Tokens, is_tokens
+from codec.tokenization.shards import Tokens, is_tokens, read_shard
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -43,8 +43,10 @@ def inspect_codes(path: str) -> dict[str, Any]:
 
 
 def inspect_tokens(path: str) -> dict[str, Any]:
-    """What a folder of tokens holds, and what it was made with."""
+    """What a folder of tokens holds, and what it was made with; all of it is read and checked."""
     tokens = Tokens(path)
+    for number in range(tokens.info.num_shards):
+        read_shard(tokens.folder, number, tokens.info)
     return {
         "tokens": path,
         "num_utterances": len(tokens),

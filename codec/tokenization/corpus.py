@@ -235,7 +235,7 @@ def _begin(
         raise ConfigError(
             f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; choose another folder"
         )
-    if before["list"] != info.list:
+    if (before["list"], before["utterances"]) != (info.list, info.utterances):
         raise ConfigError(
             f"{target}: the list of recordings has changed since its tokens were made, it had {before['utterances']} "
             f"utterances and has {info.utterances}; list the new recordings by themselves and tokenize them into a "

@@ -3,12 +3,12 @@
 A folder holds `tokens.json`, which says what made them, and for every shard, numbered from 0:
 
     00012.npy          the codes of its utterances end to end: (M,) uint16, or uint32 of codebooks beyond 65,536
-    00012.tsv          a line for each utterance: id  start  codes  samples  speaker  part
+    00012.tsv          a line for each utterance: id  start  codes  samples  speaker  part  crc32
     00012.failed.tsv   a line for each that could not be used: id  path  reason  file; only where there are any
 
-Those of an utterance are `codes` integers from `start` on; `samples` is the length of its sound at the model's sample
-rate. `file` tells what a file was when it was tried: once one is another, all those of the shard are tried again. The
-table is written last: a shard that has one is whole.
+Those of an utterance are `codes` integers from `start` on, and `crc32` is the CRC-32 of their bytes; `samples` is the
+length of its sound at the model's sample rate. `file` tells what a file was when it was tried: once one is another, all
+those of the shard are tried again. The table is written last: a shard that has one is whole.
 """
 
 import contextlib
@@ -71,6 +71,7 @@ class Place(NamedTuple):
     samples: int
     speaker: str
     part: str
+    crc32: int | None = None  # of the bytes of the codes; unknown of tokens made before this was noted
 
 
 _ROW = np.dtype(
@@ -82,6 +83,7 @@ _ROW = np.dtype(
         ("samples", np.int64),
         ("speaker", np.uint32),
         ("part", np.uint32),
+        ("crc32", np.int64),  # -1 where unknown
     ]
 )
 
@@ -102,11 +104,11 @@ class Places(Mapping[str, Place]):
         parts: dict[str, int] = {}
         for number, places in enumerate(shards):
             table, names = [], []
-            for id, start, codes, samples, speaker, part in places:
+            for id, start, codes, samples, speaker, part, crc32 in places:
                 names.append(id.encode())
-                speaker_number = speakers.setdefault(speaker, len(speakers))
-                part_number = parts.setdefault(part, len(parts))
-                table.append((number, len(names[-1]), start, codes, samples, speaker_number, part_number))
+                words = speakers.setdefault(speaker, len(speakers)), parts.setdefault(part, len(parts))
+                crc32 = -1 if crc32 is None else crc32
+                table.append((number, len(names[-1]), start, codes, samples, *words, crc32))
             rows.append(np.array(table, _ROW))
             ids.append(b"".join(names))
             sums.append(np.fromiter(map(zlib.crc32, names), np.uint32))
@@ -132,8 +134,9 @@ class Places(Mapping[str, Place]):
         first, last = self._sums.searchsorted(key, "left"), self._sums.searchsorted(key, "right")
         for number in self._order[first:last]:
             if self._id(number) == id:
-                shard, _, start, codes, samples, speaker, part = self._rows[number].item()
-                return shard, Place(id, start, codes, samples, self.speakers[speaker], self.parts[part])
+                shard, _, start, codes, samples, speaker, part, crc32 = self._rows[number].item()
+                words = self.speakers[speaker], self.parts[part]
+                return shard, Place(id, start, codes, samples, *words, None if crc32 < 0 else crc32)
         raise KeyError(id)
 
     def __getitem__(self, id: str) -> Place:
@@ -181,13 +184,7 @@ class Tokens(Mapping[str, np.ndarray]):
 
     def __getitem__(self, id: str) -> np.ndarray:
         number, place = self.places.locate(id)
-        codes = self._codes(number)[place.start : place.start + place.codes]
-        if codes.max(initial=0) >= self.info.codebook_size:
-            raise FormatError(
-                f"{_path(self.folder, number, '.npy')}: damaged, {id} has code {codes.max()} and the model "
-                f"{self.info.codebook_size} codes; delete the file and run codec tokenize again"
-            )
-        return codes
+        return _codes_of(place, self._codes(number), self.info, _path(self.folder, number, ".npy"))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -230,12 +227,23 @@ def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype
     return codes
 
 
+def _codes_of(place: Place, shard: np.ndarray, info: TokensInfo, path: Path) -> np.ndarray:
+    """Those of an utterance (N,) out of its shard, held against the model and the table."""
+    codes = shard[place.start : place.start + place.codes]
+    if codes.max(initial=0) >= info.codebook_size:
+        fault = f"{place.id} has code {codes.max()} and the model {info.codebook_size} codes"
+    elif place.crc32 not in (None, zlib.crc32(codes.data)):
+        fault = f"the codes of {place.id} are not those that were written"
+    else:
+        return codes
+    raise FormatError(f"{path}: damaged, {fault}; run codec tokenize again")
+
+
 def _map(path: Path) -> np.ndarray:
     try:
-        codes: np.ndarray = np.load(path, mmap_mode="r")
+        return np.asarray(np.load(path, mmap_mode="r"))  # slices of numpy's class of mapped arrays take much longer
     except (OSError, *NPY_ERRORS) as error:
         raise FormatError(f"{path}: cannot be read ({error}); run codec tokenize again") from error
-    return codes
 
 
 def is_tokens(folder: str | os.PathLike[str]) -> bool:
@@ -295,8 +303,8 @@ def write_shard(
     """
     places, parts, start = [], [np.zeros(0, dtype)], 0
     for id, codes, num_samples, speaker, part in utterances:
-        places.append(Place(id, start, len(codes), num_samples, speaker, part))
         parts.append(codes.astype(dtype))
+        places.append(Place(id, start, len(codes), num_samples, speaker, part, zlib.crc32(parts[-1].data)))
         start += len(codes)
     with open_output(_path(folder, number, ".npy"), overwrite=True) as stream:
         np.save(stream, np.concatenate(parts))
@@ -332,14 +340,15 @@ def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, 
 
 
 def read_shard(folder: Path, number: int, info: TokensInfo) -> dict[str, tuple[np.ndarray, int]]:
-    """Codes (N,) and the number of samples of each utterance of a shard.
+    """Codes (N,) and the number of samples of each utterance of a shard, all of it read and checked.
 
     Raises:
         FormatError: it is missing or damaged.
     """
     places = read_places(folder, number, info.hop_length)
     codes = np.array(_open_codes(folder, number, places, info.dtype))  # no mapping: the file may be replaced meanwhile
-    return {place.id: (codes[place.start : place.start + place.codes], place.samples) for place in places}
+    path = _path(folder, number, ".npy")
+    return {place.id: (_codes_of(place, codes, info, path), place.samples) for place in places}
 
 
 def file_state(path: Path) -> str:
@@ -368,18 +377,24 @@ def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
     path = _path(folder, number, ".tsv")
     try:
         header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if header.split("\t") != list(Place._fields):
+        columns = tuple(header.split("\t"))
+        if columns not in (Place._fields, Place._fields[:-1]):  # the last was not always there
             raise ValueError(f"its first line is {header!r}")
         rows = [line.split("\t") for line in lines]
-        if any(len(row) != len(Place._fields) for row in rows):
-            raise ValueError(f"a line has not {len(Place._fields)} columns")
-        places = [Place(id, int(a), int(b), int(c), speaker, part) for id, a, b, c, speaker, part in rows]
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"a line has not {len(columns)} columns")
+        places = [
+            Place(id, int(start), int(codes), int(samples), speaker, part, *map(int, crc32))
+            for id, start, codes, samples, speaker, part, *crc32 in rows
+        ]
         end = 0
         for place in places:
             if place.start != end or place.codes < 0:
                 raise ValueError(f"{place.id} does not begin where the utterance before it ends")
             if place.samples < 0 or place.codes != -(-place.samples // hop_length):
                 raise ValueError(f"{place.id} has {place.codes} codes, which do not fit {place.samples} samples")
+            if not (place.crc32 is None or 0 <= place.crc32 < 1 << 32):
+                raise ValueError(f"{place.id} has {place.crc32} for a CRC-32")
             end += place.codes
         if len({place.id for place in places}) < len(places):
             raise ValueError("an id stands there twice")

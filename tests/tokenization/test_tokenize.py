@@ -403,24 +403,64 @@ def test_places_are_found_by_whatever_id(tmp_path):
     tokens = Tokens(tmp_path)
     assert list(tokens) == ids
     assert [codes.tolist() for codes in tokens.values()] == [[1], [2, 2], [3, 3, 3], [4, 4, 4, 4]]
-    assert tokens.places["b"] == Place("b", 3, 3, 960, "speaker of b", "train")
+    assert tokens.places["b"] == Place("b", 3, 3, 960, "speaker of b", "train", zlib.crc32(bytes([3, 0] * 3)))
     assert (tokens.places.codes.tolist(), tokens.places.samples.tolist()) == ([1, 2, 3, 4], [320, 640, 960, 1280])
     assert (len(tokens.places.speakers), tokens.places.parts) == (4, ["train"])
     for id in ("plumles", "", "\udcff", 1, None):
         assert id not in tokens
 
 
-def test_a_code_that_the_model_does_not_have_is_named(manifest, tmp_path, model_directory, capsys):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda code: 60000, r"00000\.npy: damaged, 0 has code 60000 .*; run codec tokenize again"),
+        (lambda code: code ^ 1, r"00000\.npy: damaged, the codes of 0 are not those that were written; run codec tok"),
+    ],
+)
+def test_damaged_codes_are_named_and_made_again(manifest, tmp_path, model_directory, capsys, change, message):
     tokens_of(manifest, tmp_path / "tokens", model_directory)
+    before = content(tmp_path / "tokens")
     codes = np.load(tmp_path / "tokens" / "00000.npy")
-    codes[0] = 60000
+    codes[0] = change(codes[0])
     np.save(tmp_path / "tokens" / "00000.npy", codes)
-    with pytest.raises(FormatError, match=r"00000\.npy: damaged, 0 has code 60000 .*run codec tokenize again"):
-        Tokens(tmp_path / "tokens")["0"]
+    tokens = Tokens(tmp_path / "tokens")
+    with pytest.raises(FormatError, match=message):
+        tokens["0"]
+    assert len(tokens["1"])
     assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "wavs"), "--model", str(model_directory)]) == 2
     err = capsys.readouterr().err
-    assert "damaged, 0 has code 60000" in err
+    assert re.search(message, err)
     assert "1 of 7 files could not be used" in err
+    assert run(["info", str(tmp_path / "tokens")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    assert content(tmp_path / "tokens") == before
+
+
+def test_tables_of_tokens_once_had_no_sums(recordings, tmp_path, model_directory, monkeypatch):
+    folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    good = (folder / "anna" / "2.wav").read_bytes()
+    (folder / "anna" / "2.wav").write_bytes(b"")
+    codes = dict(tokens_of(folder, tmp_path / "tokens", model_directory))
+    before = content(tmp_path / "tokens")
+    for path in (tmp_path / "tokens").glob("0000?.tsv"):
+        path.write_text(re.sub(r"\t[^\t]*$", "", path.read_text(), flags=re.MULTILINE))
+    old = content(tmp_path / "tokens")
+    assert old["00000.tsv"].startswith(TABLE)
+    tokens = tokens_of(folder, tmp_path / "tokens", model_directory)
+    assert content(tmp_path / "tokens") == old
+    assert {id: tokens[id].tolist() for id in tokens} == {id: codes[id].tolist() for id in codes}
+    assert tokens.places["anna/0"].crc32 is None
+    (folder / "anna" / "2.wav").write_bytes(good)
+    encoded = []
+    monkeypatch.setattr(corpus, "encode_sound", lambda path, *more: encoded.append(path.stem) or original(path, *more))
+    assert len(tokens_of(folder, tmp_path / "tokens", model_directory)) == 7
+    assert encoded == ["2"]
+    tokens_of(folder, tmp_path / "fresh", model_directory)
+    now, fresh = content(tmp_path / "tokens"), content(tmp_path / "fresh")
+    assert (now["00000.tsv"], now["00000.npy"]) == (fresh["00000.tsv"], fresh["00000.npy"])
+    assert now["00001.tsv"] == old["00001.tsv"] != before["00001.tsv"]
 
 
 def test_info_tells_what_a_folder_of_tokens_holds(manifest, tmp_path, model_directory, capsys):
@@ -502,10 +542,12 @@ def test_large_codebooks_have_codes_of_32_bits(tmp_path):
     write_shard(tmp_path, 0, [("a", np.array([0, 262143, 65536]), 960, "anna", "train")], [], info.dtype)
     tokens = Tokens(tmp_path)
     assert tokens["a"].tolist() == [0, 262143, 65536]
-    assert tokens.places == {"a": Place("a", 0, 3, 960, "anna", "train")}
+    crc32 = zlib.crc32(bytes([0, 0, 0, 0, 0xFF, 0xFF, 3, 0, 0, 0, 1, 0]))
+    assert tokens.places == {"a": Place("a", 0, 3, 960, "anna", "train", crc32)}
 
 
 TABLE = b"id\tstart\tcodes\tsamples\tspeaker\tpart\n"
+SUMMED = TABLE.replace(b"part", b"part\tcrc32")
 INFO = (
     b'{"model": "m", "fingerprint": "f", "sample_rate": 24000, "hop_length": 320, "codebook_size": 4096, '
     b'"precision": "float32", "utterances": 1, "utterances_per_shard": %s, "list": "l"}'
@@ -526,6 +568,9 @@ INFO = (
         ("00000.tsv", TABLE + b"a\t0\t4\t1280\ts\tp\nb\t4\t-1\t9\ts\tp\n", "b does not begin where"),
         ("00000.tsv", TABLE + b"a\t0\t2\t640\ts\tp\na\t2\t1\t9\ts\tp\n", "an id stands there twice"),
         ("00000.tsv", TABLE + b"a\t0\n", "a line has not 6 columns"),
+        ("00000.tsv", SUMMED + b"a\t0\t3\t960\ts\tp\n", "a line has not 7 columns"),
+        ("00000.tsv", SUMMED + b"a\t0\t3\t960\ts\tp\t-1\n", "a has -1 for a CRC-32"),
+        ("00000.tsv", SUMMED + b"a\t0\t3\t960\ts\tp\t4294967296\n", "a has 4294967296 for a CRC-32"),
         ("tokens.json", b"{}", "does not describe tokens"),
         ("tokens.json", INFO % b"0", "utterances_per_shard is 0"),
         ("tokens.json", INFO % b"null", "utterances_per_shard is None"),
