@@ -1,5 +1,6 @@
-"""What people see of work under way: a line on a terminal's standard error that is gone when the work is."""
+"""What people see of work under way: on a terminal a line that is gone when the work is, in a log one every minute."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -8,17 +9,20 @@ Progress = Callable[[str, int, int], None]
 """Called with what is done at the moment, how much of it is done and how much there is."""
 
 _SECONDS_BETWEEN = 0.2
+_SECONDS_BETWEEN_LOGGED = 60.0
+"""Where standard error is no terminal; work that takes less says nothing there."""
 
 
 class _Line:
-    """A line that is written over and over, and removed at the end.
+    """On a terminal it is written over and over, and removed at the end; elsewhere it is one line after the other.
 
     Args:
-        is_wanted: whether to show it, on a terminal.
+        is_wanted: whether to show it.
     """
 
     def __init__(self, is_wanted: bool = True):
-        self._is_shown = is_wanted and sys.stderr is not None and sys.stderr.isatty()
+        self._is_wanted = is_wanted and sys.stderr is not None
+        self._is_terminal = self._is_wanted and sys.stderr.isatty()
         self._last = time.monotonic()
 
     def __enter__(self):  # type: ignore[no-untyped-def]  # the subclass
@@ -29,18 +33,20 @@ class _Line:
 
     def clear(self) -> None:
         """Remove what is shown."""
-        self._print("")
+        if self._is_terminal:
+            self._print("")
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN:
+        pause = _SECONDS_BETWEEN if self._is_terminal else _SECONDS_BETWEEN_LOGGED
+        if not self._is_wanted or now - self._last < pause:
             return False
         self._last = now
         return True
 
     def _print(self, text: str) -> None:
-        if self._is_shown:
-            sys.stderr.write(f"\r\x1b[K{text}")
+        with contextlib.suppress(OSError):  # work of days must not end where its log cannot grow
+            sys.stderr.write(f"\r\x1b[K{text}" if self._is_terminal else f"{text}\n")
             sys.stderr.flush()
 
 
@@ -49,7 +55,7 @@ class SpeedLine(_Line):
 
     Args:
         label: stands in front.
-        is_wanted: whether to show it, on a terminal.
+        is_wanted: whether to show it.
     """
 
     def __init__(self, label: str, is_wanted: bool = True):
@@ -65,15 +71,33 @@ class SpeedLine(_Line):
             share = min(done / total, 1.0)
             left = max(total - done, 0.0) / speed if speed else 0.0
             bar = "#" * int(share * 20)
-            self._print(f"{self._label} [{bar:20}] {share:4.0%}  {speed:.1f} x real time, {left:.0f} s left")
+            self._print(f"{self._label} [{bar:20}] {share:4.0%}  {speed:.1f} x real time, {duration(left)} left")
         else:
             self._print(f"{self._label}  {done:.0f} s done, {speed:.1f} x real time")
 
 
 class CountLine(_Line):
-    """What is being done, and how much of it."""
+    """What is being done, how much of it, the speed and the time left."""
+
+    _step: str | None = None
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """What is done at the moment, how many of them are, and how many there are."""
-        if self._is_due():
-            self._print(f"{step}: {done} of {total} ({done / max(total, 1):.0%})")
+        if step != self._step:
+            # What the first call tells was there before.
+            self._step, self._first, self._start = step, done, time.monotonic()
+        if not self._is_due():
+            return
+        text = f"{step}: {done} of {total} ({done / max(total, 1):.0%})"
+        if done > self._first:
+            speed = (done - self._first) / (time.monotonic() - self._start)
+            text += f", {speed:.3g} per second, {duration((total - done) / speed)} left"
+        self._print(text)
+
+
+def duration(seconds: float) -> str:
+    """In a unit that says enough: "110 s", "3 min", "40 h", "12 d"."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
