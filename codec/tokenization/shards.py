@@ -8,7 +8,8 @@ A folder holds `tokens.json`, which says what made them, and for every shard, nu
 
 Those of an utterance are `codes` integers from `start` on, and `crc32` is the CRC-32 of their bytes; `samples` is the
 length of its sound at the model's sample rate. `file` tells what a file was when it was tried: once one is another, all
-those of the shard are tried again. The table is written last: a shard that has one is whole.
+those of the shard are tried again. The table is written last: a shard that has one is whole. A `.part` file is what a
+killed process was writing; nothing removes it, as another may be writing it now.
 """
 
 import contextlib
@@ -89,13 +90,11 @@ _ROW = np.dtype(
 
 
 class Places(Mapping[str, Place]):
-    """The place of each of U utterances by id, made when it is asked for: of millions, objects would fill the memory.
+    """The places of U utterances by id, each made when it is asked for: of millions, objects would fill the memory.
 
     Attributes:
-        codes: (U,) int64, how many each utterance has, in order: to draw them by length.
-        samples: (U,) int64.
-        speakers: each once.
-        parts: each once.
+        speakers: all there are, each once.
+        parts: the same.
     """
 
     def __init__(self, shards: Iterable[Iterable[Place]]):
@@ -120,12 +119,12 @@ class Places(Mapping[str, Place]):
 
     @property
     def codes(self) -> np.ndarray:
-        """(U,) int64."""
+        """How many each utterance has, in order: (U,) int64."""
         return self._rows["codes"]
 
     @property
     def samples(self) -> np.ndarray:
-        """(U,) int64."""
+        """The same of its samples: (U,) int64."""
         return self._rows["samples"]
 
     def locate(self, id: str) -> tuple[int, Place]:
