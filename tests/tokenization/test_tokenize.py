@@ -282,7 +282,12 @@ def test_a_damaged_shard_with_failures_is_made_again(recordings, tmp_path, model
     (folder / "anna" / "2.wav").write_bytes(b"")
     tokens_of(folder, tmp_path / "tokens", model_directory)
     before = content(tmp_path / "tokens")
-    for name, data in (("00000.npy", b"half"), ("00000.failed.tsv", before["00000.failed.tsv"].replace(b"2", b"9"))):
+    failures = before["00000.failed.tsv"]
+    for name, data in (
+        ("00000.npy", b"half"),
+        ("00000.failed.tsv", failures.replace(b"anna/2\t", b"anna/9\t")),
+        ("00001.failed.tsv", failures),  # of another shard
+    ):
         (tmp_path / "tokens" / name).write_bytes(data)
         tokens_of(folder, tmp_path / "tokens", model_directory)
         assert content(tmp_path / "tokens") == before
