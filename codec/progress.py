@@ -1,6 +1,7 @@
 """What people see of work under way: on a terminal a line that is gone when the work is, in a log one every minute."""
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -45,8 +46,13 @@ class _Line:
         return True
 
     def _print(self, text: str) -> None:
+        if self._is_terminal:  # a line that wraps could not be written over; what is told stands at its end
+            room = shutil.get_terminal_size().columns - 1
+            text = f"\r\x1b[K{text if len(text) <= room else f'…{text[1 - room :]}'}"
+        else:
+            text += "\n"
         with contextlib.suppress(OSError):  # work of days must not end where its log cannot grow
-            sys.stderr.write(f"\r\x1b[K{text}" if self._is_terminal else f"{text}\n")
+            sys.stderr.write(text)
             sys.stderr.flush()
 
 

@@ -81,3 +81,17 @@ def test_a_log_that_nobody_reads_does_not_end_the_work(impatient, monkeypatch):
 )
 def test_durations_have_a_unit_that_says_enough(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_line_is_cut_to_the_terminal_where_it_tells_least(impatient, monkeypatch):
+    pty = pytest.importorskip("pty")
+    monkeypatch.setenv("COLUMNS", "60")
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with SpeedLine("[1/9] " + "corpus/" * 20 + "1089_0002.flac") as line:
+            line(30.0, 120.0)
+        shown = os.read(ours, 10000).decode().split("\r\x1b[K")[1]
+    os.close(ours)
+    assert len(shown) == 59
+    assert re.fullmatch(r"….*1089_0002.flac \[##### {15}\]  25%  \S+ x real time, \d+ s left", shown)
