@@ -6,7 +6,7 @@ Nothing heavy is imported until one of the names below is used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.10.0"
+__version__ = "0.10.1"
 
 _HOME_OF = {
     "load": "codec.model.weights",
@@ -18,6 +18,7 @@ _HOME_OF = {
     "WindowDecoder": "codec.streaming",
     "encode_file": "codec.files",
     "decode_file": "codec.files",
+    "header_of": "codec.files",
     "tokenize": "codec.tokenization.corpus",
     "Tokens": "codec.tokenization.shards",
     "read_codes": "codec.bitstream",
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "decode_file",
     "encode_file",
+    "header_of",
     "load",
     "read_codes",
     "save",
@@ -43,7 +45,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from codec.bitstream import read_codes, write_codes
-    from codec.files import decode_file, encode_file
+    from codec.files import decode_file, encode_file, header_of
     from codec.model.codec import Codec
     from codec.model.quantizer import SimVQ
     from codec.model.weights import load, save

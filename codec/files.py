@@ -3,6 +3,7 @@
 Here sound files, models and code files meet. What the command line does, these functions do.
 """
 
+import dataclasses
 import errno
 import functools
 import os
@@ -111,14 +112,8 @@ def encode_file(
         arithmetic = _arithmetic(codec, precision)
         sound.sample_rate = codec.sample_rate
         is_live = sound.is_live and is_stream(target)
-        header = Header(
-            sample_rate=codec.sample_rate,
-            hop_length=codec.hop_length,
-            codebook_size=codec.codebook_size,
-            fingerprint=codec.fingerprint,
-            model=name,
-            block_frames=_LIVE_BLOCK_FRAMES if is_live else _FILE_BLOCK_FRAMES,
-        )
+        block_frames = _LIVE_BLOCK_FRAMES if is_live else _FILE_BLOCK_FRAMES
+        header = dataclasses.replace(header_of(codec, name), block_frames=block_frames)
         total = None if sound.num_samples is None else sound.num_samples / codec.sample_rate
         counted = _Counted(sound, codec.sample_rate, total, progress)
         num_frames = 0
@@ -389,6 +384,17 @@ class _Counted:
 
 
 # ----------------------------------------------------------------------------------------------------------- models
+
+
+def header_of(model: Codec, name: str = "") -> Header:
+    """What a file says of the codes in it, for `write_codes`: their rates, and the model that makes sound of them.
+
+    Args:
+        model: that the codes are of, a language model's too.
+        name: of the model, for people.
+    """
+    model.fingerprint = model.fingerprint or weights.fingerprint(model)
+    return Header(model.sample_rate, model.hop_length, model.codebook_size, model.fingerprint, fit_name(name))
 
 
 def load_model(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:

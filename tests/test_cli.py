@@ -386,6 +386,11 @@ def test_python_functions_do_what_the_commands_do(run, talk, speech):
     )
     assert report.num_samples == decoded.num_samples == soundfile.info("a.wav").frames
     assert seconds == sorted(seconds)
+    header = codec.header_of(codec.load(run.model), Path(run.model).name)
+    write_codes("said.codes", codec.read_codes("python.codes").codes, header=header, num_samples=report.num_samples)
+    assert len(talk.read_bytes()) == len(Path("said.codes").read_bytes())
+    codec.decode_file("said.codes", "said.wav", model=run.model)
+    assert Path("said.wav").read_bytes() == Path("a.wav").read_bytes()
     with pytest.raises(ModelError, match="unknown model"):
         codec.encode_file(speech, "b.codes", model="nothing")
     with pytest.raises(FileExistsError, match="already exists"):
