@@ -119,6 +119,8 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
             ]
     except HydraException as error:
         raise ConfigError(_one_sentence(error)) from error
+    if empty := [override.input_line for override, values in zip(parsed, choices, strict=True) if not values]:
+        raise ConfigError(f"{', '.join(map(repr, empty))}: there is no value to sweep over")
     base = [override for override in overrides if _key(override) == "training.run"]
     mistakes: dict[str, None] = {}  # in order, each once
     for combination in itertools.product(*choices):
@@ -295,8 +297,8 @@ def _composing() -> Iterator[ConfigLoader]:
 
 def _mistake_of_form(override: str) -> str | None:
     """What is wrong with an override that is neither `key=value`, nor `~key`, which takes one away; else None."""
-    key, has_value, value = override.partition("=")
-    if not _key(override) or not (has_value or override.startswith("~")):
+    key, value = _key(override), override.partition("=")[2]
+    if not key or not ("=" in override or override.startswith("~")):
         return f"{override!r}: a setting is given as key=value"
     if key in VARIANTS and re.fullmatch(r"[\w-]+", value):
         return f"{override!r}: a variant is chosen with a slash, {key.replace('.', '/')}={value}"
@@ -364,7 +366,7 @@ def _one_sentence(error: Exception) -> str:
         return f"{sentence}: a list is written [1,2]; for a run of each, add --multirun"
     if "hydra/launcher/submitit" in sentence:
         return "hydra/launcher: needs hydra-submitit-launcher, pip install 'codec[slurm]'"
-    if unknown := re.search(r"Key '(\w+)' not in 'Schema'", sentence):
+    if unknown := re.search(r"Key '([\w/]+)' not in 'Schema'", sentence):
         return _unknown(unknown[1])
     if re.search(r"Key '\w+' (not in '|is not in struct)", sentence):
         return _misspelt(key)

@@ -390,8 +390,11 @@ def header_of(model: Codec, name: str = "") -> Header:
     """What a file says of the codes in it, for `write_codes`: their rates, and the model that makes sound of them.
 
     Args:
-        model: that the codes are of, a language model's too.
-        name: of the model, for people.
+        model: the codec that is to decode them, whoever wrote them: `Codec.encode` or a language model.
+        name: of the codec, for people.
+
+    Returns:
+        The header of a file in blocks of the usual size.
     """
     model.fingerprint = model.fingerprint or weights.fingerprint(model)
     return Header(model.sample_rate, model.hop_length, model.codebook_size, model.fingerprint, fit_name(name))
@@ -401,7 +404,8 @@ def load_model(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Code
     """A model ready for use, and the name that code files carry for people. The last one loaded by name is kept.
 
     Raises:
-        ModelError: there is no such model or device, or the model is damaged.
+        ModelError: there is no such model, or it is damaged.
+        ConfigError: there is no such device.
     """
     if isinstance(model, Codec):
         model.fingerprint = model.fingerprint or weights.fingerprint(model)

@@ -1,10 +1,11 @@
 """What people see of work under way: on a terminal a line that is gone when the work is, in a log one every minute."""
 
 import contextlib
-import shutil
+import os
 import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done at the moment, how much of it is done and how much there is."""
@@ -47,7 +48,7 @@ class _Line:
 
     def _print(self, text: str) -> None:
         if self._is_terminal:  # a line that wraps could not be written over; what is told stands at its end
-            room = shutil.get_terminal_size().columns - 1
+            room = _columns(sys.stderr) - 1
             text = f"\r\x1b[K{text if len(text) <= room else f'…{text[1 - room :]}'}"
         else:
             text += "\n"
@@ -72,7 +73,7 @@ class SpeedLine(_Line):
         """Seconds of audio done, and in all where that is known."""
         if not self._is_due():
             return
-        speed = done / (time.monotonic() - self._start)
+        speed = done / max(time.monotonic() - self._start, 1e-3)
         if total:
             share = min(done / total, 1.0)
             left = max(total - done, 0.0) / speed if speed else 0.0
@@ -96,9 +97,15 @@ class CountLine(_Line):
             return
         text = f"{step}: {done} of {total} ({done / max(total, 1):.0%})"
         if done > self._first:
-            speed = (done - self._first) / (time.monotonic() - self._start)
+            speed = (done - self._first) / max(time.monotonic() - self._start, 1e-3)
             text += f", {speed:.3g} per second, {duration((total - done) / speed)} left"
         self._print(text)
+
+
+def _columns(terminal: TextIO) -> int:
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(terminal.fileno()).columns or 80
+    return 80
 
 
 def duration(seconds: float) -> str:

@@ -30,7 +30,7 @@ from codec.output import STANDARD_STREAM
 from codec.progress import SpeedLine
 
 FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
-"""Errors of a disk that no other file on it will be spared."""
+"""Errors of a disk, which every other file would meet too."""
 
 
 @click.command()
@@ -259,7 +259,8 @@ def _each(
     if os.path.exists(target) and not os.path.isdir(target):
         raise CodecError(f"{target}: is a file; the files of a folder need a folder")
     pairs = list(find_pairs())
-    begin()
+    if not (skip_existing and all(output.is_file() for _, output in pairs)):
+        begin()
     num_bad = 0
     taken: dict[Path, Path] = {}
     inputs = {os.path.realpath(file): file for file, _ in pairs} if overwrite else {}

@@ -54,7 +54,7 @@ option_precision = click.option(
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors; most codes that are made differ.",
+    help="Of the network's large products; bf16 is faster on some processors; encoding then gives mostly other codes.",
 )
 option_sound_format = click.option(
     "--format",

@@ -299,7 +299,8 @@ def _conditions(summary: dict[str, Any]) -> str:
 def _delay(delay: dict[str, Any], removed: int) -> str:
     if not delay["num_measured"]:
         return "cannot be told from the waveforms"
-    rest = f"{delay['median']} samples (median; {delay['min']} to {delay['max']} in {delay['num_measured']} files)"
+    agreeing = f"{delay['num_agreeing']} of {delay['num_measured']} files that could be measured"
+    rest = f"{delay['median']} samples (median; {delay['min']} to {delay['max']}, about the same in {agreeing})"
     return f"{rest}, after {removed} were removed" if removed else rest
 
 

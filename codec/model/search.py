@@ -4,8 +4,10 @@ Plain functions of tensors; quantizers are unknown here. N vectors, K codes, D t
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,10 @@ SEARCH_TILE = 1 << 21
 
 CODE_TILE = 1 << 10
 """Codes compared at once on a CPU."""
+
+_entering = threading.Lock()
+_num_inside = 0  # callers of `full_float32` that are at work
+_allowed: Any = None  # before the first of them came
 
 
 @torch.no_grad()
@@ -115,12 +121,22 @@ def _keep_lowest(scores: Tensor, first: int, best: Tensor, codes: Tensor) -> Non
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Without TF32 on a GPU, whatever the user allows elsewhere: it keeps 10 of 23 bits and would move codes."""
+    """Without TF32 on a GPU, whatever the user allows elsewhere: it keeps 10 of 23 bits and would move codes.
+
+    What is allowed counts for the whole process: of callers at the same time, the last to leave restores it.
+    """
+    global _num_inside, _allowed
     backend = torch.backends.cuda.matmul
     name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(backend, name)
-    setattr(backend, name, full)
+    with _entering:
+        if not _num_inside:
+            _allowed = getattr(backend, name)
+            setattr(backend, name, full)
+        _num_inside += 1
     try:
         yield
     finally:
-        setattr(backend, name, before)
+        with _entering:
+            _num_inside -= 1
+            if not _num_inside:
+                setattr(backend, name, _allowed)

@@ -22,7 +22,7 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
     Args:
         archive: of any compression that Python knows.
         folder: must not exist; it is there as a whole afterwards, or not at all.
-        progress: called with "unpacked NAME", bytes of the archive read and in all.
+        progress: called with "unpacked NAME, MB", megabytes of the archive read and in all.
 
     Raises:
         CorpusError: cut off, damaged, no archive, or with a member that is neither file nor folder or would land
@@ -37,7 +37,7 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
                 _unpack_member(tar, member, archive, folder)
                 tar.members = []  # type: ignore[attr-defined]  # or every header stays in memory
                 if progress:
-                    progress(f"unpacked {archive.name}", raw.tell(), size)
+                    progress(f"unpacked {archive.name}, MB", raw.tell() // 10**6, size // 10**6)
             # What follows the last member is zeros up to the checksum; tarfile ends quietly at a header it cannot read.
             while block := tar.fileobj.read(1 << 20):
                 if block.strip(b"\0"):

@@ -47,7 +47,7 @@ def download(
         md5: published sum, hexadecimal.
         num_bytes: published size, where it is known.
         pause: before the second attempt, s; it doubles with every further one.
-        progress: called with "fetched NAME", bytes and bytes in all.
+        progress: called with "fetched NAME, MB", megabytes and those in all.
 
     Raises:
         CorpusError: no mirror serves the file; says for each why.
@@ -154,7 +154,7 @@ def _append(url: str, part: Path, have: int, num_bytes: int | None, progress: Pr
                 if total is not None and have > total:
                     raise _Refused(f"sends more than the {total} bytes it offers")
                 if progress:
-                    progress(f"fetched {part.stem}", have, total or have)
+                    progress(f"fetched {part.stem}, MB", have // 10**6, (total or have) // 10**6)
         return total is None or have == total
 
 

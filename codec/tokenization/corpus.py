@@ -237,9 +237,9 @@ def _begin(
         )
     if (before["list"], before["utterances"]) != (info.list, info.utterances):
         raise ConfigError(
-            f"{target}: the list of recordings has changed since its tokens were made, it had {before['utterances']} "
-            f"utterances and has {info.utterances}; list the new recordings by themselves and tokenize them into a "
-            f"folder of their own, or all of them into another"
+            f"{target}: the list of recordings, their ids, paths or speakers, has changed since its tokens were made "
+            f"({before['utterances']} utterances then, {info.utterances} now); list new recordings by themselves and "
+            f"tokenize them into a folder of their own, or all into another"
         )
     if before["source"] not in ("", info.source):
         warnings.warn(

@@ -19,7 +19,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class Place(NamedTuple):
 _ROW = np.dtype(
     [
         ("shard", np.uint32),
-        ("id", np.uint32),  # its length in bytes
+        ("id_bytes", np.uint32),
         ("start", np.int64),
         ("codes", np.int64),
         ("samples", np.int64),
@@ -112,7 +112,8 @@ class Places(Mapping[str, Place]):
             ids.append(b"".join(names))
             sums.append(np.fromiter(map(zlib.crc32, names), np.uint32))
         self._rows, self._ids, unsorted = np.concatenate(rows), b"".join(ids), np.concatenate(sums)
-        self._ends = self._rows["id"].cumsum(dtype=np.int64)
+        self._rows.flags.writeable = False  # columns are given out
+        self._ends = self._rows["id_bytes"].cumsum(dtype=np.int64)
         self._order = unsorted.argsort()
         self._sums = unsorted[self._order]
         self.speakers, self.parts = list(speakers), list(parts)
@@ -149,7 +150,7 @@ class Places(Mapping[str, Place]):
 
     def _id(self, number: int) -> str:
         end = self._ends[number]
-        return self._ids[end - self._rows["id"][number] : end].decode()
+        return self._ids[end - self._rows["id_bytes"][number] : end].decode()
 
 
 class Tokens(Mapping[str, np.ndarray]):
@@ -171,7 +172,8 @@ class Tokens(Mapping[str, np.ndarray]):
                 f"{folder}: {len(missing)} of {self.info.num_shards} shards are missing, the first is "
                 f"{_name(missing[0])}; run codec tokenize again"
             )
-        self.__setstate__((self.folder, self.info, Places(self._read_tables())))
+        self.places = Places(self._read_tables())
+        self._codes = self._few_at_once()
 
     def __getstate__(self) -> tuple[Path, TokensInfo, Places]:
         """Another process opens the same files, and need not read their tables."""
@@ -179,7 +181,7 @@ class Tokens(Mapping[str, np.ndarray]):
 
     def __setstate__(self, state: tuple[Path, TokensInfo, Places]) -> None:
         self.folder, self.info, self.places = state
-        self._codes = functools.lru_cache(maxsize=MAX_OPEN)(self._open)  # a process may have some 1000 files open
+        self._codes = self._few_at_once()
 
     def __getitem__(self, id: str) -> np.ndarray:
         number, place = self.places.locate(id)
@@ -210,6 +212,10 @@ class Tokens(Mapping[str, np.ndarray]):
             places = read_places(self.folder, number, self.info.hop_length)
             _open_codes(self.folder, number, places, self.info.dtype)
             yield places
+
+    def _few_at_once(self) -> Callable[[int], np.ndarray]:
+        """Opens shards and keeps the last ones, as a process may have some 1000 files open."""
+        return functools.lru_cache(maxsize=MAX_OPEN)(self._open)
 
     def _open(self, number: int) -> np.ndarray:
         return _map(_path(self.folder, number, ".npy"))

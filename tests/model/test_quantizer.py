@@ -1,6 +1,7 @@
 """SimVQ against the paper's properties, autograd and brute force."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import codec
 from codec import errors
 from codec.model.predictive import PredictiveSimVQ
 from codec.model.quantizer import VQ, SimVQ, VQConfig, rotate
-from codec.model.search import half_squared_norms_of_products, nearest_code
+from codec.model.search import full_float32, half_squared_norms_of_products, nearest_code
 
 K, D = 64, 6
 
@@ -115,9 +116,18 @@ def test_codes_on_a_gpu_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch):
     assert (on_cpu != on_gpu).float().mean() < 0.01  # ties in float32
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
-def test_codes_are_computed_without_tf32():
-    """A GPU would leave 13 of 23 bits out of products where the user allows it."""
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Products on a GPU may leave out 13 of 23 bits."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("torch before 2.9")
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_codes_are_computed_without_tf32(tf32: None):
     seen = []
 
     class Watched(SimVQ):
@@ -125,14 +135,18 @@ def test_codes_are_computed_without_tf32():
             seen.append(torch.backends.cuda.matmul.fp32_precision)
             return super()._project(rows)
 
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        Watched(K, D).eval().effective_codebook()
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+    Watched(K, D).eval().effective_codebook()
     assert seen == ["ieee"]
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def test_callers_at_the_same_time_keep_tf32_out_until_the_last_has_left(tf32: None):
+    first, second = full_float32(), full_float32()
+    with first:
+        second.__enter__()
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def test_tiling_does_not_change_codes(quantizer: SimVQ, monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,11 @@ def test_all_variants_of_a_group_can_be_swept_over(training_folder: Path):
     assert [config.model.quantizer.kind for config in started] == ["fc", "fsq", "lc", "lfq"]
 
 
+def test_a_sweep_over_nothing_is_refused(training_folder: Path):
+    with pytest.raises(ConfigError, match=r"'model/quantizer=glob\(zzz\*\)': there is no value to sweep over"):
+        sweep([f"data.train={training_folder}", "model/quantizer=glob(zzz*)"], start)
+
+
 def test_a_sweep_without_an_end_is_refused(training_folder: Path):
     with pytest.raises(ConfigError, match="Can only enumerate CHOICE and RANGE sweeps"):
         sweep([f"data.train={training_folder}", "training.learning_rate=interval(0.1,1)"], start)
