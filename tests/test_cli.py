@@ -229,6 +229,23 @@ def test_bad_file_of_a_folder_is_reported_and_the_rest_goes_on(run, speech):
     assert os.listdir("codes") == ["b.codes"]
 
 
+def test_several_files_go_into_a_folder(run, speech):
+    for name in ("one/a.flac", "two/b.flac", "two/a.flac"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(speech, name)
+    Path("out").mkdir()
+    assert run("encode", "one/a.flac", "two/b.flac", "out", "--model", run.model) == 0
+    assert run("decode", "out/a.codes", "out/b.codes", "out", "--model", run.model) == 0
+    assert sorted(os.listdir("out")) == ["a.codes", "a.wav", "b.codes", "b.wav"]
+    assert run("encode", "one/a.flac", "two/a.flac", "out", "--model", run.model, "--overwrite", "--quiet") == 2
+    assert "two/a.flac: would be written to out/a.codes, as one/a.flac was" in run.err
+    left = {"one", "two", "out"}
+    for last, message in (("new", "there is no such folder"), ("two/b.flac", "is a file; several files need a folder")):
+        assert message in run.refuses("encode", "one/a.flac", "two/a.flac", last, "--model", run.model, left=left)
+    for first in ("one", "-"):
+        assert "several inputs must all be files" in run.refuses("encode", first, "two/a.flac", "out", left=left)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -237,7 +254,7 @@ def test_bad_file_of_a_folder_is_reported_and_the_rest_goes_on(run, speech):
         (["roundtrip", "in", "out", "--model", "nomodel"], "unknown model 'nomodel'"),
         (["decode", "in", "out", "--model", "nomodel"], "unknown model 'nomodel'"),
         (["decode", "in", "out", "--device", "cuda:9"], "device 'cuda:9' is not available"),
-        (["encode", "in", "in/a.flac"], "in/a.flac: is a file; the files of a folder need a folder"),
+        (["encode", "in", "in/a.flac"], "in/a.flac: is a file; several files need a folder"),
     ],
 )
 def test_what_is_wrong_for_every_file_is_said_once(run, speech, arguments, message):

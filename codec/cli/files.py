@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from codec.cli.options import (
-    argument_input,
-    argument_output,
+    argument_files,
     option_device,
     option_json,
     option_model,
@@ -34,8 +33,7 @@ FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 
 
 @click.command()
-@argument_input
-@argument_output
+@argument_files
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
@@ -49,8 +47,7 @@ FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 @option_json
 @option_quiet
 def encode(
-    source: str,
-    target: str,
+    files: tuple[tuple[str, ...], str],
     model: str,
     device: str,
     precision: str,
@@ -62,8 +59,8 @@ def encode(
 ) -> None:
     """Turn speech into codes.
 
-    INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a file ending in
-    .codes, .npy, .json or .txt, a folder, or - for standard output.
+    INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), several, a folder, or - for standard input. OUTPUT is a file
+    ending in .codes, .npy, .json or .txt, a folder, or - for standard output.
     """
     from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
@@ -84,14 +81,13 @@ def encode(
         return told(report, f"{count(report.num_frames, 'code')}{rate}")
 
     suffix = CODE_FORMATS[format or "codes"]
-    find = partial(_mirrored, find_sounds, source, target, suffix)
+    find = partial(_mirrored, find_sounds, files, suffix)
     begin = partial(load_model, model, device)
-    _each(source, target, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
+    _each(files, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
 
 
 @click.command()
-@argument_input
-@argument_output
+@argument_files
 @option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
 @option_device
 @option_precision
@@ -103,8 +99,7 @@ def encode(
 @option_json
 @option_quiet
 def decode(
-    source: str,
-    target: str,
+    files: tuple[tuple[str, ...], str],
     model: str | None,
     device: str,
     precision: str,
@@ -118,9 +113,9 @@ def decode(
 ) -> None:
     """Turn codes back into speech.
 
-    INPUT is a file ending in .codes, .npy, .json or .txt, a folder of such, or one that codec tokenize has made, or -
-    for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. Of what comes in
-    through a pipe, .codes are decoded as they come, the other formats once they have ended.
+    INPUT is a file ending in .codes, .npy, .json or .txt, several, a folder of such, or one that codec tokenize has
+    made, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. Of what
+    comes in through a pipe, .codes are decoded as they come, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import decode_file, load_model
@@ -146,9 +141,10 @@ def decode(
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
-    if not is_tokens(source):
-        find = partial(_mirrored, _find_codes, source, target, suffix)
-        _each(source, target, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
+    (source, *more), target = files
+    if more or not is_tokens(source):
+        find = partial(_mirrored, _find_codes, files, suffix)
+        _each(files, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
         return
     tokens = Tokens(source)
 
@@ -169,12 +165,11 @@ def decode(
     pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
     if not pairs:
         raise CodecError(f"{source}: has no utterances")
-    _each(source, target, lambda: pairs, suffix, begin, one_of_tokens, overwrite, skip_existing, as_json, quiet)
+    _each(files, lambda: pairs, suffix, begin, one_of_tokens, overwrite, skip_existing, as_json, quiet)
 
 
 @click.command()
-@argument_input
-@argument_output
+@argument_files
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
@@ -184,8 +179,7 @@ def decode(
 @option_json
 @option_quiet
 def roundtrip(
-    source: str,
-    target: str,
+    files: tuple[tuple[str, ...], str],
     model: str,
     device: str,
     precision: str,
@@ -197,7 +191,7 @@ def roundtrip(
 ) -> None:
     """Turn speech into codes and back, to hear what is left of it.
 
-    INPUT and OUTPUT are sound files, folders, or - for standard input and output.
+    INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder.
     """
     from codec.audio import OUTPUT_FORMATS, find_sounds
     from codec.files import load_model, roundtrip_file
@@ -220,14 +214,13 @@ def roundtrip(
         return told(report, text) | {"num_saturated": decoded.num_saturated}
 
     suffix = OUTPUT_FORMATS[format or "wav"]
-    find = partial(_mirrored, find_sounds, source, target, suffix)
+    find = partial(_mirrored, find_sounds, files, suffix)
     begin = partial(load_model, model, device)
-    _each(source, target, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
+    _each(files, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
 
 
 def _each(
-    source: str,
-    target: str,
+    files: tuple[tuple[str, ...], str],
     find_pairs: Callable[[], Iterable[tuple[Path, Path]]],
     target_suffix: str,
     begin: Callable[[], object],
@@ -237,15 +230,16 @@ def _each(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Do `one` for a file, or for each pair of a folder; there a bad file is reported and the rest goes on.
+    """Do `one` for a file, or for each pair of several; there a bad file is reported and the rest goes on.
 
     What would go wrong with every file is found in `begin`, and where the disk is full or read-only nothing goes on.
     """
+    (source, *more), target = files
     if skip_existing and overwrite:
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
-    if not os.path.isdir(source):
+    if not more and not os.path.isdir(source):
         if os.path.isdir(target):
             target = os.path.join(target, Path(source).stem + target_suffix)
         if skip_existing and os.path.isfile(target):
@@ -255,9 +249,11 @@ def _each(
         show(_watched(one, source, target, source, quiet), as_json, quiet)
         return
     if target == STANDARD_STREAM:
-        raise click.UsageError("the files of a folder cannot all go to standard output; name a folder")
+        raise click.UsageError("several files cannot all go to standard output; name a folder")
     if os.path.exists(target) and not os.path.isdir(target):
-        raise CodecError(f"{target}: is a file; the files of a folder need a folder")
+        raise CodecError(f"{target}: is a file; several files need a folder")
+    if more and not os.path.isdir(target):
+        raise CodecError(f"{target}: there is no such folder; make it, and several files can go there")
     pairs = list(find_pairs())
     if not (skip_existing and all(output.is_file() for _, output in pairs)):
         begin()
@@ -301,9 +297,16 @@ def _find_codes(folder: Path) -> list[Path]:
 
 
 def _mirrored(
-    find: Callable[[Path], list[Path]], source: str, target: str, target_suffix: str
+    find: Callable[[Path], list[Path]], files: tuple[tuple[str, ...], str], target_suffix: str
 ) -> Iterator[tuple[Path, Path]]:
-    """Each file that is found in a folder, and its place in the mirrored tree."""
+    """Each file that is found in a folder, and its place in the mirrored tree; or each of several files."""
+    (source, *more), target = files
+    if more:
+        for name in (source, *more):
+            if name == STANDARD_STREAM or os.path.isdir(name):
+                raise CodecError(f"{name}: several inputs must all be files; give a folder, or -, alone")
+            yield Path(name), Path(target) / f"{Path(name).stem}{target_suffix}"
+        return
     for file in find(Path(source)):
         yield file, (Path(target) / file.relative_to(source)).with_suffix(target_suffix)
 

@@ -28,6 +28,14 @@ class Name(click.ParamType):
         return [CompletionItem(incomplete, type="file")]  # which the shell completes itself
 
 
+def _inputs_and_output(
+    ctx: click.Context, param: click.Parameter, names: tuple[str, ...]
+) -> tuple[tuple[str, ...], str]:
+    if len(names) < 2:
+        raise click.MissingParameter(ctx=ctx, param_hint="'OUTPUT'" if names else "'INPUT'", param_type="argument")
+    return names[:-1], names[-1]
+
+
 def option_model(default: str | None, text: str) -> Callable[[Function], Function]:
     """--model"""
     return click.option(
@@ -68,5 +76,5 @@ option_json = click.option(
 )
 option_json_once = click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
 option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")
-argument_input = click.argument("source", metavar="INPUT", type=Name())
-argument_output = click.argument("target", metavar="OUTPUT", type=Name())
+argument_files = click.argument("files", metavar="INPUT... OUTPUT", nargs=-1, type=Name(), callback=_inputs_and_output)
+"""One or more inputs and, last, the output: ([INPUT, ...], OUTPUT)."""
