@@ -47,16 +47,16 @@ class Schema:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
-VARIANTS = ("model.encoder", "model.quantizer", "model.decoder")
-"""Parts that are chosen as a whole, as in `model/quantizer=fsq`."""
+PARTS = {"model/encoder": ENCODERS, "model/quantizer": QUANTIZERS, "model/decoder": DECODERS}
+"""Of a model; each is chosen as a whole, as in `model/quantizer=fsq`."""
 
 
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Schema)
-    for group, kinds in (("encoder", ENCODERS), ("quantizer", QUANTIZERS), ("decoder", DECODERS)):
+    for group, kinds in PARTS.items():
         for kind, (config_class, _) in kinds.items():
-            store.store(group=f"model/{group}", name=kind, node=config_class)
+            store.store(group=group, name=kind, node=config_class)
 
 
 _register()
@@ -300,8 +300,8 @@ def _mistake_of_form(override: str) -> str | None:
     key, value = _key(override), override.partition("=")[2]
     if not key or not ("=" in override or override.startswith("~")):
         return f"{override!r}: a setting is given as key=value"
-    if key in VARIANTS and re.fullmatch(r"[\w-]+", value):
-        return f"{override!r}: a variant is chosen with a slash, {key.replace('.', '/')}={value}"
+    if (group := key.replace(".", "/")) != key and group in PARTS and re.fullmatch(r"[\w-]+", value):
+        return f"{override!r}: a variant is chosen with a slash, {group}={value}"
     return None
 
 

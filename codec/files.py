@@ -396,7 +396,7 @@ def header_of(model: Codec, name: str = "") -> Header:
     Returns:
         The header of a file in blocks of the usual size.
     """
-    model.fingerprint = model.fingerprint or weights.fingerprint(model)
+    model, _ = load_model(model, "cpu")  # which finds the fingerprint of one whose weights have changed
     return Header(model.sample_rate, model.hop_length, model.codebook_size, model.fingerprint, fit_name(name))
 
 

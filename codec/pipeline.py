@@ -26,18 +26,16 @@ def in_two_stages(
     num_threads = torch.get_num_threads()
     if num_threads == 1 or len(items) < 2 or not _in_stages.acquire(blocking=False):
         return [second(first(item)) for item in items]
-    try:
-        with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
             pool.submit(_use_one_core).result()
             torch.set_num_threads(num_threads - 1)
             _promise_to_threads_to_come(num_threads)
-            try:
-                futures = [pool.submit(second, first(item)) for item in items]
-            finally:
-                torch.set_num_threads(num_threads)
-            return [future.result() for future in futures]
-    finally:
-        _in_stages.release()
+            futures = [pool.submit(second, first(item)) for item in items]
+        finally:
+            torch.set_num_threads(num_threads)
+            _in_stages.release()
+        return [future.result() for future in futures]
 
 
 def _use_one_core() -> None:

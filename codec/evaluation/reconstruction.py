@@ -42,7 +42,7 @@ class Task:
     known: Reconstruction | None  # of an earlier run
 
 
-_model = _device = _fingerprint = ""  # of this process
+_model = _device = ""  # of this process
 
 
 def prepare(model: str, device: str, num_threads: int) -> None:
@@ -51,20 +51,21 @@ def prepare(model: str, device: str, num_threads: int) -> None:
 
     from codec.files import load_model
 
-    global _model, _device, _fingerprint
+    global _model, _device
     if num_threads:
         torch.set_num_threads(num_threads)
-    _model, _device, _fingerprint = model, device, load_model(model, device)[0].fingerprint  # which is kept there
+    _model, _device = model, device
+    load_model(model, device)  # which keeps it
 
 
 def reconstruct(task: Task) -> Reconstruction:
     """Encode, decode and encode again; what an earlier run has done already is taken from there."""
     from codec.bitstream import read_codes
-    from codec.files import decode_file, encode_file
+    from codec.files import decode_file, encode_file, load_model
 
     key = ""
     try:
-        key = f"{file_sum(task.reference)} {_fingerprint} {_device} {task.peak}"
+        key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak}"
         if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
             return task.known
         for path in (task.estimate, task.codes):

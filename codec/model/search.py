@@ -24,7 +24,31 @@ _num_inside = 0  # callers of `full_float32` that are at work
 _allowed: Any = None  # before the first of them came
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Without TF32 on a GPU, whatever the user allows elsewhere: it keeps 10 of 23 bits and would move codes.
+
+    What is allowed counts for the whole process: of callers at the same time, the last to leave restores it.
+    """
+    global _num_inside, _allowed
+    backend = torch.backends.cuda.matmul
+    name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
+    with _entering:
+        if not _num_inside:
+            _allowed = getattr(backend, name)
+            setattr(backend, name, full)
+        _num_inside += 1
+    try:
+        yield
+    finally:
+        with _entering:
+            _num_inside -= 1
+            if not _num_inside:
+                setattr(backend, name, _allowed)
+
+
 @torch.no_grad()
+@full_float32()
 def nearest_code(
     vectors: Tensor,
     codebook: Tensor,
@@ -52,8 +76,7 @@ def nearest_code(
     on_cpu = vectors.device.type == "cpu"
     # Matrix products of a few rows take other paths, which round differently: no tile has fewer than 8.
     padded = F.pad(vectors.float(), (0, 0, 0, max(8 - len(vectors), 0)))
-    with full_float32():
-        negated = -(padded if enter is None else enter(padded))
+    negated = -(padded if enter is None else enter(padded))
     best = negated.new_full((len(negated),), math.inf)
     codes = torch.zeros(len(negated), dtype=torch.int64, device=vectors.device)
     scale = 1 if on_cpu else 16  # a GPU needs larger tiles to be busy
@@ -61,14 +84,13 @@ def nearest_code(
     vector_tile = max(SEARCH_TILE * scale * num_tiles // len(codebook), 16)
     parts = [tensor.tensor_split(math.ceil(len(negated) / vector_tile)) for tensor in (negated, best, codes)]
     first = 0
-    with full_float32():
-        for rows in codebook.tensor_split(num_tiles):
-            tile = rows.float() if project is None else project(rows.float())
-            norms = half_squared_norms(tile) if half_norms is None else half_norms[first : first + len(tile)]
-            for some, best_of_some, codes_of_some in zip(*parts, strict=True):
-                scores = linear(some, tile, norms)  # (n, D), (k, D) -> (n, k)
-                _keep_lowest(scores, first, best_of_some, codes_of_some)
-            first += len(tile)
+    for rows in codebook.tensor_split(num_tiles):
+        tile = rows.float() if project is None else project(rows.float())
+        norms = half_squared_norms(tile) if half_norms is None else half_norms[first : first + len(tile)]
+        for some, best_of_some, codes_of_some in zip(*parts, strict=True):
+            scores = linear(some, tile, norms)  # (n, D), (k, D) -> (n, k)
+            _keep_lowest(scores, first, best_of_some, codes_of_some)
+        first += len(tile)
     return codes[: len(vectors)]
 
 
@@ -117,26 +139,3 @@ def _keep_lowest(scores: Tensor, first: int, best: Tensor, codes: Tensor) -> Non
         lowest, places = scores.min(1)
         codes.copy_(torch.where(lowest < best, places + first, codes))
     torch.minimum(best, lowest, out=best)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Without TF32 on a GPU, whatever the user allows elsewhere: it keeps 10 of 23 bits and would move codes.
-
-    What is allowed counts for the whole process: of callers at the same time, the last to leave restores it.
-    """
-    global _num_inside, _allowed
-    backend = torch.backends.cuda.matmul
-    name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
-    with _entering:
-        if not _num_inside:
-            _allowed = getattr(backend, name)
-            setattr(backend, name, full)
-        _num_inside += 1
-    try:
-        yield
-    finally:
-        with _entering:
-            _num_inside -= 1
-            if not _num_inside:
-                setattr(backend, name, _allowed)

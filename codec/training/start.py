@@ -1,5 +1,7 @@
 """What training starts from: new networks, or those of a model that is given, with its discriminators."""
 
+from pathlib import Path
+
 import torch
 
 from codec.errors import ConfigError
@@ -39,24 +41,24 @@ def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, 
         ModelError: those of `training.init` have other settings than `adversary`.
     """
     adversary = Adversary(config.adversary, device, config.training.record)
-    init = config.training.init
-    if init and has_discriminators(init):
-        adversary.load_weights(resolve(init) / DISCRIMINATORS_NAME)
+    path = resolve(config.training.init) / DISCRIMINATORS_NAME if config.training.init else None
+    if path is not None and path.is_file():
+        adversary.load_weights(path)
     start = config.training.adversarial_start
     if start is None:
         start = 0 if adversary.has_learned else ADVERSARIAL_START
     return adversary, start
 
 
-def has_discriminators(model: str) -> bool:
-    """Whether a model's discriminators are beside it; those of a boxed one are not in an installed package."""
-    return (resolve(model) / DISCRIMINATORS_NAME).is_file()
+def _has_lost_some(directory: Path) -> bool:
+    """Whether a model's discriminators are described but not there, as in an installed package."""
+    return (directory / DISCRIMINATORS_CONFIG_NAME).is_file() and not (directory / DISCRIMINATORS_NAME).is_file()
 
 
 def surprises(config: Config, adversarial_start: int) -> list[str]:
     """What a user may not expect of the discriminators that `initial_adversary` gives."""
     init, found = config.training.init, []
-    if init and (resolve(init) / DISCRIMINATORS_CONFIG_NAME).is_file() and not has_discriminators(init):
+    if init and _has_lost_some(resolve(init)):
         advice = "a package installed with pip install -e has those of the boxed model"
         found.append(f"those of {init} are not here, new ones learn from step {adversarial_start} on; {advice}")
     if config.training.adversarial_start is None and adversarial_start >= config.training.steps:
