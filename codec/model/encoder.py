@@ -16,8 +16,11 @@ from codec.errors import ConfigError
 from codec.limits import too_small
 from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
-from codec.model.stft import log_magnitude_frames
+from codec.model.stft import log_magnitudes
 from codec.model.timeconv import Linear
+
+OFFSET_STEP = 2.0**-20
+"""In which sums of samples are counted."""
 
 
 @dataclass
@@ -99,30 +102,44 @@ class SpectralEncoder(nn.Module):
         With a state, `wav` must begin where the frames of the last call ended.
         """
         num_ahead = self.config.lookahead
-        if state is not None:
-            if self in state:  # the windows that overlap with the last call's are known
-                wav, num_ahead = wav[..., num_ahead * self.hop_length :], 0
-            state[self] = True
-        x = self.input_norm(self.input(self._features(wav.squeeze(1))))  # (B, N, H), after L frames of the first call
+        if state is not None and self in state:  # the windows that overlap with the last call's are known
+            wav, num_ahead = wav[..., num_ahead * self.hop_length :], 0
+        features = self._features(wav.squeeze(1), state)
+        x = self.input_norm(self.input(features))  # (B, N, H), after L frames of the first call
         for block in self.blocks:
             x = block(x, state)
         x = (x + F.gelu(self.output_conv(x, state)))[:, num_ahead:]
         return self.output(self.output_norm(x)).transpose(1, 2)
 
-    def _features(self, wav: Tensor) -> Tensor:
+    def _features(self, wav: Tensor, state: State | None) -> Tensor:
         """(B, N * hop + lookahead) -> (B, N, features): long spectrum, short ones, correlation."""
         config = self.config
         with torch.autocast(wav.device.type, enabled=False):
-            wav = wav.float()
-            long = log_magnitude_frames(wav, config.n_fft, config.hop_length)  # (B, N, n_fft // 2 + 1)
+            frames = wav.float().unfold(-1, config.n_fft, config.hop_length)  # (B, N, n_fft)
+            frames = frames - self._offsets(frames, state)
+            long = log_magnitudes(frames)  # (B, N, n_fft // 2 + 1)
             # The short windows are centred on the long one's middle, where its weight lies.
-            num_frames = long.shape[1]
             start = (self.window_ahead - config.short_n_fft + self.short_hop_length) // 2
-            stop = start + num_frames * config.hop_length - self.short_hop_length + config.short_n_fft
-            short = log_magnitude_frames(wav[:, start:stop], config.short_n_fft, self.short_hop_length)
-            short = short.unflatten(1, (num_frames, -1)).flatten(2)
+            middle = frames[..., start : start + config.hop_length - self.short_hop_length + config.short_n_fft]
+            short = log_magnitudes(middle.unfold(-1, config.short_n_fft, self.short_hop_length)).flatten(2)
             stretch = config.n_fft - config.n_fft % DECIMATION
-            stretches = wav[:, config.n_fft - stretch :].unfold(-1, stretch, config.hop_length)
-            correlation = lag_correlation(stretches, config.num_lags)  # (B, N, num_lags)
+            correlation = lag_correlation(frames[..., config.n_fft - stretch :], config.num_lags)  # (B, N, num_lags)
             # Log-magnitudes of speech lie around -6 with a spread of about 2.
             return torch.cat([(long + 6) / 2, (short + 6) / 2, correlation], dim=-1)
+
+    def _offsets(self, frames: Tensor, state: State | None) -> Tensor:
+        """Mean of all samples up to the end of each frame: (B, N, n_fft) -> (B, N, 1).
+
+        An offset, as cheap sound cards add it, is nothing that is heard, but fills the lowest bins of every window.
+        """
+        hop = self.hop_length
+        first = frames[:, 0, :-hop].sum(-1)  # (B,)
+        num_samples = self.window_ahead
+        # Whole numbers add up to the same however a recording is cut.
+        sums = (torch.cat([first[:, None], frames[..., -hop:].sum(-1)], dim=1) / OFFSET_STEP).round().long()
+        if state is not None:
+            if self in state:
+                sums[:, 0], num_samples = state[self]
+            state[self] = sums.sum(1), num_samples + hop * frames.shape[1]
+        counts = num_samples + hop * torch.arange(1, frames.shape[1] + 1, device=frames.device)
+        return (sums.cumsum(1)[:, 1:] * OFFSET_STEP / counts)[..., None]

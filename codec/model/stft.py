@@ -14,16 +14,14 @@ FLOOR = 1e-4
 SMALLEST_ENVELOPE = 0.1
 
 
-def log_magnitude_frames(wav: Tensor, n_fft: int, hop_length: int) -> Tensor:
-    """Log-magnitude spectra of the windows that fit in `wav`: (B, T) -> (B, (T - n_fft) // hop + 1, n_fft // 2 + 1).
+def log_magnitudes(frames: Tensor) -> Tensor:
+    """Log-magnitude spectra of frames, in float32: (..., n_fft) -> (..., n_fft // 2 + 1).
 
-    Computed in float32. Magnitudes are normalised by the window's sum (a full-scale sine reads about 1/2) and `FLOOR`
-    is added before the logarithm, so that digital silence is finite.
+    Magnitudes are normalised by the Hann window's sum (a full-scale sine reads about 1/2) and `FLOOR` is added before
+    the logarithm, so that digital silence is finite.
     """
-    window = torch.hann_window(n_fft, device=wav.device)
-    frames = wav.unfold(-1, n_fft, hop_length) * window
-    spectrum = torch.fft.rfft(frames)
-    return torch.log(spectrum.abs() / window.sum() + FLOOR)
+    window = torch.hann_window(frames.shape[-1], device=frames.device)
+    return torch.log(torch.fft.rfft(frames * window).abs() / window.sum() + FLOOR)
 
 
 class CausalInverseSTFT(nn.Module):

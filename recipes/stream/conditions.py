@@ -97,6 +97,11 @@ def quiet(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return wav * 10 ** (-30 / 20)
 
 
+def offset(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An offset of a hundredth of full scale, as cheap sound cards add it."""
+    return wav + 0.01
+
+
 def clipped(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """So loud that 2 % of the samples were cut off."""
     limit = np.quantile(np.abs(wav), 0.98)
@@ -164,6 +169,7 @@ def mix(wav: np.ndarray, other: np.ndarray, level: float) -> np.ndarray:
 CONDITIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "as recorded": as_recorded,
     "30 dB softer": quiet,
+    "offset of 1 % of full scale": offset,
     "2 % clipped": clipped,
     "telephone, 8 kHz mu-law": telephone,
     "pink noise at -20 dB": noisy,

@@ -61,6 +61,14 @@ def test_items_of_a_padded_batch_equal_single_files_whatever_the_padding(codec: 
         assert (decoded[item, :, length:] == 0).all()
 
 
+def test_an_offset_is_not_heard(codec: Codec):
+    wav = noise(1, 1, 20000)
+    num_complete = (20000 - codec.encoder.lookahead_samples) // 320  # beyond the end there are zeros, not the offset
+    with torch.inference_mode():
+        expected, latent = codec.encoder(wav)[..., :num_complete], codec.encoder(wav + 0.3)[..., :num_complete]
+    torch.testing.assert_close(latent, expected, atol=1e-3, rtol=0)
+
+
 def test_codes_do_not_depend_on_the_batch_order(codec: Codec):
     wav = noise(3, 1, 5000)
     assert torch.equal(codec.encode(wav).flip(0), codec.encode(wav.flip(0)))
