@@ -335,8 +335,8 @@ class SoundReader:
         return max(size // frame_bytes, self._sound.frames + is_corrected)
 
     def _tolerance(self) -> int:
-        """Samples that may be missing without suspicion: the lengths in mp3 files are estimates."""
-        return self._sound.frames // 50 + 4096 if self._sound.format == "MP3" else 0
+        """Samples that may be missing without suspicion: in mp3 some count the frame that states the number too."""
+        return mp3.FRAME_SAMPLES if self._sound.format == "MP3" else 0
 
 
 def read(path: str | os.PathLike[str], sample_rate: int | None = None) -> tuple[np.ndarray, int]:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 16
+FRAME_SAMPLES = 1152
+"""Of each channel, at most: those of version 1; the others have half as many."""
 MORE_FRAMES = 10
-"""Of 26 ms and less that a file may have beyond what it says: programs that cut it count a little differently."""
+"""That a file may have beyond what it says: programs that cut it count a little differently."""
 _RATES = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}  # Hz, by version 2.5, 2 and 1
 _FIRST = 3  # version 1
 _BIT_RATES = {  # kbit/s, of version 1 and of the others
@@ -79,7 +81,8 @@ def _frame_bytes(header: bytes) -> int:
     version, bit_rate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
     if version not in _RATES or not 0 < bit_rate < 15 or rate == 3:
         return 0
-    bits = (1152 if version == _FIRST else 576) * 1000 * _BIT_RATES[version == _FIRST][bit_rate - 1]
+    num_samples = FRAME_SAMPLES if version == _FIRST else FRAME_SAMPLES // 2
+    bits = num_samples * 1000 * _BIT_RATES[version == _FIRST][bit_rate - 1]
     return bits // 8 // _RATES[version][rate] + (header[2] >> 1 & 1)
 
 

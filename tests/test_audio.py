@@ -138,6 +138,19 @@ def test_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path, loud):
         assert np.argmax(halves) == (loud == "last")
 
 
+@pytest.mark.parametrize("sample_rate", [16000, 48000])  # of frames of 576 and of 1152 samples
+def test_mp3_that_counts_the_frame_that_says_its_length_is_whole(tmp_path, sample_rate):
+    data = io.BytesIO()
+    soundfile.write(data, tone(sample_rate, sample_rate), sample_rate, format="MP3")
+    content = bytearray(data.getvalue())
+    at = content.index(b"Xing") + 8
+    content[at : at + 4] = (int.from_bytes(content[at : at + 4], "big") + 1).to_bytes(4, "big")
+    content[at + 112 : at + 148] = bytes(36)  # where the encoder says how much silence it put before and behind
+    (tmp_path / "a.mp3").write_bytes(content)
+    frame = 576 if sample_rate == 16000 else 1152
+    assert audio.info(tmp_path / "a.mp3").num_samples == audio.read(tmp_path / "a.mp3")[0].shape[1] + frame
+
+
 def test_sound_behind_what_an_mp3_says_is_not_left_out_in_silence(tmp_path):
     data = io.BytesIO()
     soundfile.write(data, tone(24000, 24000), 24000, format="MP3")
@@ -202,7 +215,7 @@ def _read_through_pipe(content: bytes) -> tuple[np.ndarray, int]:
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff", ".ogg", ".opus", ".mp3"])
-@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.985])
 def test_cut_file_is_refused(tmp_path, suffix, share):
     path = tmp_path / f"a{suffix}"
     options = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
