@@ -57,6 +57,8 @@ _SIZE_OF_SAMPLES = {
 count: of W64 a header of 24 and up to 7 of padding."""
 _UNKNOWN_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write to a pipe promise this much or more
 _UNKNOWN_LENGTH = 1 << 62  # samples
+_NIST_HEADER_BYTES = 1024
+_NIST_LENGTH = re.compile(rb"^sample_count +-i +(\d{1,18})\s", re.MULTILINE)  # samples per channel
 _FAULT_FINDERS = {"OGG": ogg.find_fault, "MP3": mp3.find_fault}
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
 
@@ -324,6 +326,9 @@ class SoundReader:
         if self.is_live:
             promised = self._sound.frames
             return promised if promised * frame_bytes < _UNKNOWN_WAV_SIZE - frame_bytes else None
+        if self._sound.format == "NIST":  # libsndfile goes by the size of the file
+            stated = _NIST_LENGTH.search(self._look(lambda stream: stream.read(_NIST_HEADER_BYTES)))
+            return max(int(stated[1]) if stated else 0, self._sound.frames)
         # libsndfile quietly shortens a cut file, and says so only in its log.
         pattern, overhead = _SIZE_OF_SAMPLES.get(self._sound.format, (r"(?!)", 0))
         found = re.search(rf"^ *{pattern} *: *(\d+)( \(should be \d+\))?", self._sound.extra_info, re.MULTILINE)

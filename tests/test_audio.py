@@ -1,6 +1,7 @@
 """Sound files are read in blocks with exact lengths, written whole or not at all, and refused in one sentence."""
 
 import io
+import itertools
 import os
 import resource
 import struct
@@ -225,11 +226,17 @@ def test_cut_file_is_refused(tmp_path, suffix, share):
         audio.read(path)
 
 
-@pytest.mark.parametrize("format", ["AU", "W64", "RF64"])
-@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "DOUBLE", "ULAW"])
-def test_cut_files_of_long_recordings_are_refused_and_whole_ones_are_read(tmp_path, format, subtype):
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [
+        *itertools.product(["AU", "W64", "RF64"], ["PCM_16", "FLOAT", "DOUBLE", "ULAW"]),
+        *itertools.product(["NIST"], ["PCM_16", "PCM_32", "ULAW"]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_cut_files_of_long_recordings_are_refused_and_whole_ones_are_read(tmp_path, format, subtype, channels):
     path = tmp_path / f"a.{format.lower()}"
-    wav = np.random.default_rng(0).uniform(-0.9, 0.9, 48000)
+    wav = np.random.default_rng(0).uniform(-0.9, 0.9, (48000, channels))
     soundfile.write(path, wav, 24000, format=format, subtype=subtype)
     assert audio.read(path)[0].shape == (1, 48000)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
