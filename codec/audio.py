@@ -60,6 +60,7 @@ _UNKNOWN_LENGTH = 1 << 62  # samples
 _NIST_HEADER_BYTES = 1024
 _NIST_LENGTH = re.compile(rb"^sample_count +-i +(\d{1,18})\s", re.MULTILINE)  # samples per channel
 _FAULT_FINDERS = {"OGG": ogg.find_fault, "MP3": mp3.find_fault}
+_LONGEST_NAME = 1023  # bytes, for libsndfile
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
 
 
@@ -284,9 +285,9 @@ class SoundReader:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
         self._bytes = source
         if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():
-            # As bytes, because a name need not be UTF-8.
+            # By its name, as some formats are told by their suffix; as bytes, because a name need not be UTF-8.
             name = os.fsencode(self.name) if os.name == "posix" else self.name
-            return name if source is not sys.stdin.buffer else source
+            return source if source is sys.stdin.buffer or len(name) > _LONGEST_NAME else name
         # Read around Python's buffer: a thread that waits inside it would keep the process from ending.
         descriptor = source.fileno()
         start = b""

@@ -56,6 +56,20 @@ def test_tone_above_the_new_nyquist_frequency_vanishes():
     assert np.abs(resampled[2000:-2000]).max() < 1e-5
 
 
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+@pytest.mark.parametrize("length", [1023, 1024, 3000])  # libsndfile takes up to 1023 bytes
+def test_file_of_a_long_path_is_read(tmp_path, suffix, length):
+    folder = tmp_path
+    while length - len(os.fsencode(folder)) > 200:
+        folder = folder / ("x" * 100)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ("y" * (length - len(os.fsencode(folder)) - 1 - len(suffix)) + suffix)
+    with open(path, "wb") as stream:
+        soundfile.write(stream, tone(48000, 24000), 24000, format=suffix[1:].upper())
+    assert len(os.fsencode(path)) == length
+    assert audio.read(path)[0].shape == (1, 48000)
+
+
 def test_block_size_does_not_change_samples(tmp_path):
     path = write_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-1, 1, 30011).astype(np.float32), 44100)
     outputs = []
