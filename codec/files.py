@@ -53,6 +53,7 @@ class EncodeReport:
     seconds: float  # of audio
     num_samples: int  # at the model's sample rate
     num_frames: int
+    peak: float  # largest magnitude of a sample; full scale is 1
     num_bytes: int | None  # of the target; None where it is a pipe
     payload_bitrate: float  # of the codes alone, kbit/s
     bitrate: float | None  # of the whole file, kbit/s
@@ -132,6 +133,7 @@ def encode_file(
         seconds=seconds,
         num_samples=counted.num_samples,
         num_frames=num_frames,
+        peak=counted.peak,
         num_bytes=num_bytes,
         payload_bitrate=packed_size(num_frames, header.bits_per_code) * 8 / seconds / 1000,
         bitrate=None if num_bytes is None else num_bytes * 8 / seconds / 1000,
@@ -369,16 +371,18 @@ def _checked(reader: CodeReader, codebook_size: int, name: str) -> Iterator[Bloc
 
 
 class _Counted:
-    """Blocks of samples as they are, counted and reported."""
+    """Blocks of samples as they are, counted, measured and reported."""
 
     def __init__(self, blocks: Iterable[np.ndarray], sample_rate: int, total: float | None, progress: Progress | None):
         self.num_samples = 0
+        self.peak = 0.0
         self._blocks, self._sample_rate, self._total, self._progress = blocks, sample_rate, total, progress
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self._blocks:
             yield block
             self.num_samples += len(block)
+            self.peak = max(self.peak, float(np.abs(block).max()))
             if self._progress is not None:
                 self._progress(self.num_samples / self._sample_rate, self._total)
 

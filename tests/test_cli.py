@@ -347,6 +347,16 @@ def test_quiet_says_nothing(run, speech):
     assert (run.out, run.err) == ("", "")
 
 
+@pytest.mark.parametrize(("command", "target"), [("encode", "a.codes"), ("roundtrip", "a.wav")])
+@pytest.mark.parametrize(("peak", "said"), [(2.0, ""), (3.0, "; peaks at 3.0 times full scale")])
+def test_sound_far_beyond_full_scale_is_told_of(run, command, target, peak, said):
+    soundfile.write("loud.wav", np.linspace(-peak, peak, 24000), 24000, subtype="FLOAT")
+    assert run(command, "loud.wav", target, "--model", run.model, "--quiet", "--json") == 0
+    assert json.loads(run.out)["peak"] == peak
+    assert said in run.err
+    assert bool(said) == bool(run.err)
+
+
 def test_info_tells_what_a_file_of_codes_holds(run, talk, speech):
     assert run("info", talk, "--json") == 0
     facts = json.loads(run.out)

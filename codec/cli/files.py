@@ -22,7 +22,7 @@ from codec.cli.options import (
     option_skip,
     option_sound_format,
 )
-from codec.cli.reporting import count, saturated, show, told
+from codec.cli.reporting import count, saturated, show, told, too_loud
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, ModelError, sentence
 from codec.output import STANDARD_STREAM
@@ -78,7 +78,8 @@ def encode(
             progress=progress,
         )
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
-        return told(report, f"{count(report.num_frames, 'code')}{rate}")
+        loud = too_loud(report.peak)
+        return told(report, f"{count(report.num_frames, 'code')}{rate}{loud}", bool(loud))
 
     suffix = CODE_FORMATS[format or "codes"]
     find = partial(_mirrored, find_sounds, files, suffix)
@@ -210,8 +211,9 @@ def roundtrip(
         report = dataclasses.replace(
             encoded, target=decoded.target, elapsed_seconds=encoded.elapsed_seconds + decoded.elapsed_seconds
         )
+        loud = too_loud(report.peak)
         text = f"{count(report.num_frames, 'code')}, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
-        return told(report, text) | {"num_saturated": decoded.num_saturated}
+        return told(report, text + loud, bool(loud)) | {"num_saturated": decoded.num_saturated}
 
     suffix = OUTPUT_FORMATS[format or "wav"]
     find = partial(_mirrored, find_sounds, files, suffix)

@@ -15,6 +15,9 @@ UNITS = {
     "payload_bitrate": " kbit/s",
 }
 
+LOUD = 2.0
+"""Times full scale; 10 dB beyond it the model in the box keeps 2 dB less of the level, and 20 dB beyond it 6 less."""
+
 
 def told(report: Any, text: str, is_warning: bool = False) -> dict[str, Any]:
     """A report's values, with a line for people under "text"."""
@@ -49,6 +52,11 @@ def table_of(facts: dict[str, Any]) -> str:
 def saturated(number: int) -> str:
     """Part of a line about samples beyond full scale, empty where there are none."""
     return f", {count(number, 'sample')} beyond full scale" if number else ""
+
+
+def too_loud(peak: float) -> str:
+    """Part of a line about sound so far beyond full scale that it comes back softer, empty where there is none."""
+    return f"; peaks at {peak:.1f} times full scale and will come back softer, turn it down" if peak > LOUD else ""
 
 
 def count(number: int, noun: str) -> str:

@@ -241,7 +241,8 @@ class Codec(nn.Module):
         """Turn speech into codes.
 
         Args:
-            wav: (B, 1, T) float32 in [-1, 1] at `sample_rate` Hz, T >= 1.
+            wav: (B, 1, T) float32 in [-1, 1] at `sample_rate` Hz, T >= 1. Up to +-100 is taken, but sound far beyond
+                full scale comes back softer.
             lengths: (B,) int64, samples of each item when they differ; what lies beyond is ignored, if finite.
 
         Returns:
