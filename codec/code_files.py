@@ -19,6 +19,7 @@ import numpy as np
 
 from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
 from codec.errors import FormatError
+from codec.input import parse_json
 from codec.output import STANDARD_STREAM, naming, open_output
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
@@ -195,8 +196,8 @@ class _PlainReader:
 
     def _from_json(self, data: bytes) -> np.ndarray:
         try:
-            values = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(data)
+        except ValueError as error:
             raise FormatError(f"{self._name}: is not JSON ({error})") from error
         if not isinstance(values, dict):
             return self._from_list(values)

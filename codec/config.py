@@ -27,6 +27,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from codec.errors import ConfigError, ModelError
+from codec.input import read_json
 from codec.model import catalogue
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
@@ -245,7 +246,7 @@ def _take_over(config: Config, chosen: list[str]) -> None:
     path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             merged: Any = OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
             if mistakes := list(_of_groups(merged)):
                 raise ConfigError("; ".join(mistakes))

@@ -347,6 +347,28 @@ def test_quiet_says_nothing(run, speech):
     assert (run.out, run.err) == ("", "")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "deep"],
+        ["encode", "SPEECH", "a.codes", "--model", "deep"],
+        ["decode", "deep/config.json", "a.wav"],
+        ["info", "tokens"],
+        ["decode", "tokens", "wavs"],
+        ["evaluate", "--compare", "results", "results"],
+    ],
+    ids=" ".join,
+)
+def test_json_without_end_is_refused(run, speech, arguments):
+    for name in ("deep/config.json", "tokens/tokens.json", "results/summary.json"):
+        Path(name).parent.mkdir()
+        Path(name).write_text("[" * 200_000)
+    shutil.copy(Path(run.model) / "model.safetensors", "deep")
+    arguments = [speech if word == "SPEECH" else word for word in arguments]
+    said = run.refuses(*arguments, left={"deep", "tokens", "results"})
+    assert re.search(r"\w+/\w+\.json: .*(nested too deeply|not the summary of an evaluation)", said)
+
+
 @pytest.mark.parametrize(("command", "target"), [("encode", "a.codes"), ("roundtrip", "a.wav")])
 @pytest.mark.parametrize(("peak", "said"), [(2.0, ""), (3.0, "; peaks at 3.0 times full scale")])
 def test_sound_far_beyond_full_scale_is_told_of(run, command, target, peak, said):

@@ -11,6 +11,7 @@ from codec.errors import ConfigError
 from codec.evaluation.journal import Journal
 from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, aligned, tsv
 from codec.evaluation.statistics import summarise
+from codec.input import read_json
 from codec.output import open_output
 
 
@@ -147,7 +148,7 @@ def _name(summary: Mapping[str, Any]) -> str:
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY_NAME
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         if summary["format"] != 1:
             raise ConfigError(f"{path}: has format {summary['format']}, this version reads 1; evaluate again")
     except OSError as error:

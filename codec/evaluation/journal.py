@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from codec.digests import sha256
 from codec.errors import ConfigError
+from codec.input import parse_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -102,7 +103,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         lines = stream.readlines()
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if not isinstance(entry.get("kind"), str) or not isinstance(entry.get("id"), str):
                 raise ValueError("no kind or id")
         except (ValueError, AttributeError) as error:

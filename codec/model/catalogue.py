@@ -9,6 +9,7 @@ from typing import Any
 
 from codec.digests import sha256
 from codec.errors import ModelError, sentence
+from codec.input import read_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -66,7 +67,7 @@ def describe(model: str | Path) -> ModelInfo:
     directory = resolve(model)
     name = directory.resolve().name if Path(model).is_dir() else Path(model).name
     hexadecimal = fingerprint(directory)
-    config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = read_json(directory / CONFIG_NAME)
     try:
         rates = config["sample_rate"], config["decoder"]["hop_length"], config["quantizer"]["codebook_size"]
     except (KeyError, TypeError, IndexError) as error:
@@ -122,7 +123,7 @@ def fingerprint(directory: Path) -> str:
         ModelError: its configuration is not JSON.
     """
     try:
-        config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_json(directory / CONFIG_NAME)
     except ValueError as error:
         raise ModelError(f"{directory / CONFIG_NAME}: is not JSON ({error})") from error
     return fingerprint_of(config, sha256(directory / WEIGHTS_NAME))

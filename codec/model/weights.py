@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from codec.errors import ConfigError, ModelError
+from codec.input import read_json
 from codec.model import catalogue
 from codec.model.catalogue import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
@@ -34,7 +35,7 @@ def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Co
     directory = resolve(model)
     config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
     try:
-        config = CodecConfig.from_dict(json.loads(config_path.read_text(encoding="utf-8")))
+        config = CodecConfig.from_dict(read_json(config_path))
         codec = blank(config)
     except (ConfigError, ValueError) as error:
         raise ModelError(f"{config_path}: {error}") from error

@@ -18,6 +18,7 @@ import numpy as np
 
 from codec import audio
 from codec.errors import AudioError, CorpusError
+from codec.input import parse_json
 from codec.output import naming
 from codec.processes import follow_parent
 from codec.progress import Progress
@@ -202,7 +203,7 @@ def _read_journal(path: Path) -> dict[str, Measurement]:
 
 def _entry(line: bytes) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return {}
     is_whole = isinstance(entry, dict) and (entry.keys() - {"path"} == set(Measurement.__slots__) or "version" in entry)

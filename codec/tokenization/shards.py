@@ -29,6 +29,7 @@ import numpy as np
 from codec.bitstream import Header, fit_name, write_codes
 from codec.code_files import NPY_ERRORS
 from codec.errors import FormatError
+from codec.input import read_json
 from codec.output import open_output
 
 INFO_NAME = "tokens.json"
@@ -264,7 +265,7 @@ def read_info(folder: Path) -> TokensInfo:
     """
     path = folder / INFO_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         values = {"source": TokensInfo.source} | values
         info = TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
         for field in fields(TokensInfo):

@@ -16,6 +16,7 @@ import numpy as np
 
 from codec import audio
 from codec.errors import AudioError, ConfigError
+from codec.input import read_json
 from codec.manifest import read_manifest, speaker_of
 from codec.output import open_output
 from codec.processes import follow_parent
@@ -51,7 +52,7 @@ class AudioCache:
         self.folder = folder
         path = folder / INDEX_NAME
         try:
-            index = json.loads(path.read_text()) if path.exists() else {}
+            index = read_json(path) if path.exists() else {}
             if index.get("version") != VERSION:
                 raise NoCache(
                     f"{folder}: holds no audio cache of this version; train with it as data.cache to make one"

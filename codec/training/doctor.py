@@ -4,7 +4,6 @@ Needs what a run leaves behind and nothing else: neither torch nor the audio. Ea
 record of a run to a finding, if there is one.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from typing import Any
 import safetensors
 
 from codec.errors import ConfigError
+from codec.input import parse_json
 from codec.training.alarms import COLLAPSE, FEW_CODES, MEMORY, WINNING
-from codec.training.run_files import CONFIG_NAME, LOG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_json
+from codec.training.run_files import LOG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings
 
 RECENT = 9
 """Logged values that count as the present of a run; their median is compared."""
@@ -111,7 +111,7 @@ def read_run(run: Path) -> Record:
     """
     if not run.is_dir():
         raise ConfigError(f"{run}: there is no such folder")
-    record = Record(run, read_json(run / CONFIG_NAME) or {})
+    record = Record(run, read_settings(run))
     if not (run / LOG_NAME).is_file() and "training" not in record.config:
         raise ConfigError(f"{run}: is not the folder of a training run, it has neither {LOG_NAME} nor its settings")
     if (run / LOG_NAME).is_file():
@@ -126,7 +126,7 @@ def read_run(run: Path) -> Record:
 
 def _read_line(record: Record, line: str) -> None:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         step = int(values.pop("step"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return
@@ -143,7 +143,7 @@ def _read_line(record: Record, line: str) -> None:
 def _read_state(record: Record, name: str) -> None:
     try:
         with safetensors.safe_open(record.run / name, framework="numpy") as file:
-            record.saved_step = int(json.loads((file.metadata() or {})["counters"])["step"])
+            record.saved_step = int(parse_json((file.metadata() or {})["counters"])["step"])
         record.states[name] = ""
     except (KeyError, TypeError):
         record.states[name] = "is not a training state"

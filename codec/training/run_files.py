@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from codec.input import read_json
 from codec.output import open_output
 
 CONFIG_NAME = "config.json"
@@ -20,12 +21,13 @@ PORTABLE_NAME = "portable"
 LOCK_NAME = "lock"
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, None where it is missing or damaged."""
+def read_settings(run: Path) -> dict[str, Any]:
+    """All settings of a run, none where they are missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(run / CONFIG_NAME)
     except (OSError, ValueError):
-        return None
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

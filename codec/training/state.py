@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
+from codec.input import parse_json
 from codec.output import open_output
 from codec.training.run_files import LOCK_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME
 
@@ -113,7 +114,7 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            counters = json.loads(metadata.get("counters", "null"))
+            counters = parse_json(metadata.get("counters", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: is not a whole training state ({error})") from error

@@ -36,7 +36,7 @@ from codec.training.monitor import Monitor, undecided_loss
 from codec.training.optimizer import adamw, set_rate
 from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
-from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_json, write_json
+from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings, write_json
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
 from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec, surprises
 from codec.training.state import (
@@ -312,7 +312,7 @@ class Trainer:
             self.save(keep_previous=False)
         if self.ranks.is_first:
             check_room(self.run, self._num_state_bytes())
-            if changes := differences(read_json(self.run / CONFIG_NAME) or {}, asdict(self.config)):
+            if changes := differences(read_settings(self.run), asdict(self.config)):
                 monitor.event(self.step, "settings", "; ".join(changes))
             write_json(self.run / CONFIG_NAME, asdict(self.config))
 
