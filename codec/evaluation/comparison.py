@@ -14,6 +14,9 @@ from codec.evaluation.statistics import summarise
 from codec.input import read_json
 from codec.output import open_output
 
+_ABOUT = {"label", "unit", "better", "digits", "weight", "is_shown"}
+"""What a summary says of each column, as far as it is needed here."""
+
 
 def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[str, Any]:
     """Paired differences, second minus first, of every column that both have.
@@ -151,11 +154,15 @@ def _summary(folder: Path) -> dict[str, Any]:
         summary = read_json(path)
         if summary["format"] != 1:
             raise ConfigError(f"{path}: has format {summary['format']}, this version reads 1; evaluate again")
+        _name(summary)
+        for about in summary["metrics"].values():
+            if not about.keys() >= _ABOUT or type(about["digits"]) is not int:
+                raise ValueError
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
     except ConfigError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: is not the summary of an evaluation") from error
     return summary
 

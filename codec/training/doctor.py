@@ -128,16 +128,17 @@ def _read_line(record: Record, line: str) -> None:
     try:
         values = parse_json(line)
         step = int(values.pop("step"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if "event" in values:
+            record.events.append({"step": step, "event": str(values["event"]), "text": str(values["text"])})
+            return
+        numbers = {k: float(v) if isinstance(v, int | float) else math.nan for k, v in values.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return
-    if "event" in values:
-        record.events.append({"step": step} | values)
-        return
-    for name, value in values.items():
+    for name, value in numbers.items():
         points = record.series.setdefault(name, [])
         while points and points[-1][0] >= step:  # the run went back to an earlier state: those steps were done again
             points.pop()
-        points.append((step, float(value) if isinstance(value, int | float) else math.nan))
+        points.append((step, value))
 
 
 def _read_state(record: Record, name: str) -> None:
@@ -145,7 +146,7 @@ def _read_state(record: Record, name: str) -> None:
         with safetensors.safe_open(record.run / name, framework="numpy") as file:
             record.saved_step = int(parse_json((file.metadata() or {})["counters"])["step"])
         record.states[name] = ""
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, OverflowError):
         record.states[name] = "is not a training state"
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         record.states[name] = f"is not whole ({error})"

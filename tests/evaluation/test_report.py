@@ -8,6 +8,8 @@ import json
 import re
 import shutil
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,12 +250,22 @@ def test_other_references_are_refused(two, folders):
         compare(*two)
 
 
+def change_summary(folder: Path, **changes: Any) -> None:
+    """Write other entries into a summary, or remove those that are to be None."""
+    summary = json.loads((folder / "summary.json").read_text()) | changes
+    (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if v is not None}))
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
         (lambda folder: shutil.rmtree(folder), "cannot be read"),
         (lambda folder: (folder / "summary.json").write_text("{}"), "is not the summary"),
         (lambda folder: (folder / "summary.json").write_text('{"format": 9}'), "has format 9"),
+        (lambda folder: change_summary(folder, estimate=None), "is not the summary"),
+        (lambda folder: change_summary(folder, metrics=7), "is not the summary"),
+        (lambda folder: change_summary(folder, metrics={"mel": 7}), "is not the summary"),
+        (lambda folder: change_summary(folder, metrics={"mel": {"label": "mel"}}), "is not the summary"),
         (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\ty\n"), "is not a table of scores"),
         (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\t1\n"), "no utterance in common"),
     ],

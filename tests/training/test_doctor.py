@@ -229,6 +229,29 @@ def test_steps_done_again_after_a_kill_count_once(tmp_path: Path):
     assert names(run) == {}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": Infinity}',
+        '{"step": 1e999}',
+        '{"step": NaN}',
+        '{"step": []}',
+        '{"loss/mel": 9.0}',
+        f'{{"step": 9999, "loss/mel": {"9" * 400}}}',
+        '{"step": 9999, "event": "skipped"}',
+        "[" * 200_000,
+        "9",
+    ],
+    ids=lambda line: line[:24],
+)
+def test_damaged_lines_of_a_log_are_left_out(tmp_path: Path, line: str):
+    run = write_run(tmp_path / "run")
+    said = str(diagnose(run))
+    with open(run / "log.jsonl", "a") as log:
+        log.write(line + "\n")
+    assert str(diagnose(run)) == said
+
+
 def test_values_that_are_null_and_a_missing_config_are_read(tmp_path: Path):
     run = write_run(tmp_path / "run", lambda step, values: {"loss/mel": None} if step % 200 == 0 else {})
     (run / "config.json").unlink()
