@@ -14,6 +14,7 @@ killed process was writing; nothing removes it, as another may be writing it now
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -167,11 +168,13 @@ class Tokens(Mapping[str, np.ndarray]):
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         self.info = read_info(self.folder)
-        missing = [number for number in range(self.info.num_shards) if not _path(folder, number, ".tsv").is_file()]
-        if missing:
+        tables = {int(name[:-4]) for name in os.listdir(folder) if re.fullmatch(r"\d{5,}\.tsv", name, re.ASCII)}
+        num_missing = self.info.num_shards - sum(number < self.info.num_shards for number in tables)
+        if num_missing:
+            first = next(number for number in itertools.count() if number not in tables)
             raise FormatError(
-                f"{folder}: {len(missing)} of {self.info.num_shards} shards are missing, the first is "
-                f"{_name(missing[0])}; run codec tokenize again"
+                f"{folder}: {num_missing} of {self.info.num_shards} shards are missing, the first is {_name(first)}; "
+                "run codec tokenize again"
             )
         self.places = Places(self._read_tables())
         self._codes = self._few_at_once()
