@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import soundfile
 
 import codec
@@ -740,6 +741,17 @@ def test_broken_model_is_refused(run, speech, model_directory, name, change, mes
     file = Path("broken") / name
     file.write_bytes(change(file.read_bytes()))
     assert message in run.refuses("encode", speech, "a.codes", "--model", "broken", left={"broken"})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["encoder.blocks.0.expand.bias", "decoder.pitch.output.weight"])
+def test_weights_that_are_not_finite_are_refused_by_name(run, speech, name, value):
+    shutil.copytree(run.model, "broken")
+    tensors = safetensors.numpy.load_file("broken/model.safetensors")
+    tensors[name][-1] = value
+    safetensors.numpy.save_file(tensors, "broken/model.safetensors")
+    said = run.refuses("roundtrip", speech, "a.wav", "--model", "broken", left={"broken"})
+    assert re.search(rf"broken/model\.safetensors: {re.escape(name)} has values that are NaN or infinite", said)
 
 
 def test_what_is_no_model_directory_is_refused(run, speech):
