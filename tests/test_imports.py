@@ -195,7 +195,11 @@ def test_packages_listed_in_pyproject_are_those_of_the_tree():
     folders = {"codec"} | {f"codec.{file.parent.relative_to(PACKAGE)}".replace("/", ".") for file in FILES} - {
         "codec.."
     }
-    assert listed - {"codec.configs"} == folders
+    data = {file.parent for suffix in ("json", "md", "safetensors") for file in PACKAGE.rglob(f"*.{suffix}")}
+    folders |= {f"codec.{folder.relative_to(PACKAGE)}".replace("/", ".") for folder in data}
+    configs = {file.parent for file in (ROOT / "configs").rglob("*.yaml")}
+    folders |= {f"codec.{folder.relative_to(ROOT)}".replace("/", ".") for folder in configs}
+    assert listed == folders
 
 
 def test_configs_are_found_as_a_resource():
