@@ -202,6 +202,21 @@ def test_packages_listed_in_pyproject_are_those_of_the_tree():
     assert listed == folders
 
 
+def test_source_distribution_is_the_whole_tree(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    program = "import setuptools; setuptools.setup()"
+    command = [sys.executable, "-W", "ignore", "-c", program, "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    carried = set((tmp_path / "codec.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines())
+    tree = {
+        str(path.relative_to(ROOT))
+        for folder in ("codec", "configs", "recipes", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+    }
+    assert tree | {"README.md", "LICENSE", "pyproject.toml"} <= carried
+
+
 def test_configs_are_found_as_a_resource():
     from importlib import resources
 
