@@ -18,7 +18,7 @@ from pathlib import Path
 
 from codec import audio
 from codec.errors import AudioError, CorpusError
-from codec.output import open_output
+from codec.output import write_text
 
 COLUMNS = ("id", "path", "seconds", "samples", "sample_rate", "speaker", "part")
 SUFFIX = ".tsv"
@@ -95,10 +95,7 @@ def write_manifest(
     root = path.parent if root is None else Path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = require_unique_ids(utterances, path)
-    with open_output(path, overwrite=True) as stream:
-        stream.write(("\t".join(COLUMNS) + "\n").encode())
-        for utterance in ordered:
-            stream.write(_line(utterance, path, root).encode())
+    write_text(path, "\t".join(COLUMNS) + "\n" + "".join(_line(utterance, path, root) for utterance in ordered))
 
 
 def require_unique_ids(utterances: Iterable[Utterance], path: Path) -> list[Utterance]:

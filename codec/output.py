@@ -1,17 +1,18 @@
 """Where results go: a file that appears whole or not at all, standard output, or a device.
 
-Knows nothing of what is written. Every writer of the package that can be interrupted goes through `open_output`.
+Every file of the package that a kill could leave half written goes through `open_output`, but for journals, which grow.
 """
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 STANDARD_STREAM = "-"
 TEMPORARY_SUFFIX = ".part"
@@ -77,6 +78,26 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8, in the place of what is there. Bytes of file names that are no text become `\\udcff`.
+
+    Raises:
+        OSError: see `open_output`.
+    """
+    with open_output(path, overwrite=True) as stream:
+        stream.write(text.encode(errors="backslashreplace"))
+
+
+def write_json(path: str | os.PathLike[str], values: Any, indent: int | None = 2) -> None:
+    """Write a value as JSON, in the place of what is there; every name of a file is read as it was.
+
+    Raises:
+        OSError: see `open_output`.
+        ValueError: a number is infinite or none, which JSON has not.
+    """
+    write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager

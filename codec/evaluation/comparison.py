@@ -1,7 +1,6 @@
 """Two evaluations of the same utterances, paired: which codec is better, and how sure that is."""
 
 import csv
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from codec.evaluation.journal import Journal
 from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, aligned, tsv
 from codec.evaluation.statistics import summarise
 from codec.input import read_json
-from codec.output import open_output
+from codec.output import write_json, write_text
 
 _ABOUT = {"label", "unit", "better", "digits", "weight", "is_shown"}
 """What a summary says of each column, as far as it is needed here."""
@@ -121,14 +120,9 @@ def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     from codec.evaluation.page import comparison_page
 
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "comparison.json": json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "differences.tsv": _differences_table(comparison),
-        "comparison.html": comparison_page(comparison),
-    }
-    for name, text in texts.items():
-        with open_output(folder / name, overwrite=True) as stream:
-            stream.write(text.encode())
+    write_json(folder / "comparison.json", comparison)
+    write_text(folder / "differences.tsv", _differences_table(comparison))
+    write_text(folder / "comparison.html", comparison_page(comparison))
 
 
 def _differences_table(comparison: Mapping[str, Any]) -> str:

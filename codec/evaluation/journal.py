@@ -6,7 +6,6 @@ Every entry carries the sums of the files that it is about: what has changed sin
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from codec.digests import sha256
 from codec.errors import ConfigError
 from codec.input import parse_json
+from codec.output import write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -44,10 +44,7 @@ class Journal:
                 self._entries[entry["kind"], entry["id"]] = entry
         # Written anew, without what is superseded or was cut off.
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.writelines(_line(entry) for entry in self._entries.values())
-        os.replace(temporary, path)
+        write_text(path, "".join(map(_line, self._entries.values())))
         self._stream = open(path, "a", encoding="utf-8")
 
     @staticmethod

@@ -40,16 +40,8 @@ figcaption { margin-bottom: .3rem; } code { font-size: .9em; overflow-wrap: anyw
 """
 
 
-def write_page(evaluation: Evaluation, path: Path, *, with_audio: bool = True) -> None:
-    """Write the report. Files that cannot be read any more are left out of the examples."""
-    from codec.output import open_output
-
-    with open_output(path, overwrite=True) as stream:
-        stream.write(page(evaluation, with_audio=with_audio).encode(errors="backslashreplace"))
-
-
 def page(evaluation: Evaluation, *, with_audio: bool = True) -> str:
-    """The report as text."""
+    """The report as text. Files that cannot be read any more are left out of the examples."""
     summary = evaluation.summary
     title = summary.get("model") or Path(summary["estimate"]).name or summary["estimate"]
     return "\n".join(

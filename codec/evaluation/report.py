@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.evaluate import Evaluation
-from codec.output import open_output
+from codec.output import write_json, write_text
 
 SCORES_NAME = "scores.tsv"
 PROBLEMS_NAME = "problems.tsv"
@@ -19,15 +18,15 @@ PAGE_NAME = "report.html"
 
 def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = True) -> None:
     """Write `scores.tsv`, `problems.tsv`, `summary.json` and `report.html`, in the place of earlier ones."""
-    from codec.evaluation.page import write_page
+    from codec.evaluation.page import page
 
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / SCORES_NAME, scores_table(evaluation))
-    _write(folder / PROBLEMS_NAME, tsv(["id", "metric", "reason"], [
+    write_text(folder / SCORES_NAME, scores_table(evaluation))
+    write_text(folder / PROBLEMS_NAME, tsv(["id", "metric", "reason"], [
         [problem.id, problem.metric or "all", problem.reason] for problem in evaluation.problems
     ]))  # fmt: skip
-    write_page(evaluation, folder / PAGE_NAME, with_audio=with_audio)
-    _write(folder / SUMMARY_NAME, json.dumps(evaluation.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / PAGE_NAME, page(evaluation, with_audio=with_audio))
+    write_json(folder / SUMMARY_NAME, evaluation.summary)
 
 
 def scores_table(evaluation: Evaluation) -> str:
@@ -132,8 +131,3 @@ def tsv(header: list[str], rows: list[list[str]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return stream.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    with open_output(path, overwrite=True) as stream:
-        stream.write(text.encode(errors="backslashreplace"))  # paths may have bytes that are no text

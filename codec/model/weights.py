@@ -4,7 +4,6 @@ A model is named by the `fingerprint` of what defines its codes, so that codes m
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from codec.input import read_json
 from codec.model import catalogue
 from codec.model.catalogue import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
-from codec.output import open_output
+from codec.output import open_output, write_json, write_text
 
 
 def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Codec:
@@ -84,11 +83,9 @@ def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype
     directory.mkdir(parents=True, exist_ok=True)
     with open_output(directory / WEIGHTS_NAME, overwrite=True) as stream:
         stream.write(_stored(codec, dtype))
-    with open_output(directory / CONFIG_NAME, overwrite=True) as stream:
-        stream.write((json.dumps(codec.config.to_dict(), indent=2) + "\n").encode())
+    write_json(directory / CONFIG_NAME, codec.config.to_dict())
     if card:
-        with open_output(directory / CARD_NAME, overwrite=True) as stream:
-            stream.write(card.encode())
+        write_text(directory / CARD_NAME, card)
 
 
 def _stored(codec: Codec, dtype: torch.dtype | None = None) -> bytes:

@@ -1,7 +1,6 @@
 """What a preparation leaves: manifests, the list of rejected files, a summary, and sentences for people."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +10,12 @@ from typing import Any
 from codec import __version__
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import SUFFIX, Utterance, place_of, require_unique_ids, write_manifest
-from codec.output import open_output
+from codec.output import write_json, write_text
 from codec.preparation.selection import Filters, Rejection, subset
 from codec.progress import Progress
 
 REJECTED_NAME = "rejected.tsv"
+REJECTED_COLUMNS = ("part", "path", "reason", "detail")
 SUMMARY_NAME = "prepare.json"
 SURVEY_FOLDER = ".survey"
 
@@ -135,8 +135,7 @@ def conclude(
         if progress:
             progress("written", number, len(chosen))
     outcome.summary = _summary(corpus, root, outcome, config)
-    with open_output(folder / SUMMARY_NAME, overwrite=True) as stream:
-        stream.write((json.dumps(outcome.summary, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / SUMMARY_NAME, outcome.summary)
     return outcome
 
 
@@ -196,11 +195,8 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
 
 def _write_rejections(path: Path, rejections: Sequence[Rejection], root: Path) -> None:
     rows = sorted((r.part, place_of(r.path, path.parent, root), r.reason, r.detail) for r in rejections)
-    with open_output(path, overwrite=True) as stream:
-        stream.write(b"part\tpath\treason\tdetail\n")
-        for row in rows:
-            line = "\t".join(" ".join(value.split()) for value in row)
-            stream.write((line + "\n").encode(errors="backslashreplace"))
+    lines = ("\t".join(" ".join(value.split()) for value in row) for row in [REJECTED_COLUMNS, *rows])
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _summary(corpus: str, root: Path, outcome: Outcome, config: PreparationConfig) -> dict[str, Any]:

@@ -15,7 +15,6 @@ killed process was writing; nothing removes it, as another may be writing it now
 import contextlib
 import functools
 import itertools
-import json
 import os
 import re
 import tempfile
@@ -31,7 +30,7 @@ from codec.bitstream import Header, fit_name, write_codes
 from codec.code_files import NPY_ERRORS
 from codec.errors import FormatError
 from codec.input import read_json
-from codec.output import open_output
+from codec.output import open_output, write_json, write_text
 
 INFO_NAME = "tokens.json"
 FAILED_COLUMNS = ("id", "path", "reason", "file")
@@ -287,8 +286,7 @@ def read_info(folder: Path) -> TokensInfo:
 def write_info(folder: Path, info: TokensInfo) -> None:
     """Begin a folder of tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open_output(folder / INFO_NAME, overwrite=True) as stream:
-        stream.write((json.dumps(asdict(info), indent=2) + "\n").encode())
+    write_json(folder / INFO_NAME, asdict(info))
 
 
 def write_shard(
@@ -428,11 +426,8 @@ def _read_failed(folder: Path, number: int) -> dict[str, str]:
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
-    with open_output(path, overwrite=True) as stream:
-        for row in (columns, *rows):
-            line = "\t".join(" ".join(re.split(r"[\t\r\n]", str(value))) for value in row)
-            # Paths may have bytes that are no text.
-            stream.write((line + "\n").encode(errors="backslashreplace"))
+    lines = ("\t".join(" ".join(re.split(r"[\t\r\n]", str(value))) for value in row) for row in (columns, *rows))
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _path(folder: str | os.PathLike[str], number: int, suffix: str) -> Path:

@@ -3,7 +3,6 @@
 Knows nothing of torch, so that the processes that decode start at once.
 """
 
-import json
 import multiprocessing
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,7 @@ from codec import audio
 from codec.errors import AudioError, ConfigError
 from codec.input import read_json
 from codec.manifest import read_manifest, speaker_of
-from codec.output import open_output
+from codec.output import open_output, write_json
 from codec.processes import follow_parent
 from codec.progress import Progress
 from codec.workers import num_cores
@@ -166,8 +165,7 @@ def _build_cache(
             ) from error
     if not offset:
         raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
-    with open_output(cache_folder / INDEX_NAME, overwrite=True) as stream:
-        stream.write(json.dumps({"version": VERSION, "sample_rate": sample_rate, "clips": clips}).encode())
+    write_json(cache_folder / INDEX_NAME, {"version": VERSION, "sample_rate": sample_rate, "clips": clips}, indent=None)
 
 
 def _joined(sources: Sequence[Path]) -> str:

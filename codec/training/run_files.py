@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how those that are JSON are read and written.
+"""The files of a run folder: their names, and how those that are JSON are read.
 
 Knows nothing of torch, so that a run can be looked at without it.
 """
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from codec.input import read_json
-from codec.output import open_output
 
 CONFIG_NAME = "config.json"
 """All settings of the run."""
@@ -28,12 +27,6 @@ def read_settings(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file that is there as a whole or not at all; what is there of the same name is replaced."""
-    with open_output(path, overwrite=True) as stream:
-        stream.write((json.dumps(values, indent=2) + "\n").encode())
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from codec.errors import CodecError, ConfigError
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.decoder import Synthesis
+from codec.output import write_json
 from codec.progress import CountLine
 from codec.training.alarms import Watch
 from codec.training.cache import AudioCache, open_cache
@@ -36,7 +37,7 @@ from codec.training.monitor import Monitor, undecided_loss
 from codec.training.optimizer import adamw, set_rate
 from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
-from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings, write_json
+from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings
 from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
 from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec, surprises
 from codec.training.state import (

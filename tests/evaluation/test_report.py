@@ -5,6 +5,7 @@ import html
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
 import zlib
@@ -227,6 +228,18 @@ def test_comparison_is_written(two, tmp_path, capsys):
     lines = (tmp_path / "out" / "differences.tsv").read_text().splitlines()
     assert lines[0] == "id\tmel\tsi_sdr"
     assert len(lines) == 7
+
+
+def test_folders_whose_names_are_no_text_are_compared(folders, tmp_path):
+    estimate = folders[1].rename(tmp_path / os.fsdecode(b"made\xff"))
+    arguments = ["--metrics", "mel", "--jobs", "0", "-q", "-o"]
+    assert run(["evaluate", str(folders[0]), str(estimate), *arguments, str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["estimate"] == str(estimate)
+    both = [str(tmp_path / "out")] * 2
+    assert run(["evaluate", "--compare", *both, "-q", "-o", str(tmp_path / "compared")]) == 0
+    assert "made\\udcff" in (tmp_path / "compared" / "comparison.html").read_text(encoding="utf-8")
+    found = json.loads((tmp_path / "compared" / "comparison.json").read_text(encoding="utf-8"))
+    assert found["first"] == found["second"] == str(estimate)
 
 
 def test_utterances_of_only_one_are_counted(two):
