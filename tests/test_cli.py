@@ -590,6 +590,15 @@ def test_closed_standard_streams_cannot_be_used_and_harm_no_file(run, talk, spee
     assert Path("b.codes").read_bytes() == talk.read_bytes()
 
 
+def test_names_that_are_no_text_are_printed(tmp_path, speech):
+    odd = shutil.copy(speech, tmp_path / os.fsdecode(b"caf\xe9.flac"))
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # Python's own choice in most languages
+    process = spawn("info", odd, env=environment)
+    printed, complaint = process.communicate()
+    assert (process.returncode, complaint) == (0, b"")
+    assert b"caf\\udce9.flac" in printed
+
+
 @pytest.mark.parametrize("name", ["a.mp3", "a.codes"])
 def test_sound_that_cannot_be_written_is_refused(run, talk, name):
     sentence = run.refuses("decode", talk, name, "--model", run.model, left={"talk.codes"})

@@ -1,6 +1,7 @@
 """How a command runs and ends: every error a user can cause becomes one sentence and an exit code."""
 
 import argparse
+import io
 import math
 import os
 import signal
@@ -104,12 +105,15 @@ def _plain_warnings() -> Iterator[None]:
 def open_standard_streams() -> None:
     """Put something in the place of those that are closed, whose number the next file would get.
 
-    Input and output cannot be used then, and say so; messages are lost.
+    Input and output cannot be used then, and say so; messages are lost. Letters that the terminal does not know, and
+    bytes of file names that are no text, become escapes where nothing better was chosen.
     """
     for number, name, way in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             os.open(os.devnull, way)  # gets the lowest number that is free
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is
 
 
 def _give_up_output() -> None:
