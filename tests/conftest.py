@@ -1,9 +1,11 @@
-"""What several test files share: real speech, and a tiny model that has learned nothing."""
+"""What several test files share: real speech, a tiny model that has learned nothing, and a server."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from web_server import Server
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tiny models only lose by threads, and round differently
 
@@ -26,6 +28,19 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with other weights."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine; who downloads does not pause."""
+    from codec import download
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "ATTEMPTS", 4)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    server = Server()
+    yield server
+    server.close()
 
 
 def save_tiny_model(directory: Path, seed: int) -> Path:

@@ -80,7 +80,7 @@ RULES = {
         ["codec.model", "codec.bitstream", "codec.files", "codec.training", "torch"],
     ),
     "files": (["files.py"], ["codec.training", "codec.evaluation", "codec.config"]),
-    "evaluation": (["evaluation", "tokenization"], ["codec.training", "codec.config"]),
+    "evaluation": (["evaluation", "tokenization"], ["codec.training", "codec.config", "codec.preparation"]),
     "all": (["."], ["recipes", "tests"]),
 }
 

@@ -98,10 +98,10 @@ class Dnsmos(Metric):
     @classmethod
     def provide(cls, settings: Settings) -> None:
         if settings.dnsmos_weights is None and settings.allow_download:
-            from codec.evaluation.weights import download
+            from codec.evaluation.weights import fetch
 
             for artefact in (P835, P808):
-                download(artefact)
+                fetch(artefact)
 
     @classmethod
     def identity(cls, settings: Settings) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from codec.digests import sha256
 from codec.evaluation.metric import Column, Metric, Pair, Settings, Undefined
-from codec.evaluation.weights import Artefact, check, download
+from codec.evaluation.weights import Artefact, check, fetch
 
 SAMPLE_RATE = 16000
 MIN_SAMPLES = 400  # one frame
@@ -72,7 +72,7 @@ class Utmos(Metric):
     @classmethod
     def provide(cls, settings: Settings) -> None:
         if settings.utmos_weights is None and settings.allow_download:
-            download(CHECKPOINT)
+            fetch(CHECKPOINT)
 
     @classmethod
     def identity(cls, settings: Settings) -> str:

@@ -1,16 +1,12 @@
 """Weights of metrics that are models: where they are looked for, and how they are had, with their sums pinned."""
 
-import hashlib
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec.digests import BLOCK_BYTES, sha256
-from codec.errors import ModelError
-
-TIMEOUT = 30.0  # seconds without a byte
+from codec.digests import sha256
+from codec.download import download
+from codec.errors import CodecError, ModelError, sentence
 
 
 @dataclass(frozen=True)
@@ -49,39 +45,20 @@ def check(artefact: Artefact, path: Path) -> None:
         )
 
 
-def download(artefact: Artefact) -> Path:
-    """The artefact in the cache, fetched first where it is missing.
+def fetch(artefact: Artefact) -> Path:
+    """The artefact in the cache, downloaded first where it is missing; one that was interrupted goes on.
 
     Raises:
-        ModelError: no network, or what came is not what was published; nothing is kept then.
+        ModelError: no network, or what came is not what was published.
     """
     target = artefact.cached
     if target.is_file():
         if target.stat().st_size != artefact.num_bytes or sha256(target) != artefact.sha256:
             raise ModelError(f"{target}: is not the published file (its SHA-256 differs); delete it and try again")
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    digest, count = hashlib.sha256(), 0
     try:
-        with urllib.request.urlopen(artefact.url, timeout=TIMEOUT) as response, open(part, "wb") as stream:
-            while chunk := response.read(BLOCK_BYTES):
-                count += len(chunk)
-                if count > artefact.num_bytes:
-                    break
-                digest.update(chunk)
-                stream.write(chunk)
-        if count != artefact.num_bytes or digest.hexdigest() != artefact.sha256:
-            raise ModelError(
-                f"{artefact.url}: sent {count} bytes with SHA-256 {digest.hexdigest()}, published are "
-                f"{artefact.num_bytes} with {artefact.sha256}; nothing was kept"
-            )
-        os.replace(part, target)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        reason = getattr(error, "reason", None) or error
-        raise ModelError(f"{artefact.url}: cannot be had ({reason}); fetch it by other means and name it") from error
-    finally:
-        part.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        download([artefact.url], target, artefact.sha256, num_bytes=artefact.num_bytes)
+    except (CodecError, OSError) as error:
+        raise ModelError(f"{sentence(error)}; fetch it by other means and name it") from error
     return target

@@ -50,6 +50,21 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
         raise
 
 
+def require_space(folder: Path, num_bytes: float, purpose: str) -> None:
+    """Refuse work for which the disk has no room, before it is begun.
+
+    Raises:
+        CorpusError: less than `num_bytes` are free where `folder` lies, or will lie.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise CorpusError(
+            f"{folder}: {purpose} takes about {num_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room or "
+            f"choose another disk"
+        )
+
+
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, folder: Path) -> None:
     target = folder / _safe_name(member.name, archive)
     if member.isdir():

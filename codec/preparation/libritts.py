@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codec.download import download, sum_like
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import Utterance
-from codec.preparation.archives import unpack
-from codec.preparation.download import download, md5_of, require_space
+from codec.preparation.archives import require_space, unpack
 from codec.preparation.folder import find_sounds, journal_of, stub
 from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import Candidate, Rejection, select, shared_speakers
@@ -136,12 +136,13 @@ def prepare_libritts(
             thinned lists compare with nothing; what the filters would have dropped is reported.
         exclude: lists of files to leave out, a path or id per line, such as LibriTTS-R's lists of failed restorations.
         config: filters and the like.
-        progress: see `survey`, `download.download` and `archives.unpack`.
+        progress: see `survey`, `codec.download.download` and `archives.unpack`.
 
     Raises:
         CorpusError: a part or the folder of archives is missing, archives are wrong or damaged, or speakers are in two
             splits.
         ConfigError: no such variant or part.
+        CodecError: an archive cannot be fetched from any mirror.
         OSError: the system refuses.
     """
     config, sources = config or PreparationConfig(), sources or Sources()
@@ -263,7 +264,7 @@ def _check_sums(archives: Sequence[tuple[Path, str]], progress: Progress | None)
     wrong = [
         f"{archive}: has the MD5 sum {found}, the published one is {md5}"
         for archive, md5 in archives
-        if (found := md5_of(archive, progress)) != md5
+        if (found := sum_like(md5, archive, progress)) != md5
     ]
     if wrong:
         again = "fetch it again" if len(wrong) == 1 else "fetch them again"

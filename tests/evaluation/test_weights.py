@@ -1,8 +1,6 @@
 """Weights of metrics: read without running anything, fetched only whole and as published."""
 
 import hashlib
-import http.server
-import threading
 import zipfile
 
 import pytest
@@ -10,9 +8,7 @@ import torch
 
 from codec.errors import ModelError
 from codec.evaluation.checkpoint import follow, read_tensors
-from codec.evaluation.weights import Artefact, cache_folder, check, download
-
-CONTENT = bytes(range(256)) * 40
+from codec.evaluation.weights import Artefact, cache_folder, check, fetch
 
 
 @pytest.fixture(autouse=True)
@@ -20,72 +16,65 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEC_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def server(tmp_path):
-    """Serves `CONTENT` under any name; `cut` sends half of it."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if "missing" in self.path:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(CONTENT[: len(CONTENT) // 2] if "cut" in self.path else CONTENT)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def artefact(url: str, content: bytes = CONTENT) -> Artefact:
-    return Artefact("weights.bin", url, len(CONTENT), hashlib.sha256(content).hexdigest(), "MIT")
+def artefact(server, manner: str = "good") -> Artefact:
+    return Artefact("weights.bin", server.url(manner), len(server.data), server.sha256, "MIT")
 
 
 def test_download_is_kept_and_not_repeated(server):
-    path = download(artefact(f"{server}/good"))
-    assert path.read_bytes() == CONTENT
+    path = fetch(artefact(server))
+    assert path.read_bytes() == server.data
     assert path.parent == cache_folder()
-    assert download(artefact(f"{server}/missing")) == path
+    assert fetch(artefact(server, "missing")) == path
+
+
+def test_interrupted_download_goes_on(server):
+    server.cut_after = 1000
+    with pytest.raises(ModelError, match="cuts the connection"):
+        fetch(artefact(server, "cut-rangeless"))
+    assert fetch(artefact(server)).read_bytes() == server.data
+    assert server.requests[-1] == ("/good", "bytes=1000-")
 
 
 @pytest.mark.parametrize(
-    ("place", "content", "what"),
-    [
-        ("cut", CONTENT, f"sent {len(CONTENT) // 2} bytes"),
-        ("good", CONTENT[::-1], "with SHA-256"),
-        ("missing", CONTENT, "cannot be had"),
-    ],
+    ("manner", "what"),
+    [("wrong", "serves a file with the sum"), ("short", "are published"), ("missing", "answers 404 Not Found")],
 )
-def test_download_of_something_else_is_refused_and_not_kept(server, place, content, what):
-    with pytest.raises(ModelError, match=what):
-        download(artefact(f"{server}/{place}", content))
+def test_download_of_something_else_is_refused_and_not_kept(server, manner, what):
+    with pytest.raises(
+        ModelError, match=rf"^weights\.bin could not be .*{what}.*; fetch it by other means and name it$"
+    ):
+        fetch(artefact(server, manner))
     assert list(cache_folder().iterdir()) == []
 
 
-def test_no_network_is_one_sentence():
-    with pytest.raises(ModelError, match=r"cannot be had .* fetch it by other means"):
-        download(artefact("http://127.0.0.1:9/weights"))
+def test_no_network_is_one_sentence(server):
+    server.close()
+    with pytest.raises(ModelError, match=r"cannot be reached .* fetch it by other means"):
+        fetch(artefact(server))
+
+
+def test_folder_that_cannot_be_made_is_one_sentence(server, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CODEC_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match=r"file/cache: Not a directory; fetch it by other means"):
+        fetch(artefact(server))
 
 
 def test_changed_file_in_the_cache_is_refused(server):
-    path = download(artefact(f"{server}/good"))
-    path.write_bytes(CONTENT[::-1])
+    path = fetch(artefact(server))
+    path.write_bytes(server.data[::-1])
     with pytest.raises(ModelError, match="delete it and try again"):
-        download(artefact(f"{server}/good"))
+        fetch(artefact(server))
 
 
 def test_only_a_file_of_the_published_length_is_held_against_its_sum(tmp_path):
     path = tmp_path / "weights"
-    path.write_bytes(CONTENT[::-1])
+    path.write_bytes(b"damaged")
+    published = Artefact("weights.bin", "https://example.org", 7, hashlib.sha256(b"weights").hexdigest(), "MIT")
     with pytest.raises(ModelError, match="another SHA-256"):
-        check(artefact("here"), path)
+        check(published, path)
     path.write_bytes(b"other weights")
-    check(artefact("here"), path)
+    check(published, path)
 
 
 # -- checkpoints

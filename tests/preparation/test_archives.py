@@ -2,13 +2,14 @@
 
 import gzip
 import io
+import shutil
 import tarfile
 
 import pytest
 from small_corpus import member
 
 from codec.errors import CorpusError
-from codec.preparation.archives import unpack
+from codec.preparation.archives import require_space, unpack
 
 
 def pack(path, *members, mode="w:gz"):
@@ -94,3 +95,11 @@ def test_a_time_that_no_file_can_have_does_no_harm(time, tmp_path):
         tar.addfile(info, data)
     unpack(tmp_path / "a.tar", tmp_path / "out")
     assert (tmp_path / "out" / GOOD[0][0]).read_bytes() == GOOD[0][1]
+
+
+def test_too_little_space_is_refused_beforehand(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=5 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    require_space(tmp_path, 4e9, "unpacking")
+    with pytest.raises(CorpusError, match=r"unpacking takes about 6\.0 GB and 5\.0 GB are free"):
+        require_space(tmp_path, 6e9, "unpacking")

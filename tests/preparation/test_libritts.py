@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from test_archives import pack
 from codec.cli import run
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import check_manifest, read_manifest
-from codec.preparation import download as downloading
 from codec.preparation import libritts
 from codec.preparation import survey as surveying
 from codec.preparation.libritts import FILE_COUNTS, VARIANTS, Sources, prepare_libritts
@@ -52,7 +52,7 @@ def packed(whole, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_network(request, monkeypatch):
     if "server" not in request.fixturenames:
-        monkeypatch.setattr(downloading.urllib.request, "urlopen", lambda *_, **__: pytest.fail("touched the network"))
+        monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("touched the network"))
 
 
 def tables(folder: Path) -> dict[str, bytes]:
@@ -305,7 +305,7 @@ def test_rest_of_a_killed_run_is_cleared_away(packed, tmp_path):
 
 def test_too_little_space_is_said_before_the_first_byte(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
-    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CorpusError, match=r"bringing test-clean, test-other takes about 4\.1 GB and 1\.0 GB are free"):
         prepare_libritts(tmp_path / "corpora" / "new", parts=["test"], sources=Sources(download=True))
     assert not list(tmp_path.iterdir())
@@ -313,7 +313,6 @@ def test_too_little_space_is_said_before_the_first_byte(tmp_path, monkeypatch):
 
 def test_without_anything_all_parts_are_fetched(whole, packed, tmp_path, monkeypatch, server):
     published(monkeypatch, packed)
-    monkeypatch.setattr(downloading.time, "sleep", lambda _: None)
     arguments = ["prepare", "libritts", str(tmp_path), "--jobs", "1", "--mirror", server.url("missing")]
     assert run([*arguments, "--no-download"]) == 2
     assert not server.requests
@@ -352,7 +351,6 @@ def test_from_nothing_over_a_network_that_fails(whole, packed, tmp_path, monkeyp
     published(monkeypatch, packed)
     server.data = (packed / "dev-clean.tar.gz").read_bytes()
     server.cut_after = len(server.data) // 2
-    monkeypatch.setattr(downloading.time, "sleep", lambda _: None)
     arguments = ["prepare", "libritts", str(tmp_path / "new"), "--parts", "dev-clean", "--jobs", "1"]
     mirrors = [part for manner in ("missing", "wrong", "cut") for part in ("--mirror", server.url(manner))]
     assert run([*arguments, *mirrors]) == 0

@@ -1,16 +1,17 @@
 """A file arrives whole and right, or not at all, whatever the server does."""
 
-import shutil
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from codec.errors import CorpusError
-from codec.preparation import download as downloading
-from codec.preparation.download import download, require_space
+from codec import download as downloading
+from codec.download import download
+from codec.errors import CodecError
 
 
 def fetch(server, target, *manners, **options):
-    options = {"md5": server.md5, "num_bytes": len(server.data), "pause": 0.0} | options
+    options = {"checksum": server.md5, "num_bytes": len(server.data)} | options
     download([f"{server.url(manner)}/{target.name}" for manner in manners], target, **options)
 
 
@@ -46,10 +47,11 @@ def test_next_mirror_goes_on_with_what_is_there(server, tmp_path):
     assert server.requests[-1] == ("/good/a", "bytes=1234-")
 
 
+@pytest.mark.parametrize("manner", ["good", "rangeless"])
 @pytest.mark.parametrize("left_over", [b"of another file", b"of another file" * 100_000])
-def test_left_over_of_another_file_is_found_and_fetched_again(left_over, server, tmp_path):
+def test_left_over_of_another_file_is_found_and_fetched_again(left_over, manner, server, tmp_path):
     (tmp_path / "a.part").write_bytes(left_over)
-    fetch(server, tmp_path / "a", "good", num_bytes=None)
+    fetch(server, tmp_path / "a", manner, num_bytes=None)
     assert (tmp_path / "a").read_bytes() == server.data
 
 
@@ -60,43 +62,69 @@ def test_server_without_ranges_sends_all_again(server, tmp_path):
 
 
 def test_server_that_always_cuts_at_the_same_place_is_given_up(server, tmp_path):
-    with pytest.raises(CorpusError, match=r"a could not be fetched: .*cuts the connection, 3 times in a row"):
+    with pytest.raises(CodecError, match=r"a could not be fetched: .*cuts the connection, 4 times in a row"):
         fetch(server, tmp_path / "a", "cut-rangeless")
-    assert ranges(server) == [None, "bytes=100000-", "bytes=100000-"]
+    assert ranges(server) == [None, "bytes=100000-", "bytes=100000-", "bytes=100000-"]
 
 
 @pytest.mark.parametrize(
     ("manner", "options", "message"),
     [
         ("missing", {}, "/missing/a answers 404"),
-        ("wrong", {}, "serves a file with the MD5 sum [0-9a-f]{32}, the published one is [0-9a-f]{32}"),
+        ("wrong", {}, "serves a file with the sum [0-9a-f]{32}, the published one is [0-9a-f]{32}"),
         ("short", {}, "offers 307199 bytes, 307200 are published"),
-        ("short", {"num_bytes": None}, "serves a file with the MD5 sum"),
+        ("short", {"num_bytes": None}, "serves a file with the sum"),
     ],
 )
 def test_what_is_wrong_is_named_and_the_next_mirror_is_tried(manner, options, message, server, tmp_path):
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(CodecError, match=message):
         fetch(server, tmp_path / "a", manner, **options)
     assert not (tmp_path / "a").exists()
     fetch(server, tmp_path / "a", manner, "good", **options)
     assert (tmp_path / "a").read_bytes() == server.data
 
 
-def test_mirror_that_is_not_there_is_named(server, tmp_path):
+@pytest.mark.parametrize("address", ["openslr.org", "http://a..b", "http://["])
+def test_address_that_is_none_is_named(address, server, tmp_path):
+    with pytest.raises(CodecError, match=rf"{re.escape(address)}/a is no address of a server"):
+        download([f"{address}/a"], tmp_path / "a", server.md5)
+    download([f"{address}/a", f"{server.url('good')}/a"], tmp_path / "a", server.md5)
+    assert (tmp_path / "a").read_bytes() == server.data
+
+
+def test_mirror_that_was_never_there_is_not_waited_for_long(server, tmp_path, monkeypatch):
     server.close()
-    with pytest.raises(CorpusError, match="cannot be reached"):
+    pauses = []
+    monkeypatch.setattr(downloading.time, "sleep", pauses.append)
+    with pytest.raises(CodecError, match=r"/good/a cannot be reached \(.*\), 3 times in a row$"):
         fetch(server, tmp_path / "a", "good")
+    assert pauses == [1, 2]
+
+
+def test_mirror_that_goes_away_is_waited_for_longer(server, tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(downloading.time, "sleep", lambda seconds: pauses.append(seconds) or server.close())
+    with pytest.raises(CodecError, match=r"cannot be reached \(.*\), 4 times in a row$"):
+        fetch(server, tmp_path / "a", "cut")
+    assert pauses == [1, 2, 4]
+    assert (tmp_path / "a.part").read_bytes() == server.data[:100_000]
+
+
+def test_sum_may_be_sha256(server, tmp_path):
+    fetch(server, tmp_path / "a", "good", checksum=server.sha256)
+    with pytest.raises(CodecError, match=f"the sum {server.sha256}, the published one is {'0' * 64}"):
+        fetch(server, tmp_path / "b", "good", checksum="0" * 64)
+
+
+def test_of_several_who_want_the_same_file_one_fetches_it(server, tmp_path):
+    server.cut_after = 20_000
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: fetch(server, tmp_path / "a", "cut"), range(4)))
+    assert (tmp_path / "a").read_bytes() == server.data
+    assert len(server.requests) == 16
 
 
 def test_full_disk_is_no_fault_of_the_mirror(server, tmp_path):
     (tmp_path / "a.part").mkdir()  # stands for any refusal to write
     with pytest.raises(OSError, match="directory"):
         fetch(server, tmp_path / "a", "good", num_bytes=None)
-
-
-def test_too_little_space_is_refused_beforehand(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=5 * 10**9)
-    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: usage)
-    require_space(tmp_path, 4e9, "unpacking")
-    with pytest.raises(CorpusError, match=r"unpacking takes about 6\.0 GB and 5\.0 GB are free"):
-        require_space(tmp_path, 6e9, "unpacking")

@@ -1,21 +1,28 @@
 """Large files over HTTP: resumed where they were cut, tried at several mirrors, there only when their sum is right."""
 
+import contextlib
 import hashlib
 import http.client
 import os
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from codec.digests import BLOCK_BYTES, blocks
-from codec.errors import CorpusError
+from codec.errors import CodecError
 from codec.progress import Progress
 
 TIMEOUT = 60.0  # s without a byte
 ATTEMPTS = 6  # in a row without a byte, per mirror
+TIMEOUT_UNREACHED = 10.0  # s, of a mirror that has not answered yet: where there is no network, patience is in vain
+ATTEMPTS_UNREACHED = 3
 _IS_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -30,55 +37,76 @@ class _BrokenOff(Exception):
 def download(
     urls: Sequence[str],
     target: Path,
-    md5: str,
+    checksum: str,
     *,
     num_bytes: int | None = None,
-    pause: float = 1.0,
     progress: Progress | None = None,
 ) -> None:
     """Bring a file to `target`, which appears there only when it is whole and its sum is right.
 
     What has arrived is kept in `<target>.part`; the next call goes on from there, with any mirror. A server that knows
-    no ranges sends it all again.
+    no ranges sends it all again. Of several processes that want the same file one brings it, and the others wait.
 
     Args:
         urls: of the same file at several mirrors, best first; http or https.
-        target: its folder must exist.
-        md5: published sum, hexadecimal.
+        target: not there; its folder must exist.
+        checksum: published MD5 or SHA-256, hexadecimal.
         num_bytes: published size, where it is known.
-        pause: before the second attempt, s; it doubles with every further one.
         progress: called with "fetched NAME, MB", megabytes and those in all.
 
     Raises:
-        CorpusError: no mirror serves the file; says for each why.
+        CodecError: no mirror serves the file; says for each why.
         OSError: it cannot be written here.
     """
+    with _alone(target.parent):
+        if not target.exists():
+            _download(urls, target, checksum, num_bytes, progress)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process downloads to this folder, where the system can tell."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _download(
+    urls: Sequence[str], target: Path, checksum: str, num_bytes: int | None, progress: Progress | None
+) -> None:
     part = target.with_name(target.name + ".part")
     complaints = []
     for url in urls:
         try:
             was_begun = part.exists()
-            _fetch(url, part, num_bytes, pause, progress)
-            found = md5_of(part, progress)
-            if found != md5 and was_begun:
+            _fetch(url, part, num_bytes, progress)
+            found = sum_like(checksum, part, progress)
+            if found != checksum and was_begun:
                 # What was there before may have been of another file.
                 part.unlink()
-                _fetch(url, part, num_bytes, pause, progress)
-                found = md5_of(part, progress)
-            if found != md5:
+                _fetch(url, part, num_bytes, progress)
+                found = sum_like(checksum, part, progress)
+            if found != checksum:
                 part.unlink()
-                raise _Refused(f"serves a file with the MD5 sum {found}, the published one is {md5}")
+                raise _Refused(f"serves a file with the sum {found}, the published one is {checksum}")
         except _Refused as error:
             complaints.append(f"{url} {error}")
             continue
         os.replace(part, target)
         return
-    raise CorpusError(f"{target.name} could not be fetched: {'; '.join(complaints)}")
+    raise CodecError(f"{target.name} could not be fetched: {'; '.join(complaints)}")
 
 
-def md5_of(path: Path, progress: Progress | None = None) -> str:
-    """MD5 sum of a file, hexadecimal. Published sums of corpora are MD5; against malice it would not do."""
-    digest = hashlib.md5(usedforsecurity=False)
+def sum_like(checksum: str, path: Path, progress: Progress | None = None) -> str:
+    """MD5 of a file, or SHA-256 where `checksum` is as long as one; hexadecimal. Against malice MD5 would not do."""
+    digest = hashlib.sha256() if len(checksum) == 64 else hashlib.md5(usedforsecurity=False)
     total, done = path.stat().st_size, 0
     for block in blocks(path):
         digest.update(block)
@@ -88,30 +116,16 @@ def md5_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def require_space(folder: Path, num_bytes: float, purpose: str) -> None:
-    """Refuse work for which the disk has no room, before it is begun.
-
-    Raises:
-        CorpusError: less than `num_bytes` are free where `folder` lies, or will lie.
-    """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < num_bytes:
-        raise CorpusError(
-            f"{folder}: {purpose} takes about {num_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room or "
-            f"choose another disk"
-        )
-
-
-def _fetch(url: str, part: Path, num_bytes: int | None, pause: float, progress: Progress | None) -> None:
+def _fetch(url: str, part: Path, num_bytes: int | None, progress: Progress | None) -> None:
     """Bring all bytes of `url` to `part`, in as many connections as it takes."""
-    failures, last, most = 0, "", 0
-    while failures < ATTEMPTS:
+    failures, last, most, is_reached = 0, "", 0, False
+    while failures < (ATTEMPTS if is_reached else ATTEMPTS_UNREACHED):
+        was_reached, is_reached = is_reached, True
         have = part.stat().st_size if part.exists() else 0
         if failures:
-            time.sleep(min(pause * 2 ** (failures - 1), 60.0))
+            time.sleep(2 ** (failures - 1))
         try:
-            if _append(url, part, have, num_bytes, progress):
+            if _append(url, part, have, num_bytes, TIMEOUT if was_reached else TIMEOUT_UNREACHED, progress):
                 return
             last = "cuts the connection"
         except urllib.error.HTTPError as error:
@@ -121,23 +135,25 @@ def _fetch(url: str, part: Path, num_bytes: int | None, pause: float, progress: 
                 raise _Refused(f"answers {error.code} {error.reason}") from error
             last = f"answers {error.code} {error.reason}"
         except urllib.error.URLError as error:
-            last = f"cannot be reached ({error.reason})"
+            last, is_reached = f"cannot be reached ({error.reason})", was_reached
+        except ValueError as error:
+            raise _Refused(f"is no address of a server ({error})") from error
         except (http.client.HTTPException, TimeoutError, ConnectionError, _BrokenOff) as error:
             last = f"breaks off ({type(error.__cause__ or error).__name__})"
         now = part.stat().st_size if part.exists() else 0
         failures = 1 if now > max(most, have) else failures + 1
         most = max(most, now)
-    raise _Refused(f"{last}, {ATTEMPTS} times in a row")
+    raise _Refused(f"{last}, {failures} times in a row")
 
 
-def _append(url: str, part: Path, have: int, num_bytes: int | None, progress: Progress | None) -> bool:
+def _append(url: str, part: Path, have: int, num_bytes: int | None, timeout: float, progress: Progress | None) -> bool:
     """One connection; returns whether the file is complete."""
     if num_bytes is not None and have >= num_bytes:
         return True
     request = urllib.request.Request(url, headers={"User-Agent": "codec", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with urllib.request.urlopen(request, timeout=timeout) as response:
         length = response.headers.get("Content-Length", "")
         is_continued = response.status == 206
         if is_continued and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):

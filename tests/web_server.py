@@ -2,12 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-import pytest
-
-from codec.preparation import download as downloading
 
 
 class Server:
@@ -61,15 +56,10 @@ class Server:
     def md5(self) -> str:
         return hashlib.md5(self.data, usedforsecurity=False).hexdigest()
 
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
     def close(self) -> None:
         self._http.shutdown()
         self._http.server_close()
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(downloading, "ATTEMPTS", 3)
-    server = Server()
-    yield server
-    server.close()
