@@ -18,9 +18,8 @@ from typing import Any
 
 from codec.cli import exit_code
 from codec.errors import CorpusError
-from codec.evaluation import Evaluation, evaluate_folders, evaluate_model
 from codec.evaluation.baselines import PUBLISHED
-from codec.evaluation.evaluate import Options
+from codec.evaluation.evaluate import Evaluation, Options, evaluate_folders, evaluate_model
 from codec.evaluation.metric import Settings
 from codec.evaluation.report import table
 from codec.manifest import read_manifest

@@ -13,8 +13,7 @@ import pytest
 from codec import audio
 from codec.cli import run
 from codec.errors import AudioError, ConfigError
-from codec.evaluation import evaluate_folders, evaluate_model
-from codec.evaluation.evaluate import Options
+from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.journal import Journal, file_sum
 from codec.evaluation.report import table
 from codec.files import encode_file

@@ -9,9 +9,8 @@ import pytest
 
 from codec import audio
 from codec.errors import AudioError, CodecError
-from codec.evaluation import evaluate_folders
 from codec.evaluation.delay import delay_of
-from codec.evaluation.evaluate import Options
+from codec.evaluation.evaluate import Options, evaluate_folders
 from codec.evaluation.metric import Pair
 from codec.evaluation.pairs import Item, choose_some, find_references, load_pair, pair_folders
 

@@ -18,10 +18,9 @@ import pytest
 from codec import audio
 from codec.cli import run
 from codec.errors import ConfigError
-from codec.evaluation import evaluate_folders, evaluate_model
 from codec.evaluation.baselines import PUBLISHED
 from codec.evaluation.comparison import compare, comparison_table, write_comparison
-from codec.evaluation.evaluate import Options
+from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.pictures import histogram, png, spectrograms
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
