@@ -91,7 +91,28 @@ class Settings:
 
 
 class Metric(ABC):
-    """From a pair to its values. Made once per process; `score` is called for every pair."""
+    """From a pair to its values. Made once per process; `score` is called for every pair.
+
+    Any package can add one, here with a module `loudness.py`:
+
+        import numpy as np
+        from codec.evaluation.metric import Column, Metric, Undefined
+
+        class Loudness(Metric):
+            name = "loudness"
+            columns = (Column("loudness", "louder by", "", "dB"),)
+
+            def score(self, pair):
+                energies = [float(np.square(wav).sum()) for wav in (pair.reference, pair.estimate)]
+                if not all(energies):
+                    raise Undefined("a signal is silent")
+                return {"loudness": 10 * np.log10(energies[1] / energies[0])}
+
+    Its pyproject.toml says so, and once it is installed `codec evaluate --metrics loudness` computes it:
+
+        [project.entry-points."codec.metrics"]
+        loudness = "loudness:Loudness"
+    """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[Column, ...]]

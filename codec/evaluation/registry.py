@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 
-from codec.errors import ConfigError
+from codec.errors import ConfigError, sentence
 from codec.evaluation.asr import RelativeWordErrors, WordErrors
 from codec.evaluation.dnsmos import Dnsmos
 from codec.evaluation.mcd import MelCepstralDistortion
@@ -18,18 +18,9 @@ from codec.evaluation.stoi import ExtendedStoi, Stoi
 from codec.evaluation.utmos import Utmos
 
 ENTRY_POINTS = "codec.metrics"
-"""Group of entry points by which other packages add metrics: names of classes derived from `Metric`."""
+"""Group of entry points by which other packages add metrics, see `Metric`."""
 
-
-def _others() -> Iterator[type[Metric]]:
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        metric = entry.load()
-        if not (isinstance(metric, type) and issubclass(metric, Metric)):
-            raise ConfigError(f"entry point {entry.name} of {ENTRY_POINTS} is not a metric: {entry.value}")
-        yield metric
-
-
-_ALL: tuple[type[Metric], ...] = (
+_OURS: tuple[type[Metric], ...] = (
     Utmos,
     WidebandPesq,
     NarrowbandPesq,
@@ -44,11 +35,25 @@ _ALL: tuple[type[Metric], ...] = (
     RelativeWordErrors,
     SpeakerSimilarity,
     Dnsmos,
-    *_others(),
 )
 """None of the modules above imports a network: what is heavy is imported when a metric is made."""
 
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in _ALL}
+
+def _added() -> Iterator[type[Metric]]:
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        where = f"entry point {entry.name} of {ENTRY_POINTS}, {entry.value}"
+        try:
+            metric = entry.load()
+        except Exception as error:  # whatever its module raises
+            raise ConfigError(f"{where}: cannot be loaded ({type(error).__name__}: {sentence(error)})") from error
+        if not (isinstance(metric, type) and issubclass(metric, Metric)):
+            raise ConfigError(f"{where}: is not a metric, which is a class derived from codec.evaluation.metric.Metric")
+        if metric.name in {ours.name for ours in _OURS}:
+            raise ConfigError(f"{where}: its name {metric.name!r} is that of a metric of ours")
+        yield metric
+
+
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (*_OURS, *_added())}
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "core": ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel", "stft", "mcd", "si_sdr"),

@@ -463,20 +463,3 @@ def test_unexpected_exception_of_a_metric_is_listed(folders, monkeypatch):
     result = evaluate_folders(*folders, options=FAST)
     assert {problem.reason for problem in result.problems} == {"failed: ZeroDivisionError: a mistake"}
     assert result.summary["num_scored"] == 3
-
-
-def test_metrics_of_other_packages_are_found(monkeypatch):
-    from codec.evaluation import registry
-    from codec.evaluation.mel import MelDistance
-
-    class Entry:
-        name, value = "theirs", "package:Theirs"
-
-        def __init__(self, loaded):
-            self.load = lambda: loaded
-
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry(MelDistance)])
-    assert list(registry._others()) == [MelDistance]
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry(3)])
-    with pytest.raises(ConfigError, match="is not a metric"):
-        list(registry._others())

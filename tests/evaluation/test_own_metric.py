@@ -1,0 +1,59 @@
+"""The metric that the documentation shows, as a package of somebody else."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codec import audio
+from codec.evaluation.metric import Metric
+
+SOURCE, SETTINGS = map(textwrap.dedent, re.findall(r"\n\n((?: {4}.*\n|\n)+)", f"{inspect.getdoc(Metric)}\n"))
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    """A folder with the package as pip installs it."""
+    (tmp_path / "package" / "loudness-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "package" / "loudness.py").write_text(SOURCE)
+    entries = SETTINGS.replace('[project.entry-points."codec.metrics"]', "[codec.metrics]").replace('"', "")
+    (tmp_path / "package" / "loudness-1.0.dist-info" / "entry_points.txt").write_text(entries)
+    return tmp_path / "package"
+
+
+def evaluate(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(package), *sys.path])
+    command = [sys.executable, "-m", "codec", "evaluate", *arguments]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+
+
+def test_it_is_computed(package, tmp_path, reference):
+    for name, gain in (("reference", 1.0), ("estimate", 0.5)):
+        (tmp_path / name).mkdir()
+        audio.write(tmp_path / name / "talk.wav", gain * reference, 24000)
+    folders = str(tmp_path / "reference"), str(tmp_path / "estimate")
+    done = evaluate(package, *folders, "--metrics", "loudness", "--jobs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["loudness"]["mean"] == pytest.approx(20 * np.log10(0.5), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "what"),
+    [
+        ("import numpy", "import nowhere_numpy", r"cannot be loaded \(ModuleNotFoundError: .*\)"),
+        ("class Loudness(Metric)", "class Loudness", "is not a metric, which is a class derived from .*Metric"),
+        ('name = "loudness"', 'name = "mel"', "its name 'mel' is that of a metric of ours"),
+    ],
+)
+def test_what_is_wrong_with_it_is_one_sentence(package, wrong, right, what):
+    (package / "loudness.py").write_text(SOURCE.replace(wrong, right))
+    done = evaluate(package, "reference", "estimate")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"codec: entry point loudness of codec\.metrics, loudness:Loudness: {what}\n", done.stderr)
