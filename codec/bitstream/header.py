@@ -12,6 +12,7 @@ from functools import cached_property
 
 from codec.bitstream.packing import packed_size
 from codec.errors import FormatError
+from codec.rates import Rates
 
 MAGIC = b"\xc0\xdeS\n"
 VERSION = 1
@@ -39,7 +40,7 @@ _FOREIGN = (
 
 
 @dataclass(frozen=True)
-class Header:
+class Header(Rates):
     """How to read the codes, and which model they belong to.
 
     Attributes:
@@ -77,21 +78,6 @@ class Header:
             raise FormatError(
                 f"the model name must have at most {MAX_NAME} bytes and no control characters, got {self.model!r}"
             )
-
-    @property
-    def bits_per_code(self) -> int:
-        """12 for a codebook of 4096."""
-        return (self.codebook_size - 1).bit_length()
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames, and so codes, per second."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def bitrate(self) -> float:
-        """Of the codes alone, kbit/s."""
-        return self.bits_per_code * self.frame_rate / 1000
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from codec.digests import sha256
 from codec.errors import ModelError, sentence
 from codec.input import read_json
+from codec.rates import Rates
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -30,7 +31,7 @@ RETIRED = {
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(Rates):
     """What a model directory says of itself, without its weights being understood."""
 
     name: str
@@ -41,21 +42,6 @@ class ModelInfo:
     hop_length: int  # samples per frame
     codebook_size: int  # K
     config: dict[str, Any]
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def bits_per_code(self) -> int:
-        """12 for a codebook of 4096."""
-        return (self.codebook_size - 1).bit_length()
-
-    @property
-    def bitrate(self) -> float:
-        """kbit/s."""
-        return self.bits_per_code * self.frame_rate / 1000
 
 
 def describe(model: str | Path) -> ModelInfo:

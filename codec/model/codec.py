@@ -1,6 +1,5 @@
 """Codec(encoder, quantizer, decoder): the whole family of models, their settings and every derived rate."""
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from codec.model.rivals import (
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.timeconv import identities
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
+from codec.rates import Rates
 
 ENCODERS: dict[str, tuple[type, type]] = {
     "spectral": (SpectralEncoderConfig, SpectralEncoder),
@@ -124,7 +124,7 @@ class CodecOutput(NamedTuple):
     quantizer_loss: Tensor  # scalar
 
 
-class Codec(nn.Module):
+class Codec(Rates, nn.Module):
     """Speech to one stream of codes and back.
 
     Source: WavTokenizer (arXiv:2408.16532) for the single-codebook design, SimVQ (arXiv:2411.02038) for the quantizer.
@@ -199,24 +199,9 @@ class Codec(nn.Module):
         return self.encoder.hop_length
 
     @property
-    def frame_rate(self) -> float:
-        """Frames, and codes, per second."""
-        return self.sample_rate / self.hop_length
-
-    @property
     def codebook_size(self) -> int:
         """K, the number of different codes."""
         return self.quantizer.codebook_size
-
-    @property
-    def bits_per_code(self) -> int:
-        """Bits that hold any code."""
-        return math.ceil(math.log2(self.codebook_size))
-
-    @property
-    def bitrate(self) -> float:
-        """kbit/s."""
-        return self.bits_per_code * self.frame_rate / 1000
 
     @property
     def is_streamable(self) -> bool:
