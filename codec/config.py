@@ -34,7 +34,7 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
 from codec.training.losses import MelLossConfig
-from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, TrainingConfig, check, model_sentence
+from codec.training.settings import Config, TrainingConfig, check, model_sentence
 
 
 @dataclass
@@ -243,7 +243,7 @@ def _take_over(config: Config, chosen: list[str]) -> None:
     chooses_discriminators = any(re.match(r"adversary($|\.discriminators)", key) for key in chosen)
     if not chooses_model and config.model == _read_model(_hydra([]).model):
         config.model = _model_of(initial)
-    path = catalogue.resolve(initial) / DISCRIMINATORS_CONFIG_NAME
+    path = catalogue.resolve(initial) / catalogue.DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
         try:
             values = read_json(path)

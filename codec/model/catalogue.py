@@ -15,6 +15,9 @@ from codec.rates import Rates
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+DISCRIMINATORS_NAME = "discriminators.safetensors"
+DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
+"""With the weights of the discriminators, so that training can go on with them."""
 
 RETIRED = {
     "b891c27d3c6c50f2": "0.1",

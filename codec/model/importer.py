@@ -22,6 +22,7 @@ from torch import Tensor
 from codec.digests import sha256
 from codec.errors import ConfigError, ModelError, first_line
 from codec.model import upstream
+from codec.model.catalogue import DISCRIMINATORS_NAME
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import SimVQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -49,7 +50,6 @@ ALLOWED_GLOBALS = frozenset(
 )
 """All that a checkpoint's pickle may name. Every one is also on torch's own list for `weights_only=True`."""
 
-DISCRIMINATORS_NAME = "discriminators.safetensors"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 

@@ -18,8 +18,6 @@ from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
 from codec.training.perception import Disturbance, Intelligibility
 
-DISCRIMINATORS_CONFIG_NAME = "discriminators.json"
-"""Beside the discriminators' weights in a model directory, so that others can go on with them."""
 PARTS = ("encoder", "quantizer", "decoder")
 MAX_BATCH_SECONDS = 24 * 3600.0
 """Of speech in a step: 8 GB of samples."""

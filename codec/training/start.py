@@ -6,12 +6,11 @@ import torch
 
 from codec.errors import ConfigError
 from codec.model import weights
-from codec.model.catalogue import resolve
+from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME, resolve
 from codec.model.codec import Codec
 from codec.training.adversary import Adversary
-from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, differences
+from codec.training.settings import Config, differences
 
-DISCRIMINATORS_NAME = "discriminators.safetensors"
 ADVERSARIAL_START = 20_000
 """When discriminators join that have learned nothing yet: the codec must speak first."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from codec.errors import CodecError, ConfigError
 from codec.model import weights
+from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME
 from codec.model.codec import Codec, CodecConfig
 from codec.model.decoder import Synthesis
 from codec.output import write_json
@@ -38,8 +39,8 @@ from codec.training.optimizer import adamw, set_rate
 from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
 from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings
-from codec.training.settings import DISCRIMINATORS_CONFIG_NAME, Config, check, defining_settings, differences
-from codec.training.start import DISCRIMINATORS_NAME, initial_adversary, initial_codec, surprises
+from codec.training.settings import Config, check, defining_settings, differences
+from codec.training.start import initial_adversary, initial_codec, surprises
 from codec.training.state import (
     ExponentialMovingAverage,
     Latest,

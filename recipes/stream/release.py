@@ -34,8 +34,6 @@ from codec.training.cache import AudioCache
 from codec.training.curves import draw_curves
 from codec.training.doctor import read_run
 from codec.training.monitor import spectrogram_pair
-from codec.training.settings import DISCRIMINATORS_CONFIG_NAME
-from codec.training.start import DISCRIMINATORS_NAME
 
 HERE = Path(__file__).parent
 BOX = Path(codec.__file__).parent / "pretrained" / "stream"
@@ -95,7 +93,7 @@ def release(arguments: argparse.Namespace) -> None:
     for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME):
         shutil.copyfile((arguments.model or arguments.runs[-1] / "last") / name, BOX / name)
     if arguments.discriminators:
-        for name in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME):
+        for name in (catalogue.DISCRIMINATORS_NAME, catalogue.DISCRIMINATORS_CONFIG_NAME):
             shutil.copyfile(arguments.discriminators / "last" / name, BOX / name)
     shutil.rmtree(HERE / "evaluation", ignore_errors=True)  # of the release before
     metrics = ("core", "dnsmos") if arguments.dnsmos_weights else ("core",)

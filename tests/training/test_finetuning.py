@@ -13,10 +13,10 @@ import codec
 from codec.config import compose
 from codec.errors import ConfigError, ModelError
 from codec.model import weights
-from codec.model.catalogue import resolve
+from codec.model.catalogue import DISCRIMINATORS_NAME, resolve
 from codec.training.adversary import Adversary
 from codec.training.run_files import LOG_NAME, STATE_NAME
-from codec.training.start import ADVERSARIAL_START, DISCRIMINATORS_NAME, initial_adversary, surprises
+from codec.training.start import ADVERSARIAL_START, initial_adversary, surprises
 from codec.training.state import load_state
 from codec.training.trainer import Trainer
 
