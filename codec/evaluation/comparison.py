@@ -8,10 +8,11 @@ from typing import Any
 
 from codec.errors import ConfigError
 from codec.evaluation.journal import Journal
-from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, aligned, tsv
+from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, tsv
 from codec.evaluation.statistics import summarise
 from codec.input import read_json
 from codec.output import write_json, write_text
+from codec.tables import aligned
 
 _ABOUT = {"label", "unit", "better", "digits", "weight", "is_shown"}
 """What a summary says of each column, as far as it is needed here."""
@@ -112,7 +113,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         f"B: {comparison['second']}",
         f"{comparison['num_common']} utterances of both, paired{alone}",
     ]
-    return "\n".join([*heading, "", *aligned(rows)])
+    return "\n".join([*heading, "", *aligned(rows, words=("metric", "better"))])
 
 
 def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:

@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.evaluate import Evaluation
 from codec.output import write_json, write_text
+from codec.tables import aligned
 
 SCORES_NAME = "scores.tsv"
 PROBLEMS_NAME = "problems.tsv"
@@ -55,15 +55,7 @@ def table(summary: dict[str, Any]) -> str:
         interval = "" if values["low"] is None else f"{values['low']:.{digits}f} .. {values['high']:.{digits}f}"
         cells = [f"{values['mean']:.{digits}f}", interval, f"{values['median']:.{digits}f}", str(values["num"])]
         rows.append([label, *cells, values["better"]])
-    return "\n".join([_heading(summary), "", *aligned(rows), *_notes(summary)])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first and the last column are words, from the left; numbers between them end together."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
-    ]
+    return "\n".join([_heading(summary), "", *aligned(rows, words=("metric", "better")), *_notes(summary)])
 
 
 def _heading(summary: dict[str, Any]) -> str:

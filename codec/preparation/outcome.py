@@ -10,9 +10,10 @@ from typing import Any
 from codec import __version__
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import SUFFIX, Utterance, place_of, require_unique_ids, write_manifest
-from codec.output import write_json, write_text
+from codec.output import write_json
 from codec.preparation.selection import Filters, Rejection, subset
 from codec.progress import Progress
+from codec.tables import aligned, write_table
 
 REJECTED_NAME = "rejected.tsv"
 REJECTED_COLUMNS = ("part", "path", "reason", "detail")
@@ -146,31 +147,18 @@ def describe(outcome: Outcome, max_files: int = 20) -> list[str]:
         left_out = ", ".join(f"{count} {reason}" for reason, count in facts["rejected"].items())
         counts = (str(facts["files"]), str(facts["published"] or "-"), str(facts["utterances"]))
         rows.append((name, *counts, f"{facts['hours']:.2f}", str(facts["speakers"]), left_out or "-"))
-    lines = _aligned(rows)
+    lines = aligned(rows, words=("part", "left out"))
     files = [("manifest", "utterances", "hours", "speakers")]
     for name, facts in outcome.summary["manifests"].items():
         numbers = (str(facts["utterances"]), f"{facts['hours']:.2f}")
         files.append((str(outcome.folder / name), *numbers, str(facts["speakers"])))
-    lines += ["", *_aligned(files)]
+    lines += ["", *aligned(files, words=("manifest",))]
     damaged = sorted((r for r in outcome.rejections if r.is_damage), key=lambda r: (r.part, r.path))
     if damaged:
         lines += ["", *(f"{rejection.path}: {rejection.detail}" for rejection in damaged[:max_files])]
     if len(outcome.rejections) > min(len(damaged), max_files):
         lines += ["", f"all {len(outcome.rejections)} files left out: {outcome.folder / REJECTED_NAME}"]
     return lines
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows whose columns are as wide as their widest value; words are flush left, numbers flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numeric = [column for column in range(1, len(rows[0])) if rows[0][column] != "left out"]
-    return [
-        "  ".join(
-            value.rjust(widths[column]) if column in numeric else value.ljust(widths[column])
-            for column, value in enumerate(row)
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
@@ -195,8 +183,7 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
 
 def _write_rejections(path: Path, rejections: Sequence[Rejection], root: Path) -> None:
     rows = sorted((r.part, place_of(r.path, path.parent, root), r.reason, r.detail) for r in rejections)
-    lines = ("\t".join(" ".join(value.split()) for value in row) for row in [REJECTED_COLUMNS, *rows])
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_table(path, REJECTED_COLUMNS, rows)
 
 
 def _summary(corpus: str, root: Path, outcome: Outcome, config: PreparationConfig) -> dict[str, Any]:

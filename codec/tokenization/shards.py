@@ -16,7 +16,6 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +29,8 @@ from codec.bitstream import Header, fit_name, write_codes
 from codec.code_files import NPY_ERRORS
 from codec.errors import FormatError
 from codec.input import read_json
-from codec.output import open_output, write_json, write_text
+from codec.output import open_output, write_json
+from codec.tables import write_table
 
 INFO_NAME = "tokens.json"
 FAILED_COLUMNS = ("id", "path", "reason", "file")
@@ -317,8 +317,8 @@ def write_shard(
         np.save(stream, np.concatenate(parts))
     _path(folder, number, ".failed.tsv").unlink(missing_ok=True)
     if failed:
-        _write_table(_path(folder, number, ".failed.tsv"), FAILED_COLUMNS, failed)
-    _write_table(_path(folder, number, ".tsv"), Place._fields, places)
+        write_table(_path(folder, number, ".failed.tsv"), FAILED_COLUMNS, failed)
+    write_table(_path(folder, number, ".tsv"), Place._fields, places)
 
 
 def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, Path]) -> set[str]:
@@ -423,11 +423,6 @@ def _read_failed(folder: Path, number: int) -> dict[str, str]:
         return {id: state for id, _, _, state in (line.split("\t") for line in lines)}
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: is not a table of failures; run codec tokenize again") from error
-
-
-def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
-    lines = ("\t".join(" ".join(re.split(r"[\t\r\n]", str(value))) for value in row) for row in (columns, *rows))
-    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _path(folder: str | os.PathLike[str], number: int, suffix: str) -> Path:
