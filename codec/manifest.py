@@ -139,6 +139,29 @@ def can_stand_in_manifest(value: str) -> bool:
     return is_text and "\t" not in value and "\0" not in value and value.splitlines() == [value]
 
 
+def sounds_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """The sound files below a folder, each under its path without the suffix, which is its id where no manifest is.
+
+    Returns:
+        id -> file, in the order of the ids; and of every file that has no id of its own what its id would be, and a
+        sentence.
+
+    Raises:
+        AudioError: see `codec.audio.find_sounds`.
+    """
+    found: dict[str, Path] = {}
+    mistakes = []
+    for path in audio.find_sounds(folder):
+        id = path.relative_to(folder).with_suffix("").as_posix()
+        if not can_stand_in_manifest(id):
+            mistakes.append((id, f"{path}: its name has tabs, line breaks or bytes that are no text; rename it"))
+        elif id in found:
+            mistakes.append((id, f"{path} and {found[id]} would both have the id {id!r}; rename one"))
+        else:
+            found[id] = path
+    return dict(sorted(found.items())), mistakes
+
+
 def place_of(path: Path, folder: Path, root: Path) -> str:
     """How a list in `folder` names a path: relative where both are below `root`, else absolute."""
     absolute, start, root = (Path(os.path.abspath(place)) for place in (path, folder, root))

@@ -13,7 +13,7 @@ from codec import audio
 from codec.errors import AudioError, ConfigError
 from codec.evaluation.metric import Pair
 from codec.evaluation.resampling import resample
-from codec.manifest import can_stand_in_manifest, read_manifest
+from codec.manifest import read_manifest, sounds_by_id
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
@@ -41,26 +41,6 @@ class Problem:
     reason: str
 
 
-def find_sounds(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
-    """Sound files below a folder by id, which is the path without its suffix; hidden files are left out.
-
-    Raises:
-        AudioError: the folder is missing, or has none.
-    """
-    found: dict[str, Path] = {}
-    problems = []
-    for path in audio.find_sounds(folder):
-        id = path.relative_to(folder).with_suffix("").as_posix()
-        if not can_stand_in_manifest(id):
-            shown = id.encode(errors="backslashreplace").decode()
-            problems.append(Problem(shown, "", "its name has tabs, line breaks or bytes that are no text; rename it"))
-            continue
-        if id in found:
-            problems.append(Problem(id, "", f"{path} and {found[id]} have the same name; keep one of them"))
-        found.setdefault(id, path)
-    return dict(sorted(found.items())), problems
-
-
 def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
     """The sound files of a folder or of a manifest, by id.
 
@@ -68,7 +48,7 @@ def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
         CodecError: there are none, or the manifest is not one.
     """
     if data.is_dir() or not data.exists():
-        return find_sounds(data)
+        return _in_folder(data)
     references = {utterance.id: utterance.path for utterance in read_manifest(data)}
     for id in references:
         parts = PurePosixPath(id).parts
@@ -77,13 +57,18 @@ def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
     return dict(sorted(references.items())), []
 
 
+def _in_folder(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
+    sounds, mistakes = sounds_by_id(folder)
+    return sounds, [Problem(id.encode(errors="backslashreplace").decode(), "", reason) for id, reason in mistakes]
+
+
 def pair_folders(reference: Path, estimate: Path) -> tuple[list[Item], list[Problem]]:
     """Files of the same relative path, suffixes aside; where no two agree, files of the same name in any subfolder.
 
     Raises:
         CodecError: a folder is missing or has no sound files, or no two files belong together.
     """
-    (references, problems), (estimates, more) = find_references(reference), find_sounds(estimate)
+    (references, problems), (estimates, more) = find_references(reference), _in_folder(estimate)
     problems += more
     if not set(references) & set(estimates):
         estimates = _by_name(references, estimates)

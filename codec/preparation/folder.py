@@ -52,7 +52,7 @@ def prepare_folder(
         raise CorpusError(f"{source}: {'is a file, a folder is meant' if source.exists() else 'no such folder'}")
     folder = folder or source / "manifests"
     refuse_file(folder)
-    sounds, stubs, foreign = find_sounds(source)
+    sounds, stubs, foreign = classify_files(source)
     unread = audio.passed_over(source, foreign)
     if not sounds:
         raise CorpusError(unread or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
@@ -86,7 +86,7 @@ def prepare_folder(
     return conclude("folder", source, folder, parts, lists, warnings, config, progress)
 
 
-def find_sounds(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+def classify_files(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """The sound files below a folder, the stubs that only look like some, both sorted, and sound that cannot be read.
 
     A folder that is named like a sound file counts as one, which cannot be read, unless there are sound files in it.

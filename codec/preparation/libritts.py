@@ -13,7 +13,7 @@ from codec.download import download, sum_like
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import Utterance
 from codec.preparation.archives import require_space, unpack
-from codec.preparation.folder import find_sounds, journal_of, stub
+from codec.preparation.folder import classify_files, journal_of, stub
 from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import Candidate, Rejection, select, shared_speakers
 from codec.preparation.survey import Measurement, survey
@@ -305,7 +305,7 @@ def _list(
     progress: Progress | None,
 ) -> tuple[Part, list[str]]:
     """One part, and what is odd about files that were kept."""
-    sounds, stubs, _ = find_sounds(corpus / part)
+    sounds, stubs, _ = classify_files(corpus / part)
     misplaced = [path for path in sounds if not _is_in_place(path.relative_to(corpus / part))]
     rejections = [stub(part, path) for path in stubs]
     rejections += [

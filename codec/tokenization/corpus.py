@@ -17,7 +17,7 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
-from codec.manifest import can_stand_in_manifest, read_manifest, speaker_of
+from codec.manifest import read_manifest, sounds_by_id, speaker_of
 from codec.model import weights
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
@@ -181,21 +181,11 @@ def list_recordings(source: Path) -> list[Recording]:
         return [Recording(u.id, u.path, u.seconds, u.speaker, u.part) for u in utterances]
     if not source.exists():
         raise CorpusError(f"{source}: no such folder or manifest")
-    found: dict[str, Recording] = {}
-    mistakes = []
-    for path in audio.find_sounds(source):
-        name = path.relative_to(source)
-        id = name.with_suffix("").as_posix()
-        if not can_stand_in_manifest(id):
-            mistakes.append(f"{path}: its name cannot stand in a table; rename it")
-        elif id in found:
-            mistakes.append(f"{path} and {found[id].path} would both have the id {id!r}; rename one")
-        else:
-            found[id] = Recording(id, path, None, speaker_of(name), "")
+    sounds, mistakes = sounds_by_id(source)
     if mistakes:
         more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
-        raise CorpusError("; ".join(mistakes[:MAX_NAMED]) + more)
-    return [found[id] for id in sorted(found)]
+        raise CorpusError("; ".join(reason for _, reason in mistakes[:MAX_NAMED]) + more)
+    return [Recording(id, path, None, speaker_of(path.relative_to(source)), "") for id, path in sounds.items()]
 
 
 def _begin(

@@ -62,7 +62,7 @@ def test_two_files_of_one_name_are_listed(tmp_path, wav):
     write(tmp_path / "b" / "1.wav", wav)
     items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
     assert len(items) == 1
-    assert "have the same name" in problems[0].reason
+    assert "would both have the id '1'; rename one" in problems[0].reason
 
 
 def test_file_whose_name_is_no_text_is_listed_and_the_rest_is_scored(tmp_path, wav):

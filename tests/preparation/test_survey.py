@@ -14,7 +14,7 @@ import soundfile
 from small_corpus import RATE, make_part, noise, plant_damage
 
 from codec.preparation import survey as surveying
-from codec.preparation.folder import find_sounds
+from codec.preparation.folder import classify_files
 from codec.preparation.survey import measure, survey
 
 
@@ -23,7 +23,7 @@ def files(tmp_path, monkeypatch) -> list[Path]:
     """Twelve sound files of every condition; a task is two of them."""
     monkeypatch.setattr(surveying, "FILES_PER_TASK", 2)
     plant_damage(make_part(tmp_path, "train-clean-100") / "103" / "100")
-    return find_sounds(tmp_path)[0]
+    return classify_files(tmp_path)[0]
 
 
 def write(path: Path, wav: np.ndarray, **options) -> Path:
