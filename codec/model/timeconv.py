@@ -140,10 +140,3 @@ def add_weight_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, TimeConv1d) and not parametrize.is_parametrized(layer, "weight"):
             weight_norm(layer)
-
-
-def fold_weight_norm(module: nn.Module) -> None:
-    """Replace length and direction by the weight they stand for, everywhere below `module`. The output is the same."""
-    for layer in module.modules():
-        if isinstance(layer, TimeConv1d) and parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from folding import fold_weight_norm
 from parity import fill, kept
 from safetensors.torch import load_file, save_file
 
@@ -35,7 +36,6 @@ from codec.model.importer import (
 )
 from codec.model.predictive import PredictiveSimVQConfig
 from codec.model.rivals import FactorisedVQConfig
-from codec.model.timeconv import fold_weight_norm
 
 KINDS = ("wavtokenizer", "simvq")
 LAYOUT = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "published_keys.json.gz").read_bytes()))

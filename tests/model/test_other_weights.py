@@ -14,11 +14,11 @@ import pytest
 import soundfile
 import torch
 import transcription
+from folding import fold_weight_norm
 from parity import offset_and_scale, unit_variance
 
 from codec.model import importer, seanet, upstream, vocos
 from codec.model.codec import Codec
-from codec.model.timeconv import fold_weight_norm
 from codec.streaming import StreamEncoder, WindowDecoder
 
 LAYOUT = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "published_keys.json.gz").read_bytes()))

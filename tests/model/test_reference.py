@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transcription
+from folding import fold_weight_norm
 from parity import MODELS, expected, fill, keys, needs_parity, speech, tensors, unit_variance
 from torch import nn
 
@@ -158,7 +159,7 @@ def test_bfloat16_moves_few_codes_and_little_sound(published):
 def test_folded_weight_norm_gives_the_same_numbers(published):
     _, codec, _ = published  # folded for good, so this comes last of the tests with published codecs
     before = codec.encoder(torch.from_numpy(speech("short"))[None, None])
-    timeconv.fold_weight_norm(codec)
+    fold_weight_norm(codec)
     after = codec.encoder(torch.from_numpy(speech("short"))[None, None])
     assert largest(after[0], before[0].numpy()) == 0
     assert not any("parametrizations" in name for name in codec.state_dict())
