@@ -8,7 +8,6 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError, sentence
 from codec.evaluation.journal import file_sum
-from codec.evaluation.reencoding import agreement
 
 AGAIN_SUFFIX = ".again.codes"
 
@@ -95,6 +94,17 @@ def reconstruct(task: Task) -> Reconstruction:
         encode_seconds=encoded.elapsed_seconds,
         decode_seconds=decoded.elapsed_seconds,
     )
+
+
+def agreement(codes: np.ndarray, again: np.ndarray) -> float:
+    """Share of frames whose code is the same after decoding and encoding once more, 0 to 1.
+
+    Frames are compared where they stand; frames that only one of the two has count as different. What is encoded again
+    is the written 16-bit file. A language model trained on codes wants this high.
+    """
+    longest = max(len(codes), len(again))
+    shortest = min(len(codes), len(again))
+    return float(np.count_nonzero(codes[:shortest] == again[:shortest]) / longest) if longest else 1.0
 
 
 def _cut(path: Path, peak: float) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codec.evaluation.reencoding import agreement
+from codec.evaluation.reconstruction import agreement
 from codec.evaluation.statistics import bootstrap_interval, summarise
 from codec.evaluation.utilisation import CodeCounter
 
