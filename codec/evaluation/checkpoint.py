@@ -8,6 +8,7 @@ where tensors lie. Whatever else the file names stays an inert mark, so that not
 import math
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,6 @@ _DTYPES = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
     "DoubleStorage": torch.float64,
-}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_CONTAINERS: dict[str, Callable[[], Any]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,
 }
 
 
@@ -76,7 +70,7 @@ def _read_zip(path: Path, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]
             }
     except zipfile.BadZipFile as error:
         raise ModelError(f"{path}: is damaged, or not a checkpoint that PyTorch 1.6 or newer has written") from error
-    except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, RuntimeError, EOFError, zlib.error) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path}: is damaged ({type(error).__name__}: {error})") from error
@@ -131,87 +125,118 @@ def follow(data: bytes) -> Any:
     Raises:
         ValueError: it is damaged, or uses an instruction that checkpoints do not use.
     """
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-
-    def pop_to_mark() -> list[Any]:
-        items = []
-        while (item := stack.pop()) is not _MARK:
-            items.append(item)
-        return items[::-1]
-
+    machine = _Machine()
     for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
-        if name in ("PROTO", "FRAME"):
-            continue
-        if name == "STOP":
-            return stack.pop()
-        if name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _CONTAINERS:
-            stack.append(_CONTAINERS[name]())
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name == "POP":
-            stack.pop()
-        elif name == "POP_MARK":
-            pop_to_mark()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "GLOBAL":
-            stack.append(Name(*str(argument).split(" ", 1)))
-        elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
-            stack.append(Name(module, attribute))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name in ("LIST", "FROZENSET"):
-            stack.append(pop_to_mark())
-        elif name == "DICT":
-            items = pop_to_mark()
-            stack.append({})
-            _fill(stack[-1], items)
-        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-            items = [stack.pop()] if name == "APPEND" else pop_to_mark()
-            if isinstance(stack[-1], list):
-                stack[-1].extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else pop_to_mark()
-            _fill(stack[-1], items)
-        elif name == "BUILD":
-            stack.pop()
-        elif name in ("BINPERSID", "PERSID"):
-            stack.append(_storage(stack.pop()))
-        elif name in ("REDUCE", "NEWOBJ"):
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments))
-        elif name == "NEWOBJ_EX":
-            del stack[-3:]
-            stack.append(Inert())
-        elif name in ("OBJ", "INST"):
-            pop_to_mark()
-            stack.append(Inert())
-        elif argument is not None:  # a number or a text
-            stack.append(argument)
-        else:
-            raise ValueError(f"unexpected instruction {name}")
+        if opcode.name == "STOP":
+            return machine.stack.pop()
+        if not any(step(opcode.name, argument) for step in (machine.arrange, machine.gather, machine.make)):
+            raise ValueError(f"unexpected instruction {opcode.name}")
     raise ValueError("the pickle has no end")
 
 
-def _fill(target: Any, items: list[Any]) -> None:
-    if isinstance(target, dict):
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(key, (str, int, float, Name)):
-                target[key] = value
+class _Machine:
+    """What the instructions of a pickle work on. Each method does those it knows, and tells whether it did."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[Any, Any] = {}
+
+    def arrange(self, name: str, argument: Any) -> bool:
+        """What only moves values."""
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.stack.append(_MARK)
+            case "POP":
+                self.stack.pop()
+            case "POP_MARK":
+                self._pop_to_mark()
+            case "DUP":
+                self.stack.append(self.stack[-1])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case _:
+                return False
+        return True
+
+    def gather(self, name: str, argument: Any) -> bool:
+        """What makes and fills containers."""
+        match name:
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_LIST" | "EMPTY_SET":
+                self.stack.append([])
+            case "EMPTY_TUPLE":
+                self.stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                self.stack[-count:] = [tuple(self.stack[-count:])]
+            case "TUPLE":
+                self.stack.append(tuple(self._pop_to_mark()))
+            case "LIST" | "FROZENSET":
+                self.stack.append(self._pop_to_mark())
+            case "DICT":
+                items = self._pop_to_mark()
+                self.stack.append({})
+                self._fill(items)
+            case "APPEND":
+                self._fill([self.stack.pop()])
+            case "SETITEM":
+                value, key = self.stack.pop(), self.stack.pop()
+                self._fill([key, value])
+            case "APPENDS" | "ADDITEMS" | "SETITEMS":
+                self._fill(self._pop_to_mark())
+            case _:
+                return False
+        return True
+
+    def make(self, name: str, argument: Any) -> bool:
+        """What makes values, of which only tensors are more than plain."""
+        match name:
+            case "NONE":
+                self.stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                self.stack.append(name == "NEWTRUE")
+            case "GLOBAL":
+                self.stack.append(Name(*str(argument).split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(Name(module, attribute))
+            case "BINPERSID":
+                self.stack.append(_storage(self.stack.pop()))
+            case "REDUCE" | "NEWOBJ":
+                arguments, function = self.stack.pop(), self.stack.pop()
+                self.stack.append(_call(function, arguments))
+            case "NEWOBJ_EX":
+                self.stack[-3:] = [Inert()]
+            case "OBJ" | "INST":
+                self._pop_to_mark()
+                self.stack.append(Inert())
+            case "BUILD":
+                self.stack.pop()  # what an object is to be filled with
+            case _ if argument is not None:
+                self.stack.append(argument)  # a number or a text
+            case _:
+                return False
+        return True
+
+    def _pop_to_mark(self) -> list[Any]:
+        return list(iter(self.stack.pop, _MARK))[::-1]
+
+    def _fill(self, items: list[Any]) -> None:
+        """Into the list or dictionary on top."""
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                if isinstance(key, (str, int, float, Name)):
+                    target[key] = value
 
 
 def _storage(description: Any) -> Any:

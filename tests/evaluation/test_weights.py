@@ -1,6 +1,7 @@
 """Weights of metrics: read without running anything, fetched only whole and as published."""
 
 import hashlib
+import struct
 import zipfile
 
 import pytest
@@ -96,7 +97,7 @@ def test_module_state_dict_and_choice_of_names(tmp_path):
     assert set(read_tensors(tmp_path / "state.pt", lambda name: name == "bias")) == {"bias"}
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_every_protocol_of_pickle_is_followed(protocol):
     import pickle
     from collections import OrderedDict, deque
@@ -129,6 +130,13 @@ def broken(path, kind):
     elif kind == "bad pickle":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02}q")
+    elif kind in ("too long", "not compressed"):
+        torch.save({"a": torch.ones(10)}, path)
+        data = bytearray(path.read_bytes())
+        entry = data.index(b"PK\1\2")  # of data.pkl in the table at the end
+        place, value = (20, struct.pack("<LL", 10**6, 10**6)) if kind == "too long" else (10, struct.pack("<H", 8))
+        data[entry + place : entry + place + len(value)] = value
+        path.write_bytes(data)
     elif kind == "safetensors":
         path.write_bytes(b"x" * 100)
 
@@ -145,6 +153,8 @@ def broken(path, kind):
         ("script", "TorchScript"),
         ("other archive", "another archive"),
         ("bad pickle", "is damaged"),
+        ("too long", "is damaged"),
+        ("not compressed", "is damaged"),
         ("safetensors", "is not a whole safetensors file"),
     ],
 )
