@@ -1,6 +1,7 @@
 """Where results go: a file that appears whole or not at all, standard output, or a device.
 
-Every file of the package that a kill could leave half written goes through `open_output`, but for journals, which grow.
+Knows nothing of what is written. Every file of the package that is to be whole goes through `open_output`; what grows,
+as journals and downloads do, does not.
 """
 
 import contextlib
