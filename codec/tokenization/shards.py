@@ -16,6 +16,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
