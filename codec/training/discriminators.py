@@ -202,30 +202,6 @@ class DiscriminatorsConfig:
         """The groups that are in use, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
-    @classmethod
-    def paper(cls) -> "DiscriminatorsConfig":
-        """The published recipe's set: period, magnitude resolution, and the pair of the DAC-style part."""
-        as_hinge = {"preserve_variance": False, "match_logits": True}
-        as_dac = {"preserve_variance": False, "loss": "least-squares", "reduction": "sum", "level_input": True}
-        plain = {"hann_window": False, "compression": 1.0}
-        return cls(
-            period=PeriodConfig(skip_first_map=True, **as_hinge),  # type: ignore[arg-type]
-            scale=None,
-            spectrum=None,
-            resolution=SpectrumConfig(
-                n_ffts=[1024, 2048, 512],
-                channels=[64] * 5,
-                kernel_sizes=[[5, 7], [3, 5], [3, 5], [3, 3], [3, 3]],
-                strides=[[2, 2], [1, 2], [2, 2], [1, 2], [2, 2]],
-                band_edges=[0.0, 1.0],
-                is_complex=False,
-                **as_hinge,  # type: ignore[arg-type]
-                **plain,  # type: ignore[arg-type]
-            ),
-            dac_period=PeriodConfig(pad_whole_period=True, **as_dac),  # type: ignore[arg-type]
-            dac_spectrum=SpectrumConfig(**as_dac, **plain),  # type: ignore[arg-type]
-        )
-
 
 def _as_list(value: int | list[int]) -> list[int]:
     return [value] if isinstance(value, int) else list(value)

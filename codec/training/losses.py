@@ -206,11 +206,6 @@ class MelLossConfig:
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 
-    @classmethod
-    def reference(cls) -> "MelLossConfig":
-        """The published recipe's single spectrum: 1024 / 256, 100 HTK bands, floor 1e-7."""
-        return cls(resolutions=[[1024, 256, 100]], scale="htk", floor=1e-7)
-
 
 class SpectralLosses(NamedTuple):
     """Distances of two recordings' spectra, scalars, averaged over resolutions.

@@ -35,8 +35,8 @@ from codec.model.quantizer import SimVQ
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
 from codec.training.data import Batch
-from codec.training.discriminators import Discriminators, DiscriminatorsConfig
-from codec.training.losses import MelLossConfig, SpectralLoss, discriminator_loss, generator_loss
+from codec.training.discriminators import Discriminators
+from codec.training.losses import SpectralLoss, discriminator_loss, generator_loss
 from codec.training.memory import keep_freed_memory
 from codec.training.trainer import Trainer
 
@@ -64,9 +64,10 @@ class ReferenceCodec(nn.Module):
 
 def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callable[[], None]:
     """The published schedule, written out plainly."""
+    paper = compose(["recipe=paper"])
     codec = ReferenceCodec().to(device)
-    discriminators = Discriminators(DiscriminatorsConfig.paper()).to(device)
-    spectral_loss = SpectralLoss(MelLossConfig.reference(), SAMPLE_RATE).to(device)
+    discriminators = Discriminators(paper.adversary.discriminators).to(device)
+    spectral_loss = SpectralLoss(paper.mel, SAMPLE_RATE).to(device)
     generator_optimizer = torch.optim.Adam(codec.parameters(), LEARNING_RATE, BETAS)
     discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), LEARNING_RATE, BETAS)
     trained = [*codec.parameters(), *discriminators.parameters()]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from codec.config import compose
 from codec.evaluation.metric import Pair, Settings, Undefined
 from codec.evaluation.pesq import MAX_UTTERANCES, count_utterances
 from codec.evaluation.registry import GROUPS, METRICS, choose
@@ -61,10 +62,10 @@ def test_stoi_is_that_of_the_package_at_the_own_rate(name, extended, pair):
 def test_spectral_distances_are_the_losses_of_training(pair, level):
     import torch
 
-    from codec.training.losses import MelLossConfig, SpectralLoss
+    from codec.training.losses import SpectralLoss
 
     tensors = [torch.from_numpy(wav)[None] for wav in (pair.reference, level * pair.estimate)]
-    expected = SpectralLoss(MelLossConfig.reference(), 24000)(*tensors).mel
+    expected = SpectralLoss(compose(["recipe=paper"]).mel, 24000)(*tensors).mel
     distance = score("mel", Pair(pair.reference, level * pair.estimate, 24000))
     assert distance == pytest.approx(float(expected), rel=1e-4)  # float32 on either side
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import codec as package
 from codec.cli import run
+from codec.config import compose
 from codec.errors import ConfigError, ModelError
 from codec.model import upstream
 from codec.model.codec import Codec
@@ -241,11 +242,11 @@ def test_an_empty_directory_is_filled_and_a_full_one_is_left_alone(checkpoint, t
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kept_discriminators_have_the_names_and_shapes_of_ours(kind):
-    from codec.training.discriminators import Discriminators, DiscriminatorsConfig
+    from codec.training.discriminators import Discriminators
 
     full = {4: 32, 8: 64, 16: 128, 64: 512, 128: 1024}  # the published number of channels
     with torch.device("meta"):
-        ours = Discriminators(DiscriminatorsConfig.paper()).state_dict()
+        ours = Discriminators(compose(["recipe=paper"]).adversary.discriminators).state_dict()
         state = {
             key: torch.empty([n if i > 1 or (i == 0 and "emb" in key) else full.get(n, n) for i, n in enumerate(shape)])
             for key, shape in layout(kind, "discriminator").items()

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from codec.config import compose
 from codec.model.upstream import our_discriminators
 from codec.training.adversary import Adversary, AdversaryConfig
-from codec.training.discriminators import Discriminators, DiscriminatorsConfig
-from codec.training.losses import MelLossConfig, SpectralLoss, discriminator_loss
+from codec.training.discriminators import Discriminators
+from codec.training.losses import SpectralLoss, discriminator_loss
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
 GROUPS = {"mp": ["period"], "mr": ["resolution"], "dac": ["dac_period", "dac_spectrum"]}
@@ -50,7 +51,7 @@ def paper(parity):
     keys = {key: entry for key, entry in keys.items() if "melspec" not in key}
     state = {key: filled(key, entry["shape"]) for key, entry in keys.items()}
     assert all(zlib.crc32(state[key].numpy().tobytes()) == entry["crc32"] for key, entry in keys.items())
-    discriminators = Discriminators(DiscriminatorsConfig.paper())
+    discriminators = Discriminators(compose(["recipe=paper"]).adversary.discriminators)
     ours = our_discriminators("simvq", state)
     assert len(ours) == len(keys)
     discriminators.load_state_dict(ours)
@@ -65,7 +66,7 @@ def outputs(paper, parity):
 
 def adversary_of(paper, groups):
     """An adversary that consists of some groups of the filled set."""
-    config = DiscriminatorsConfig.paper()
+    config = compose(["recipe=paper"]).adversary.discriminators
     for name in config.groups():
         if name not in groups:
             setattr(config, name, None)
@@ -117,7 +118,7 @@ def test_published_generator_losses_and_their_gradients(part, parity, paper):
 def test_published_total_and_all_gradients_from_one_run(parity, paper):
     y, y_hat = torch.from_numpy(parity["y"]), torch.from_numpy(parity["y_hat"]).requires_grad_()
     result = adversary_of(paper, list(paper.groups)).joint_losses(y, y_hat)
-    mel = SpectralLoss(MelLossConfig.reference(), 24000)(y, y_hat).mel
+    mel = SpectralLoss(compose(["recipe=paper"]).mel, 24000)(y, y_hat).mel
     total = result.generator + 45 * mel
     total.backward()
     assert total.item() + 1000 * parity["commit"].item() == pytest.approx(parity["gen_total"].item(), rel=1e-6)
