@@ -64,7 +64,7 @@ class TrainingConfig:
     feature_matching_weight: float = 2.0
 
     log_every: int = 50
-    validate_every: int = 2000
+    validate_every: int = 2000  # and after the last step
     validation_clips: int = 100  # at most, always the same
     save_every: int = 500
     portable: bool = False  # also keep a compact state, 16 bit and without optimizers, to go on with elsewhere

@@ -148,7 +148,8 @@ class Trainer:
                         self._return(monitor)
                         loader.restart()
                         continue
-                if self.step % settings.validate_every == 0 and self.ranks.is_first:
+                is_due = self.step % settings.validate_every == 0 or self.step == settings.steps
+                if is_due and self.ranks.is_first:
                     self._validate(monitor)
                 save_is_due |= self.step % settings.save_every == 0
                 if save_is_due and self._is_good():

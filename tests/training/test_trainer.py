@@ -125,6 +125,17 @@ def test_held_out_speech_is_first_judged_when_codes_mean_something(
     assert [r["step"] for r in records(tmp_path / "run") if "validation/mel" in r] == [3, 4]
 
 
+def test_the_last_step_is_validated_once(tiny_run: list[str], training_folder: Path, tmp_path: Path):
+    validation = [f"data.validation={training_folder}", "training.validate_every=2", "training.validation_clips=1"]
+    settings = [*validation, "training.quantizer_start=-1", "training.steps=3"]
+    fit(tiny_run, *settings)
+    trainer = fit(tiny_run, *settings)  # goes on with a run that is over
+    scored = [record for record in records(tmp_path / "run") if "validation/mel" in record]
+    assert [record["step"] for record in scored] == [2, 3]
+    best = max(record.get("validation/pesq_wb", -record["validation/mel"]) for record in scored)
+    assert trainer.best_score == pytest.approx(best, rel=1e-3)  # the log is rounded
+
+
 def test_a_run_that_was_asked_to_stop_says_so(tiny_run: list[str], tmp_path: Path):
     """In a process of its own, which gets SIGTERM in its second step: what follows it in a script must not start."""
     code = f"""
