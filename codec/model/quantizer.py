@@ -18,6 +18,7 @@ from codec.limits import too_small
 from codec.model.layers import State
 from codec.model.search import (
     CODE_TILE,
+    SquaredNormsOfProducts,
     full_float32,
     half_squared_norms,
     half_squared_norms_of_products,
@@ -40,6 +41,9 @@ USAGE_TILE = 1 << 23
 
 USAGE_PIECE = 1 << 18
 """Probabilities it computes at a time: more would leave the cache of a CPU between two operations."""
+
+USAGE_ROWS = 32
+"""Vectors it computes with at a time, at least: with fewer, reading a large codebook takes longer than the products."""
 
 
 class QuantizerOutput(NamedTuple):
@@ -234,18 +238,23 @@ class Quantizer(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):
             vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
             vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]  # (N, D)
-            codes = self.effective_codebook()
-            norms = codes.square().sum(1)
-            pieces = vectors.split(max(1, (USAGE_TILE if vectors.is_cuda else USAGE_PIECE) // self.codebook_size))
-            with torch.no_grad():  # distances are but for ||z||^2
-                nearest = torch.cat([torch.addmm(norms, piece, codes.T, alpha=-2).amin(1) for piece in pieces])
-                temperature = average((nearest + vectors.square().sum(1)).mean()).clamp(min=1e-8)
-            bias, keys = -norms / temperature, codes.T * (2 / temperature)
-            sums = [torch.softmax(torch.addmm(bias, piece, keys), dim=1).sum(0) for piece in pieces]
+            squares, queries, keys, norms = self._terms_of_distances(vectors)
+            piece = (USAGE_TILE if vectors.is_cuda else USAGE_PIECE) // self.codebook_size
+            pieces = queries.split(max(USAGE_ROWS, piece))
+            with torch.no_grad():  # distances are but for the squares
+                nearest = torch.cat([torch.addmm(norms, piece, keys.T, alpha=-2).amin(1) for piece in pieces])
+                temperature = average((nearest + squares).mean()).clamp(min=1e-8)
+            bias, scale = -norms / temperature, 2 / temperature
+            sums = [torch.softmax(torch.addmm(bias, scale * piece, keys.T), dim=1).sum(0) for piece in pieces]
             usage = torch.stack(sums).sum(0) / len(vectors)  # (K,)
             usage = usage + (average(usage.detach()) - usage.detach())
             # Of codes so far away that their probability is 0 in float32 the logarithm would have no gradient.
             return math.log(self.codebook_size) + (usage * usage.clamp(min=SMALLEST_SHARE).log()).sum()
+
+    def _terms_of_distances(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """s (N,), q (N, D), k (K, D), n (K,) with gradient: s - 2 q k^T + n are the squared distances to all codes."""
+        codes = self.effective_codebook()
+        return vectors.square().sum(1), vectors, codes, codes.square().sum(1)
 
     @torch.no_grad()
     def match(self, latent: Tensor) -> None:
@@ -489,6 +498,13 @@ class SimVQ(VQ):
     def _enter(self, vectors: Tensor) -> Tensor:
         bias, weight = self.projection.bias, self.projection.weight.detach().float()
         return linear(vectors if bias is None else vectors - bias.detach().float(), weight.T.contiguous())
+
+    def _terms_of_distances(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # ||z - c W - b||^2 = ||z - b||^2 - 2 ((z - b) W^T).c + ||c W||^2: as in the search, no code is made.
+        rows, weight, bias = self.codebook.float(), self.projection.weight.float(), self.projection.bias
+        shifted = vectors if bias is None else vectors - bias.float()
+        norms = SquaredNormsOfProducts.apply(rows, weight)
+        return shifted.square().sum(1), shifted @ weight, rows, norms
 
     def _make_half_norms(self) -> Tensor:
         return half_squared_norms_of_products(self.codebook.detach().float(), self.projection.weight.detach().float())

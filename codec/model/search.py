@@ -115,6 +115,34 @@ def half_squared_norms_of_products(rows: Tensor, weight: Tensor) -> Tensor:
     return norms
 
 
+class SquaredNormsOfProducts(torch.autograd.Function):
+    """||weight r||^2 of every row r, (n, D) and (D, D) -> (n,), with gradient to both.
+
+    Neither it nor its gradient holds more products than those of a tile of rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        # Without the triangle of the search: a CUDA graph need not be able to hold a QR decomposition.
+        norms = rows.new_empty(len(rows))
+        for tile, place in zip(rows.split(4 * CODE_TILE), norms.split(4 * CODE_TILE), strict=True):
+            place.copy_(linear(tile, weight).square().sum(1))
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        rows, weight = ctx.saved_tensors
+        scatter = torch.zeros_like(weight)  # the sum of g r r^T over rows r, g the gradient at their norms
+        scaled_rows = []
+        for tile, of_tile in zip(rows.split(4 * CODE_TILE), gradient.split(4 * CODE_TILE), strict=True):
+            scaled = tile * of_tile[:, None]
+            scatter += linear(tile.T.contiguous(), scaled.T.contiguous())
+            if ctx.needs_input_grad[0]:
+                scaled_rows.append(linear(scaled, weight.T @ weight))
+        return 2 * torch.cat(scaled_rows) if scaled_rows else None, 2 * weight @ scatter
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, where no gradient is wanted at the full matrix rate of a CPU.
 

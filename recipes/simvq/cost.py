@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=positive, default=1500, help="N, 20 s of speech")
     parser.add_argument("--dim", type=positive, default=512)
     parser.add_argument("--runs", type=positive, default=5, help="timed runs after one that warms up")
+    parser.add_argument("--usage", action="store_true", help="with the usage loss of `codec train` in our steps")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     prepare(options)
@@ -73,6 +74,7 @@ def run_measurement(what: str, codebook_size: int, options: argparse.Namespace) 
     command = [sys.executable, __file__, "--measure", what, str(codebook_size)]
     for name in ("vectors", "dim", "runs", "threads", "seed"):
         command += [f"--{name}", str(getattr(options, name))]
+    command += ["--usage"] if options.usage else []
     done = subprocess.run(command, capture_output=True, text=True)
     values = dict.fromkeys(("search", "matmul", "onednn", "forward", "step", "memory"), float("nan"))
     for line in done.stdout.splitlines():
@@ -94,6 +96,8 @@ def measure(what: str, codebook_size: int, options: argparse.Namespace) -> None:
         leaf = latent.clone().requires_grad_()
         quantizer.zero_grad()
         quantized, loss = call(quantizer.train(), leaf)
+        if options.usage and isinstance(quantizer, SimVQ):
+            loss = loss + quantizer.usage_loss(leaf)
         (loss + quantized.square().mean()).backward()
 
     step(implementation(16, options.dim))

@@ -1,17 +1,19 @@
 """SimVQ against the paper's properties, autograd and brute force."""
 
+import copy
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import codec
 from codec import errors
 from codec.model.predictive import PredictiveSimVQ
-from codec.model.quantizer import VQ, SimVQ, VQConfig, rotate
-from codec.model.search import full_float32, half_squared_norms_of_products, nearest_code
+from codec.model.quantizer import USAGE_ROWS, VQ, SimVQ, VQConfig, rotate
+from codec.model.search import CODE_TILE, full_float32, half_squared_norms_of_products, nearest_code
 
 K, D = 64, 6
 
@@ -20,6 +22,18 @@ K, D = 64, 6
 def quantizer() -> SimVQ:
     torch.manual_seed(0)
     return SimVQ(K, D)
+
+
+class Largest(TorchDispatchMode):
+    """The number of values of the largest tensor that an operation has made, not counting views."""
+
+    num_values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.num_values = max(self.num_values, result.numel())
+        return result
 
 
 def latents(*shape: int) -> torch.Tensor:
@@ -473,6 +487,37 @@ def test_usage_loss_is_what_soft_assignments_lack_of_even_use():
     usage = torch.stack([torch.softmax(-row / temperature, 0) for row in distances]).mean(0)
     expected = math.log(K) + float((usage * usage.log()).sum())
     assert quantizer.usage_loss(vectors).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"is_codebook_trained": True}], ids=str)
+def test_usage_loss_has_value_and_gradients_of_the_plain_formula(settings: dict[str, bool]):
+    """In float64, from all effective codes, where ours takes vectors through W instead, and norms tile by tile."""
+    torch.manual_seed(0)
+    quantizer = SimVQ(3 * 4 * CODE_TILE + 5, D, **settings)  # several tiles, the last one small
+    quantizer.match(latents(1000, D))
+    vectors = latents(70, D).requires_grad_()
+    trained = [vectors, *quantizer.parameters()]
+    loss = quantizer.usage_loss(vectors)
+    found = torch.autograd.grad(loss, trained)
+
+    exact, z = copy.deepcopy(quantizer).double(), vectors.detach().double().requires_grad_()
+    codes = exact.projection(exact.codebook)
+    distances = torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist").square()
+    usage = torch.softmax(-distances / distances.detach().amin(1).mean(), 1).mean(0)
+    expected = math.log(len(codes)) + (usage * usage.log()).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for gradient, of_exact in zip(found, torch.autograd.grad(expected, [z, *exact.parameters()]), strict=True):
+        assert (gradient - of_exact).abs().max() < 1e-4 * of_exact.abs().max()
+
+
+def test_usage_loss_makes_no_effective_codebook():
+    """It would be larger than all else: nothing that is made has as many values, but for the frozen rows themselves."""
+    torch.manual_seed(0)
+    quantizer, vectors = SimVQ(1 << 14, 256), latents(40, 256).requires_grad_()
+    made = Largest()
+    with made:
+        quantizer.usage_loss(vectors).backward()
+    assert USAGE_ROWS * quantizer.codebook_size <= made.num_values < quantizer.codebook.numel() / 3
 
 
 def test_usage_loss_brings_collapsed_latents_back_to_many_codes():

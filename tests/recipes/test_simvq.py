@@ -94,7 +94,7 @@ def test_rank_of_w_is_within_its_size(run):
 @pytest.mark.parametrize("what", ["search", "ours", "naive"])
 def test_cost_measures_what_it_names(run, what, capsys):
     options = module("report").arguments("").parse_args(["--threads", "1"])
-    options.dim, options.vectors, options.runs = 8, 32, 1
+    options.dim, options.vectors, options.runs, options.usage = 8, 32, 1, False
     module("cost").measure(what, 64, options)
     values = dict(line.split() for line in capsys.readouterr().out.splitlines())
     names = {"search": {"search", "matmul", "onednn"}}.get(what, {"memory", "step", "forward"})
