@@ -215,7 +215,13 @@ class Codec(Rates, nn.Module):
         return -(-num_samples // self.hop_length)
 
     def forward(self, wav: Tensor) -> CodecOutput:
-        """The round trip: (B, 1, T) -> wav (B, 1, T), with all that happens between."""
+        """The round trip: (B, 1, T) -> wav (B, 1, T), with all that happens between.
+
+        Raises:
+            AudioError, ModelError: as for `encode`. In training with the quantizer's `checks_values` off, samples are
+                not looked at.
+        """
+        self._check(wav, checks_values=not self.training or self.quantizer.checks_values)
         latent = self.encoder(wav)  # (B, 1, T) -> (B, D, N)
         codes, quantized, loss = self.quantizer(latent)
         decoded = self.decoder(quantized)  # (B, D, N) -> (B, 1, N * hop)
@@ -239,10 +245,7 @@ class Codec(Rates, nn.Module):
                 +-100, or lengths that do not fit.
             ModelError: the weights are not float32.
         """
-        check_samples(wav)
-        if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[0] == 0 or wav.shape[-1] == 0:
-            raise AudioError(f"encode takes audio of shape (B, 1, T) with at least one sample, got {tuple(wav.shape)}")
-        self.require_float32()
+        self._check(wav)
         if lengths is None:
             return self.quantizer.encode(self.encoder(wav))
         ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)
@@ -291,6 +294,13 @@ class Codec(Rates, nn.Module):
                 wav[item, :, :end] = self.decoder(latent)[0, :, :end]
         return wav
 
+    def _check(self, wav: Tensor, checks_values: bool = True) -> None:
+        """Refuse what cannot be encoded; looking at values waits for the device."""
+        check_samples(wav, checks_values)
+        if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[0] == 0 or wav.shape[-1] == 0:
+            raise AudioError(f"a codec takes audio of shape (B, 1, T) with at least one sample, got {tuple(wav.shape)}")
+        self.require_float32()
+
     def require_float32(self) -> None:
         """Raises ModelError where the weights were brought to another type, in which the parts do not fit together."""
         if (dtype := next(self.parameters()).dtype) != torch.float32:
@@ -309,9 +319,9 @@ class Codec(Rates, nn.Module):
         return ends
 
 
-def check_samples(wav: Tensor) -> None:
-    """Refuse what cannot be audio: other things than tensors, integers and values beyond +-100 (their scale is
-    unknown), NaN and infinity.
+def check_samples(wav: Tensor, checks_values: bool = True) -> None:
+    """Refuse what cannot be audio: other things than tensors, integers, and if values are looked at, those beyond +-100
+    (their scale is unknown), NaN and infinity.
 
     Raises:
         AudioError: says which.
@@ -322,7 +332,7 @@ def check_samples(wav: Tensor) -> None:
         raise AudioError(
             f"audio must be floating-point samples in [-1, 1], got {wav.dtype}; divide by its largest value"
         )
-    if not (wav.abs() <= MAX_MAGNITUDE).all():
+    if checks_values and not (wav.abs() <= MAX_MAGNITUDE).all():
         if not torch.isfinite(wav).all():
             raise AudioError("the audio has NaN or infinite samples")
         raise AudioError(f"the audio has samples of {wav.abs().max():g}, full scale is 1; divide by its largest value")

@@ -84,9 +84,26 @@ def test_codes_do_not_depend_on_the_batch_order(codec: Codec):
     ],
     ids=["empty", "rank", "stereo", "NaN"],
 )
-def test_unusable_audio_is_refused(codec: Codec, wav: torch.Tensor, message: str):
+@pytest.mark.parametrize("is_training", [False, True], ids=["eval", "training"])
+def test_unusable_audio_is_refused(codec: Codec, wav: torch.Tensor, message: str, is_training: bool):
     with pytest.raises(AudioError, match=message):
         codec.encode(wav)
+    with pytest.raises(AudioError, match=message):
+        copy.deepcopy(codec).train(is_training)(wav)
+
+
+def test_weights_of_16_bits_are_refused(codec: Codec):
+    with pytest.raises(ModelError, match=r"must be float32, they are torch\.float16; use torch\.autocast"):
+        copy.deepcopy(codec).half()(noise(1, 1, 640).half())
+
+
+def test_a_training_loop_without_value_checks_looks_at_no_samples(codec: Codec):
+    """So that it does not wait for the device; the loss tells."""
+    model = copy.deepcopy(codec).train()
+    model.quantizer.checks_values = False
+    assert not model(torch.full((1, 1, 640), torch.nan)).quantizer_loss.isfinite()
+    with pytest.raises(AudioError, match=r"shape \(B, 1, T\)"):
+        model(torch.zeros(640))
 
 
 @pytest.mark.parametrize(
