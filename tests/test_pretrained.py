@@ -1,5 +1,6 @@
 """The model in the box: it is there, small enough, found by its codes, and speech comes through it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def test_its_rates_are_those_it_is_sold_with(model: codec.Codec):
 def test_its_card_names_its_fingerprint(model: codec.Codec):
     card = (catalogue.boxed_models()["stream"] / catalogue.CARD_NAME).read_text()
     assert model.fingerprint in card
+
+
+def test_a_training_loop_of_ones_own_trains_every_part(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The one in README, on two seconds of speech."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (loop,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "optimizer.step()" in block)
+    monkeypatch.chdir(tmp_path)
+    wav = torch.from_numpy(soundfile.read(speech, dtype="float32")[0][12000:60000]).view(2, 1, -1)
+    exec(loop, {"codec": codec, "torch": torch, "batches": [wav, wav]})
+    before, after = (dict(model.named_parameters()) for model in (codec.load(), codec.load("runs/mine")))
+    assert [name for name, tensor in before.items() if torch.equal(tensor, after[name])] == []
 
 
 def test_speech_comes_through_intelligibly_and_exactly_as_long(speech: Path, tmp_path: Path):

@@ -122,6 +122,8 @@ class CodecOutput(NamedTuple):
     latent: Tensor  # (B, D, N)
     quantized: Tensor  # (B, D, N)
     quantizer_loss: Tensor  # scalar
+    log_pitch: Tensor | None  # (B, N), that the stream family's decoder states; else None
+    """The sound has no gradient to it: in training it learns from `codec.training.pitch.pitch_loss`, or not at all."""
 
 
 class Codec(Rates, nn.Module):
@@ -224,8 +226,8 @@ class Codec(Rates, nn.Module):
         self._check(wav, checks_values=not self.training or self.quantizer.checks_values)
         latent = self.encoder(wav)  # (B, 1, T) -> (B, D, N)
         codes, quantized, loss = self.quantizer(latent)
-        decoded = self.decoder(quantized)  # (B, D, N) -> (B, 1, N * hop)
-        return CodecOutput(decoded[..., : wav.shape[-1]], codes, latent, quantized, loss)
+        decoded, log_pitch = self.decoder.synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
+        return CodecOutput(decoded[..., : wav.shape[-1]], codes, latent, quantized, loss, log_pitch)
 
     @torch.no_grad()
     def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:

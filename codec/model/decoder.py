@@ -18,10 +18,10 @@ MAX_LOG_GAIN = math.log(100)
 
 
 class Synthesis(NamedTuple):
-    """What the decoder makes of a latent."""
+    """What a decoder makes of a latent."""
 
     wav: Tensor  # (B, 1, N * hop_length)
-    log_pitch: Tensor  # (B, N), natural logarithm of Hz, at the last hop of each frame's window
+    log_pitch: Tensor | None  # (B, N), ln Hz at the last hop of each frame's window; None where it states no pitch
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.limits import too_small
+from codec.model.decoder import Synthesis
 from codec.model.stft import overlap_add
 from codec.model.timeconv import Linear, TimeConv1d, conv1d
 
@@ -76,6 +77,10 @@ class VocosDecoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """Decode whole signals: (B, D, N) -> (B, 1, N * hop_length)."""
         return self.head(self.trunk(latent)).unsqueeze(1)
+
+    def synthesize(self, latent: Tensor) -> Synthesis:
+        """Decode whole signals as `forward` does; this decoder states no pitch."""
+        return Synthesis(self(latent), None)
 
     def stream(self, window: int = 1500, overlap: int = 150) -> "VocosStream":
         """Nearly the same for a latent of any length in bounded memory."""

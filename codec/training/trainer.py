@@ -21,7 +21,6 @@ from codec.errors import CodecError, ConfigError
 from codec.model import weights
 from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME
 from codec.model.codec import Codec, CodecConfig
-from codec.model.decoder import Synthesis
 from codec.output import write_json
 from codec.progress import CountLine
 from codec.training.alarms import Watch
@@ -120,10 +119,9 @@ class Trainer:
         self.best_score = -math.inf
         self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
-        decoder = self.codec.decoder
-        self._encode, self._decode = self.codec.encoder, getattr(decoder, "synthesize", decoder)
+        self._encode, self._synthesize = self.codec.encoder, self.codec.decoder.synthesize
         if settings.compile:
-            self._encode, self._decode = torch.compile(self._encode), torch.compile(self._decode)
+            self._encode, self._synthesize = torch.compile(self._encode), torch.compile(self._synthesize)
 
     def fit(self) -> Path:
         """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first.
@@ -252,11 +250,6 @@ class Trainer:
                 loss = loss + weight * value
                 scalars[f"loss/{name}"] = value
         return Judgement(loss, scalars, heard, fake)
-
-    def _synthesize(self, quantized: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Waveform, and the pitch where the decoder states one."""
-        result = self._decode(quantized)
-        return result if isinstance(result, Synthesis) else (result, None)
 
     def _pitch_loss(self, log_pitch: Tensor | None, wav: Tensor) -> Tensor | None:
         """Of the pitch that the decoder states (B, N), where it states one."""
