@@ -87,8 +87,12 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
     Raises:
         ModelError: a CUDA graph is being recorded, and the kernel cannot be used.
     """
+    result: tuple[Paths, Tensor, Tensor]
+    if torch.compiler.is_compiling():  # it does not know NumPy arrays that share their memory with tensors
+        result = torch.compiler.disable(follow)(vectors, paths, tables, largest_gain)
+        return result
     if vectors.is_cuda and (kernel := _kernel(vectors.device)) and kernel.suits(paths, tables):
-        result: tuple[Paths, Tensor, Tensor] = kernel.follow(vectors, paths, tables, largest_gain)
+        result = kernel.follow(vectors, paths, tables, largest_gain)
         return result
     if vectors.device.type != "cpu":
         if vectors.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -69,6 +69,18 @@ def test_an_offset_is_not_heard(codec: Codec):
     torch.testing.assert_close(latent, expected, atol=1e-3, rtol=0)
 
 
+def test_a_compiled_codec_gives_the_same(codec: Codec):
+    model, wav = copy.deepcopy(codec).train(), noise(1, 1, 1600)
+    outputs = []
+    for call in (model, torch.compile(model, backend="eager")):  # which needs no C++ compiler
+        torch.manual_seed(0)  # the decoder's noise
+        outputs.append(call(wav))
+    assert torch.equal(outputs[0].codes, outputs[1].codes)
+    torch.testing.assert_close(outputs[0].wav, outputs[1].wav)
+    outputs[1].wav.square().mean().backward()
+    assert next(model.encoder.parameters()).grad.any()
+
+
 def test_codes_do_not_depend_on_the_batch_order(codec: Codec):
     wav = noise(3, 1, 5000)
     assert torch.equal(codec.encode(wav).flip(0), codec.encode(wav.flip(0)))
