@@ -49,6 +49,13 @@ def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, 
     return adversary, start
 
 
+def commitment_weight(config: Config) -> float:
+    """The weight of the quantizer's loss; where none is set, the published one if it is absolute, else ours."""
+    if config.training.commitment_weight is not None:
+        return config.training.commitment_weight
+    return 20.0 if getattr(config.model.quantizer, "relative_loss", True) else 1000.0
+
+
 def _has_lost_some(directory: Path) -> bool:
     """Whether a model's discriminators are described but not there, as in an installed package."""
     return (directory / DISCRIMINATORS_CONFIG_NAME).is_file() and not (directory / DISCRIMINATORS_NAME).is_file()

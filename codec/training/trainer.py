@@ -39,7 +39,7 @@ from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
 from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings
 from codec.training.settings import Config, check, defining_settings, differences
-from codec.training.start import initial_adversary, initial_codec, surprises
+from codec.training.start import commitment_weight, initial_adversary, initial_codec, surprises
 from codec.training.state import (
     ExponentialMovingAverage,
     Latest,
@@ -93,6 +93,7 @@ class Trainer:
         self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
         self.intelligibility = Intelligibility(self.codec.sample_rate).to(self.device)
         self.adversary, self.adversarial_start = initial_adversary(config, self.device)
+        self.commitment_weight = commitment_weight(config)
         of_codes = set(self.codec.quantizer.code_parameters())
         self.optimizer = adamw(
             [
@@ -186,7 +187,7 @@ class Trainer:
             latent = self._encode(batch.wav)  # (B, 1, T) -> (B, D, N)
             quantized, quantizer_loss, usage_loss = self._quantize(latent)
         loss, scalars, heard, fake = self.judge(quantized, batch)  # (B, D, N) -> (B, 1, T)
-        loss = loss + settings.commitment_weight * quantizer_loss
+        loss = loss + self.commitment_weight * quantizer_loss
         scalars = {"batch/peak": batch.wav.abs().amax(), "loss/quantizer": quantizer_loss, **scalars}
         if settings.usage_weight and usage_loss is not None:
             loss = loss + settings.usage_weight * usage_loss

@@ -16,7 +16,12 @@ from codec.model import weights
 from codec.model.catalogue import DISCRIMINATORS_NAME, resolve
 from codec.training.adversary import Adversary
 from codec.training.run_files import LOG_NAME, STATE_NAME
-from codec.training.start import ADVERSARIAL_START, initial_adversary, surprises
+from codec.training.start import (
+    ADVERSARIAL_START,
+    commitment_weight,
+    initial_adversary,
+    surprises,
+)
 from codec.training.state import load_state
 from codec.training.trainer import Trainer
 
@@ -78,6 +83,21 @@ def test_discriminators_that_are_missing_or_never_join_are_told(first: Trainer, 
     assert "none join: they would at step 20000, and training ends at 2; set training.adversarial_start" in log
     assert not surprises(compose(["training.init=stream"]), 0)
     assert compose(["recipe=finetune"]).training.adversarial_start == 0
+
+
+def test_the_recipe_weighs_a_relative_commitment_so_that_it_does_not_drown_the_sound(
+    first: Trainer, tiny_run: list[str], tmp_path: Path
+):
+    second = tuned(tiny_run, tmp_path, "recipe=finetune")
+    assert second.config.model.quantizer.relative_loss
+    scalars = second.train_step(second.sampler.batch(0))
+    assert second.commitment_weight * scalars["loss/quantizer"] < scalars["loss/total"] / 2
+
+
+def test_the_recipe_weighs_an_absolute_commitment_as_published():
+    for model in ("simvq-4k", "wavtokenizer-75"):
+        assert commitment_weight(compose(["recipe=finetune", f"model={model}"])) == 1000
+    assert commitment_weight(compose(["recipe=finetune", "training.commitment_weight=3"])) == 3
 
 
 def test_discriminators_that_never_joined_are_not_kept(tiny_run: list[str], tmp_path: Path):
