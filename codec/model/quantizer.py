@@ -338,7 +338,8 @@ class VQ(Quantizer):
         beta: weight of the commitment loss.
         codebook_weight: weight of the codebook loss.
         relative_loss: divide the loss by the variance of the effective codebook (detached), which makes its weight
-            independent of the latent's scale.
+            independent of the latent's scale. By default the class has the paper's loss, for models that follow the
+            paper; settings of a codec (`SimVQConfig` and others) have it relative, as the weights in configs/ ask for.
         rotation_trick: pass the gradient at q to z turned by the rotation that takes q to z and scaled by |q| / |z|,
             instead of copying it (arXiv:2410.06424).
 

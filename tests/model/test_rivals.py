@@ -53,6 +53,14 @@ def latents(count: int, seed: int = 1) -> torch.Tensor:
 
 
 @kinds(*QUANTIZERS)
+def test_class_and_settings_have_the_same_defaults_but_for_the_relative_loss(kind: str):
+    config_class, quantizer_class = QUANTIZERS[kind]
+    quantizer, settings = quantizer_class(4096, 16), vars(config_class(codebook_dim=16))
+    differing = {name for name, value in settings.items() if getattr(quantizer, name, value) != value}
+    assert differing <= {"relative_loss"}
+
+
+@kinds(*QUANTIZERS)
 def test_output_has_the_shapes_of_the_interface(kind: str):
     quantizer, latent = make(kind), latents(50)
     for mode in (True, False):
