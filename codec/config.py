@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from codec.errors import ConfigError, ModelError
 from codec.input import read_json
 from codec.model import catalogue
-from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig
+from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig, add_quantizers_of_others
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
@@ -53,6 +53,7 @@ PARTS = {"model/encoder": ENCODERS, "model/quantizer": QUANTIZERS, "model/decode
 
 
 def _register() -> None:
+    add_quantizers_of_others()
     store = ConfigStore.instance()
     store.store(name="schema", node=Schema)
     for group, kinds in PARTS.items():

@@ -1,17 +1,19 @@
 """Codec(encoder, quantizer, decoder): the whole family of models, their settings and every derived rate."""
 
+import functools
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from codec.errors import AudioError, ConfigError, ModelError
+from codec.errors import AudioError, ConfigError, ModelError, first_line
 from codec.limits import MAX_MAGNITUDE
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
-from codec.model.quantizer import VQ, SimVQ, SimVQConfig, VQConfig
+from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig
 from codec.model.rivals import (
     EMAVQ,
     FSQ,
@@ -43,10 +45,37 @@ QUANTIZERS: dict[str, tuple[type, type]] = {
     "lfq": (LFQConfig, LFQ),
     "lc": (FeatureVQConfig, FeatureVQ),
 }
+ENTRY_POINTS = "codec.quantizers"
+"""Group of entry points by which other packages add quantizers: pairs as in `QUANTIZERS`, named by their kind."""
+
 DECODERS: dict[str, tuple[type, type]] = {
     "spectral": (SpectralDecoderConfig, SpectralDecoder),
     "vocos": (VocosDecoderConfig, VocosDecoder),
 }
+
+
+@functools.cache
+def add_quantizers_of_others() -> None:
+    """Put those of other packages into `QUANTIZERS`; without need none is loaded, as one may be broken.
+
+    Raises:
+        ConfigError: an entry point cannot be loaded, or is no such pair.
+    """
+    found = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            found[entry.name] = config_class, quantizer_class = entry.load()
+            is_pair = config_class().kind == entry.name and issubclass(quantizer_class, Quantizer)
+        except Exception as error:  # whatever the other package does
+            raise ConfigError(
+                f"entry point {entry.name} of {ENTRY_POINTS} cannot be used: {entry.value} ({first_line(error)})"
+            ) from error
+        if not is_pair or entry.name in QUANTIZERS:
+            raise ConfigError(
+                f"entry point {entry.name} of {ENTRY_POINTS} must be a config class whose kind is {entry.name}, as no "
+                f"other's, and a class derived from Quantizer: {entry.value}"
+            )
+    QUANTIZERS.update(found)
 
 
 @dataclass
@@ -95,8 +124,10 @@ class CodecConfig:
 
 
 def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]]) -> Any:
-    if not isinstance(values, dict) or values.get("kind") not in list(kinds):
-        kind = values.get("kind") if isinstance(values, dict) else values
+    kind = values.get("kind") if isinstance(values, dict) else values
+    if kinds is QUANTIZERS and kind not in list(kinds):
+        add_quantizers_of_others()
+    if not isinstance(values, dict) or kind not in list(kinds):
         raise ConfigError(f"{part}.kind must be one of {', '.join(kinds)}, got {kind!r}")
     config_class = kinds[values["kind"]][0]
     defaults = config_class()
@@ -342,4 +373,6 @@ def check_samples(wav: Tensor, checks_values: bool = True) -> None:
 
 def _build_quantizer(config: Any) -> nn.Module:
     settings = {setting.name: getattr(config, setting.name) for setting in fields(config) if setting.name != "kind"}
+    if config.kind not in QUANTIZERS:
+        add_quantizers_of_others()
     return QUANTIZERS[config.kind][1](**settings)

@@ -101,7 +101,7 @@ class PredictiveSimVQ(SimVQ):
             codes = self._choose(vectors)
             expected, innovations, _ = self._unroll(codes) if self.training else self._unroll_exactly(codes)
             quantized = expected + innovations
-            loss = self._loss(vectors, quantized)
+            loss = self.loss(vectors, quantized)
             if self.training:
                 quantized = self._pass_gradient(vectors, quantized)
         return QuantizerOutput(codes, quantized.transpose(1, 2), loss)
@@ -256,4 +256,4 @@ class PredictiveSimVQ(SimVQ):
         self._expect_nothing()
         # A latent that stays at m is made of codes that stay at m (1 + sum of the taps)^-1.
         offset = torch.linalg.solve((torch.eye(len(mean)).to(mean) + taps.sum(0)).T, mean)
-        self._match((after - before @ transition + offset).float())
+        self.match_vectors((after - before @ transition + offset).float())

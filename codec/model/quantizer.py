@@ -97,8 +97,9 @@ class SimVQConfig(VQConfig):
 class Quantizer(nn.Module):
     """What all quantizers share: checks of what comes in, shapes, lookup, the codes kept ready in eval mode.
 
-    A kind of quantizer says what its codes are (`_make_effective_codebook`), which of them a vector gets (`_search`),
-    and what happens to a vector in training (`_train`).
+    A kind of quantizer says what its codes are (`make_effective_codebook`), which of them a vector gets (`search`),
+    what happens to a vector in training (`learn`), and what is minimised (`loss`); if it can, it lays its codes over
+    latents (`match_vectors`). All get float32, outside of autocast. How to bring one's own: recipes/own.
 
     Args:
         codebook_size: K, the number of codes.
@@ -129,7 +130,7 @@ class Quantizer(nn.Module):
             ModelError: in eval mode, if it has NaN or infinite values.
         """
         if self.training:
-            return self._make_effective_codebook()
+            return self.make_effective_codebook()
         with torch.no_grad(), full_float32():
             return self._kept["codebook"].get(self._sources(), self._make_checked_codebook)
 
@@ -152,11 +153,11 @@ class Quantizer(nn.Module):
             vectors = self._checked(latent)  # (B, *, D)
             flat = vectors.reshape(-1, self.codebook_dim)  # (N, D)
             if self.training:
-                codes, quantized, loss = self._train(flat)
+                codes, quantized, loss = self.learn(flat)
             else:
-                codes = self._search(flat)
+                codes = self.search(flat)
                 quantized = F.embedding(codes, self.effective_codebook())
-                loss = self._loss(flat, quantized)
+                loss = self.loss(flat, quantized)
         quantized = quantized.view(vectors.shape).movedim(-1, 1)  # (N, D) -> (B, D, *)
         return QuantizerOutput(codes.view(vectors.shape[:-1]), quantized, loss)
 
@@ -270,30 +271,29 @@ class Quantizer(nn.Module):
         vectors = latent.movedim(1, -1).reshape(-1, self.codebook_dim)
         vectors = vectors[torch.isfinite(vectors).all(dim=1)]
         if len(vectors) >= 2:
-            self._match(vectors)
+            self.match_vectors(vectors)
 
-    def _make_effective_codebook(self) -> Tensor:
+    def make_effective_codebook(self) -> Tensor:
         """(K, D) float32, with gradient where gradients are on."""
         raise NotImplementedError
 
-    def _search(self, vectors: Tensor) -> Tensor:
+    def search(self, vectors: Tensor) -> Tensor:
         """The code of each of `vectors` (N, D): (N,) int64."""
         raise NotImplementedError
 
-    def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (N,), quantized (N, D) with its gradient, and loss, for `vectors` (N, D)."""
         raise NotImplementedError
 
-    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+    def loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         """The scalar that is minimised beside the task's own loss."""
         raise NotImplementedError
 
-    def _match(self, vectors: Tensor) -> None:
-        """`match` for finite vectors (N, D), N >= 2."""
-        raise NotImplementedError
+    def match_vectors(self, vectors: Tensor) -> None:
+        """`match` for finite vectors (N, D), N >= 2; by default the codes stay where they are."""
 
     def _make_checked_codebook(self) -> Tensor:
-        codebook = self._make_effective_codebook()
+        codebook = self.make_effective_codebook()
         if not torch.isfinite(codebook).all():
             raise ModelError("the quantizer's weights give codes with NaN or infinite values")
         return codebook
@@ -371,34 +371,34 @@ class VQ(Quantizer):
         else:
             self.register_buffer("codebook", rows)
 
-    def _make_effective_codebook(self) -> Tensor:
+    def make_effective_codebook(self) -> Tensor:
         return self._project(self.codebook.float())
 
-    def _search(self, vectors: Tensor) -> Tensor:
+    def search(self, vectors: Tensor) -> Tensor:
         return nearest_code(vectors, self.effective_codebook(), half_norms=self._half_norms())
 
-    def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes = self._nearest(vectors)
         # Gradients flow through the selected rows only: gathering before projecting keeps memory at
         # O(N D + D^2) instead of O(K D).
         selected = self._project(F.embedding(codes, self.codebook).float())
-        return codes, self._pass_gradient(vectors, selected), self._loss(vectors, selected)
+        return codes, self._pass_gradient(vectors, selected), self.loss(vectors, selected)
 
     def _pass_gradient(self, vectors: Tensor, selected: Tensor) -> Tensor:
         """`selected` (..., D), with its gradient passed to `vectors`."""
         return rotate(vectors, selected) if self.rotation_trick else straight_through(vectors, selected)
 
     def _nearest(self, vectors: Tensor) -> Tensor:
-        """`_search` in training, where the codes change with every step."""
+        """`search` in training, where the codes change with every step."""
         return nearest_code(vectors, self.codebook, self._project)
 
-    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+    def loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         commitment = F.mse_loss(vectors, quantized.detach())
         codebook = F.mse_loss(quantized, vectors.detach())
         loss = self.beta * commitment + self.codebook_weight * codebook
         return loss / self._variance().clamp(min=1e-8) if self.relative_loss else loss
 
-    def _match(self, vectors: Tensor) -> None:
+    def match_vectors(self, vectors: Tensor) -> None:
         """Give the codes the mean and covariance of the vectors.
 
         Early latents fill few of their dimensions, and codes outside that subspace would never be nearest. With the
@@ -479,7 +479,7 @@ class SimVQ(VQ):
         )
         self.projection = nn.Linear(codebook_dim, codebook_dim, bias=bias)
 
-    def _make_effective_codebook(self) -> Tensor:
+    def make_effective_codebook(self) -> Tensor:
         rows = self.codebook.float()
         if torch.is_grad_enabled():
             return self._project(rows)
@@ -488,13 +488,13 @@ class SimVQ(VQ):
             place.copy_(self._project(tile))
         return codes
 
-    def _search(self, vectors: Tensor) -> Tensor:
+    def search(self, vectors: Tensor) -> Tensor:
         # ||z - c W - b||^2 / 2 and ||c W||^2 / 2 - ((z - b) W^T).c have the same minimum over c: instead of all codes,
         # the vectors are taken through W, and there are fewer of them.
         return nearest_code(vectors, self.codebook, half_norms=self._half_norms(), enter=self._enter)
 
     def _nearest(self, vectors: Tensor) -> Tensor:
-        return self._search(vectors)
+        return self.search(vectors)
 
     def _enter(self, vectors: Tensor) -> Tensor:
         bias, weight = self.projection.bias, self.projection.weight.detach().float()

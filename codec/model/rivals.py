@@ -161,14 +161,14 @@ class EMAVQ(VQ):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_post_hook(_look_again)
 
-    def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self._is_started and not self.num_updates:
             self.match(vectors.detach())
             if _is_shared():
                 for buffer in (self.codebook, self.usage, self.sums, self.num_updates):
                     dist.broadcast(buffer, 0)
         self._is_started = True  # from here on without asking the device
-        codes, quantized, loss = super()._train(vectors)
+        codes, quantized, loss = super().learn(vectors)
         self._update(vectors.detach(), codes)
         return codes, quantized, loss
 
@@ -200,7 +200,7 @@ class EMAVQ(VQ):
         self.codebook.copy_(torch.where(is_used, means, self.codebook))
         self.num_updates += 1
 
-    def _match(self, vectors: Tensor) -> None:
+    def match_vectors(self, vectors: Tensor) -> None:
         """k-means from random vectors; codes without vectors stay where they are."""
         self.codebook.copy_(_sample(vectors, self.codebook_size))
         rows = torch.cat([vectors, torch.ones_like(vectors[:, :1])], 1)
@@ -232,7 +232,7 @@ class FeatureVQ(SimVQ):
     Source: VQGAN-LC, arXiv:2406.11837.
     """
 
-    def _match(self, vectors: Tensor) -> None:
+    def match_vectors(self, vectors: Tensor) -> None:
         self.codebook.copy_(_sample(vectors, self.codebook_size))
         self.projection.weight.copy_(torch.eye(self.codebook_dim))
         self.projection.bias.zero_()
@@ -253,20 +253,20 @@ class ProjectedQuantizer(Quantizer):
         self.project_in = nn.Linear(codebook_dim, low_dim)
         self.project_out = nn.Linear(low_dim, codebook_dim)
 
-    def _make_effective_codebook(self) -> Tensor:
+    def make_effective_codebook(self) -> Tensor:
         return linear(self._low_codebook(), self.project_out.weight.float(), self.project_out.bias.float())
 
-    def _search(self, vectors: Tensor) -> Tensor:
+    def search(self, vectors: Tensor) -> Tensor:
         return self._search_low(self._descend(vectors))
 
-    def _train(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes, low, loss = self._train_low(self._descend(vectors))
         return codes, F.linear(low, self.project_out.weight.float(), self.project_out.bias.float()), loss
 
-    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+    def loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         return F.mse_loss(vectors, quantized)
 
-    def _match(self, vectors: Tensor) -> None:
+    def match_vectors(self, vectors: Tensor) -> None:
         """Whiten the strongest M directions on the way down, and restore by least squares on the way up."""
         mean, low_dim = vectors.mean(0), self.project_in.out_features
         values, axes = torch.linalg.eigh(torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim))
@@ -274,7 +274,7 @@ class ProjectedQuantizer(Quantizer):
         self.project_in.weight.zero_()
         self.project_in.weight[: strongest.shape[1]] = strongest.T
         self.project_in.bias.copy_(-self.project_in.weight @ mean)
-        low = F.embedding(self._search(vectors), self._low_codebook())  # (N, M)
+        low = F.embedding(self.search(vectors), self._low_codebook())  # (N, M)
         low_mean = low.mean(0)
         ridge = 1e-4 * torch.eye(low_dim, device=low.device)
         gram, cross = torch.cov(low.T).view(low_dim, low_dim), (low - low_mean).T @ (vectors - mean) / (len(low) - 1)
@@ -315,10 +315,10 @@ class FactorisedVQ(ProjectedQuantizer):
         return self.factors.effective_codebook()
 
     def _search_low(self, low: Tensor) -> Tensor:
-        return self.factors._search(low)
+        return self.factors.search(low)
 
     def _train_low(self, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.factors._train(low)
+        return self.factors.learn(low)
 
 
 class SphereVQ(VQ):

@@ -12,7 +12,7 @@ import torch
 from codec import errors
 from codec.config import compose
 from codec.model import rivals, weights
-from codec.model.codec import QUANTIZERS, Codec, CodecConfig
+from codec.model.codec import QUANTIZERS, Codec, CodecConfig, add_quantizers_of_others
 from codec.model.decoder import SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoderConfig
 from codec.model.quantizer import Quantizer
@@ -58,6 +58,42 @@ def test_class_and_settings_have_the_same_defaults_but_for_the_relative_loss(kin
     quantizer, settings = quantizer_class(4096, 16), vars(config_class(codebook_dim=16))
     differing = {name for name, value in settings.items() if getattr(quantizer, name, value) != value}
     assert differing <= {"relative_loss"}
+
+
+class Entry:
+    """As an installed package would have it."""
+
+    name, value = "theirs", "package:KIND"
+
+    def __init__(self, loaded: Any):
+        self.loaded = loaded
+
+    def load(self) -> Any:
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+
+@pytest.mark.parametrize(
+    ("loaded", "message"),
+    [
+        (ImportError("no module named package"), r"cannot be used: package:KIND \(no module named package\)"),
+        (3, "cannot be used: package:KIND"),
+        (QUANTIZERS["vq"], "whose kind is theirs"),
+        ((lambda: SimpleNamespace(kind="theirs"), int), "derived from Quantizer"),
+    ],
+    ids=["broken", "no pair", "other kind", "no quantizer"],
+)
+def test_a_package_whose_quantizer_cannot_be_used_is_named_and_hinders_no_other(
+    loaded: Any, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("codec.model.codec.entry_points", lambda group: [Entry(loaded)])
+    add_quantizers_of_others.cache_clear()
+    config = CodecConfig().to_dict()
+    assert CodecConfig.from_dict(config) == CodecConfig()
+    config["quantizer"]["kind"] = "theirs"
+    with pytest.raises(errors.ConfigError, match=f"entry point theirs of codec.quantizers .*{message}"):
+        CodecConfig.from_dict(config)
 
 
 @kinds(*QUANTIZERS)
