@@ -86,7 +86,7 @@ class StreamEncoder:
             return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
         wav = torch.cat([self._waiting, wav])
         ready = max(len(wav) - encoder.lookahead_samples, 0) // hop_length * hop_length
-        self._waiting = wav[ready:]
+        self._waiting = wav[ready:].clone()
         size = MAX_ENCODED_FRAMES * hop_length
         pieces = [wav[start : min(start + size, ready) + encoder.lookahead_samples] for start in range(0, ready, size)]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *in_two_stages(pieces, self._analyse, self._quantize)])

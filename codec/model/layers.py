@@ -22,6 +22,13 @@ State = dict[nn.Module, Any]
 """What each layer must remember between two calls; empty at the start of a signal."""
 
 
+def last_steps(x: Tensor, count: int, dim: int) -> Tensor:
+    """The last `count` steps of `x` along `dim`, to remember: a copy where a view would keep far more in memory."""
+    length = x.shape[dim]
+    last = x.narrow(dim, length - count, count)
+    return last if length <= 2 * count else last.clone()
+
+
 def extend_left(module: nn.Module, x: Tensor, context: int, state: State | None) -> Tensor:
     """Put the `context` frames that came before `x` in front of it: (B, N, H) -> (B, context + N, H).
 
@@ -30,7 +37,7 @@ def extend_left(module: nn.Module, x: Tensor, context: int, state: State | None)
     past = None if state is None else state.get(module)
     x = F.pad(x, (0, 0, context, 0)) if past is None else torch.cat([past, x], dim=1)
     if state is not None:
-        state[module] = x[:, x.shape[1] - context :]
+        state[module] = last_steps(x, context, dim=1)
     return x
 
 
@@ -99,7 +106,7 @@ class WindowedAttention(nn.Module):
         num_before, past = (state or {}).get(self) or (0, F.pad(present[..., :0, :], (0, 0, context, 0)))
         memory = torch.cat([past, present], dim=3)
         if state is not None:
-            state[self] = min(num_before + x.shape[1], context), memory[..., x.shape[1] :, :]
+            state[self] = min(num_before + x.shape[1], context), last_steps(memory, context, dim=3)
         num_absent = context - num_before  # frames of the memory that are before the start of the signal
         key, value = memory
         size = max(self.window // 2, 1)

@@ -212,7 +212,7 @@ class SEANetStream:
                 self._features.append(x)
                 self._num_features = stop
         kept = max((self._num_features - MIN_FRAMES) * hop_length - self._past, self._offset)
-        self._wav, self._offset = wav[..., kept - self._offset :], kept
+        self._wav, self._offset = wav[..., kept - self._offset :].clone(), kept
         return self._finish(is_end, wav)
 
     def _finish(self, is_end: bool, like: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class SEANetStream:
         begin, end = last.inputs_of(start, stop, self._num_features)
         dropped = self._num_features - x.shape[1]
         latent = last(x[:, begin - dropped : end - dropped], *last.padding_around(start, stop, self._num_features))
-        self._features = [x[:, max(stop - last.kernel_size[0] - dropped, 0) :]]
+        self._features = [x[:, max(stop - last.kernel_size[0] - dropped, 0) :].clone()]
         self._num_latents = stop
         return latent.transpose(1, 2)
 

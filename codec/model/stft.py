@@ -7,7 +7,7 @@ sound for every code at once. Analysis therefore looks n_fft - hop samples ahead
 import torch
 from torch import Tensor, nn
 
-from codec.model.layers import State
+from codec.model.layers import State, last_steps
 
 FLOOR = 1e-4
 """Below every magnitude, relative to a full-scale sine of 1/2."""
@@ -55,7 +55,7 @@ class CausalInverseSTFT(nn.Module):
             if self in state:
                 first, tail = state[self]
                 summed[:, :last] += tail
-            state[self] = min(first + num_frames, last), summed[:, num_frames:]
+            state[self] = min(first + num_frames, last), last_steps(summed, last, dim=1)
         hops = torch.arange(first, first + num_frames, device=spectrum.device).clamp(max=last)
         return (summed[:, :num_frames] / self.envelopes[hops]).flatten(1)
 

@@ -131,7 +131,7 @@ class VocosStream:
             end = self._num_past + self.window
             sound.append(self._decode(self._latent[..., : end + self.overlap], end))
             kept = min(end, self.overlap)
-            self._latent, self._num_past = self._latent[..., end - kept :], kept
+            self._latent, self._num_past = self._latent[..., end - kept :].clone(), kept
         return torch.cat(sound, dim=-1)
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class VocosStream:
             rise = torch.linspace(0, 1, length, device=wav.device)
             wav[..., :length] = torch.lerp(self._fading[..., :length], wav[..., :length], rise)
         cut = (end - self._num_past) * hop_length
-        self._fading = wav[..., cut : cut + self.FADE_FRAMES * hop_length]
+        self._fading = wav[..., cut : cut + self.FADE_FRAMES * hop_length].clone()
         return wav[..., :cut]
 
 

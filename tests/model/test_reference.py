@@ -398,6 +398,15 @@ def test_windows_agree_where_nothing_spans_the_whole_signal():
     assert torch.allclose(wav, decoder(latent), atol=1e-5)
 
 
+@torch.no_grad()
+def test_streams_keep_no_more_in_memory_than_they_need():
+    encoding, decoding = tiny_encoder(strides=[2, 4, 5]).stream(), tiny_decoder(n_fft=40, hop_length=10).stream(16, 10)
+    encoding.push(torch.randn(1, 1, 40 * 100, dtype=torch.float64))
+    decoding.push(torch.randn(1, 6, 100))
+    for kept in (encoding._wav, *encoding._features, decoding._latent, decoding._fading):
+        assert kept.untyped_storage().nbytes() == kept.nbytes
+
+
 # How training starts -------------------------------------------------------------------------------------------------
 
 
