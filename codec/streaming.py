@@ -4,7 +4,7 @@ Only `WindowDecoder`, for decoders that look at whole clips, gives samples that 
 and not equal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from codec.errors import AudioError, ModelError
 from codec.model.codec import Codec, check_samples
 from codec.model.decoder import SpectralDecoderConfig
-from codec.model.layers import State
+from codec.model.layers import State, join_rows, select_rows
 from codec.model.seanet import SEANetEncoder
 from codec.model.vocos import VocosDecoderConfig
 from codec.pipeline import in_two_stages
@@ -36,11 +36,13 @@ class StreamEncoder:
         codec.require_float32()
         self.codec = codec
         self._device = next(codec.parameters()).device
-        # An encoder that mirrors the signal at its ends keeps its own state.
-        self._mirroring = codec.encoder.stream() if isinstance(codec.encoder, SEANetEncoder) else None
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget the signal, and the codes still due: the encoder is as new."""
+        encoder = self.codec.encoder
+        # An encoder that mirrors the signal at its ends keeps its own state.
+        self._mirroring = encoder.stream() if isinstance(encoder, SEANetEncoder) else None
         self._state: State = {}
         self._waiting = torch.zeros(0, device=self._device)  # samples from the start of the next frame on
         self._num_samples = 0
@@ -75,7 +77,7 @@ class StreamEncoder:
                 end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead_samples
                 codes = self._advance(torch.zeros(end - self._num_samples))
         codes = torch.cat([codes, self.codec.quantizer.finish(self._state)[0].cpu()])
-        self._reset()
+        self.reset()
         return codes
 
     def _advance(self, wav: Tensor) -> Tensor:
@@ -107,7 +109,9 @@ class StreamEncoder:
 class StreamDecoder:
     """Turns codes that arrive in pieces into sound: each code at once becomes hop_length samples.
 
-    The same network as `Codec.decode`, driven with a state.
+    The same network as `Codec.decode`, driven with a state. Several signals can go forward together, which takes a
+    fraction of the time where few codes arrive at once. `select` and `join` let them leave, branch off and come at any
+    code, and each sounds as it does alone.
 
     Raises:
         ModelError: the model's decoder looks at the whole clip.
@@ -118,17 +122,20 @@ class StreamDecoder:
             raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
         codec.require_float32()
         self.codec = codec
-        self._state: State = {}
-        self._num_signals: int | None = None
+        self._state: State = {}  # replaced and never changed, so that copies of a decoder go on by themselves
+
+    @property
+    def num_signals(self) -> int:
+        """B, signals that go forward together; 0 before the first code, which says how many there are."""
+        return len(next(iter(self._state.values()))[0]) if self._state else 0
 
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
 
-        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length), which takes less time than one by one
-        where n is small.
+        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length).
 
         Raises:
-            ModelError: a code outside [0, K), another shape, or another number of signals than before.
+            ModelError: a code outside [0, K), another shape, or another number of signals than there are.
         """
         if isinstance(codes, Tensor) and codes.ndim == 2:
             return self._decode(codes)
@@ -137,15 +144,49 @@ class StreamDecoder:
     def _decode(self, codes: Tensor) -> Tensor:  # (B, n) -> (B, n * hop_length)
         if not len(codes):
             raise ModelError("a stream takes the codes of at least one signal, got none")
-        if self._num_signals not in (None, len(codes)):
-            raise ModelError(f"the stream began with {self._num_signals} signals, got codes of {len(codes)}")
-        wav = _decode(codes, self.codec, self._state, lambda latent: self.codec.decoder(latent, self._state))
-        self._num_signals = len(codes)
+        if self.num_signals not in (0, len(codes)):
+            raise ModelError(f"the stream has {self.num_signals} signals, got codes of {len(codes)}")
+        state = self._state.copy()
+        wav = _decode(codes, self.codec, state, lambda latent: self.codec.decoder(latent, state))
+        self._state = state
         return wav
+
+    def select(self, rows: Sequence[int]) -> "StreamDecoder":
+        """A decoder that goes on with the signals `rows`, in this order; this one stays as it is.
+
+        Rows that are left out leave. One that is named several times branches off: each copy goes on with codes of its
+        own. With none it is a decoder without signals.
+
+        Raises:
+            ModelError: a row outside [0, B).
+        """
+        if not all(type(row) is int and 0 <= row < self.num_signals for row in rows):
+            raise ModelError(f"rows must be integers from 0 on, of a stream of {self.num_signals} signals, got {rows}")
+        selected = StreamDecoder(self.codec)
+        selected._state = select_rows(self._state, rows) if rows else {}
+        return selected
+
+    def join(self, *others: "StreamDecoder") -> "StreamDecoder":
+        """A decoder that goes on with the signals of this one and of `others`, in this order; they stay as they are.
+
+        Signals may be of any age but must have had a code: give the first to a decoder of its own, which then joins.
+
+        Raises:
+            ModelError: a decoder of another model.
+        """
+        if any(other.codec is not self.codec for other in others):
+            raise ModelError("streams of different models cannot go forward together")
+        joined = StreamDecoder(self.codec)
+        joined._state = join_rows([decoder._state for decoder in (self, *others) if decoder._state])
+        return joined
+
+    def reset(self) -> None:
+        """Forget all signals: the decoder is as new."""
+        self._state = {}
 
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
-        self._state, self._num_signals = {}, None
+        self.reset()
         return torch.zeros(0)
 
 

@@ -1,6 +1,8 @@
 """Any chunking gives the codes and samples of the whole signal, with the latency and memory that are promised."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from codec.errors import AudioError, ModelError
-from codec.model.codec import Codec
+from codec.model.codec import Codec, CodecConfig
+from codec.model.seanet import SEANetEncoderConfig
 from codec.model.weights import load
 from codec.streaming import MAX_ENCODED_FRAMES, MAX_FRAMES, StreamDecoder, StreamEncoder
 
@@ -63,12 +66,63 @@ def test_signals_that_go_forward_together_sound_as_each_by_itself(codec: Codec):
     together = torch.cat([decoder.push(piece) for piece in codes.split([1, 1, 0, 50, 8], dim=1)], dim=1)
     for row, wav in zip(codes, together, strict=True):
         torch.testing.assert_close(wav, StreamDecoder(codec).push(row), atol=1e-6, rtol=1e-4)
-    with pytest.raises(ModelError, match="began with 3 signals, got codes of 1"):
+    with pytest.raises(ModelError, match="has 3 signals, got codes of 1"):
         decoder.push(codes[0])
-    decoder.flush()
+    decoder.reset()
     with pytest.raises(ModelError, match="at least one signal"):
         decoder.push(codes[:0])
     assert decoder.push(codes[0]).shape == (60 * codec.hop_length,)
+
+
+def test_signals_of_any_age_go_forward_together_and_leave(codec: Codec):
+    codes = torch.randint(codec.codebook_size, (4, 300), generator=torch.Generator().manual_seed(0))
+    alone = [StreamDecoder(codec).push(row) for row in codes]
+    ages = [1, 20, 200, 2]
+    decoders = [StreamDecoder(codec) for _ in codes]
+    heard = [[decoder.push(row[:age])] for decoder, row, age in zip(decoders, codes, ages, strict=True)]
+
+    def go_on(decoder: StreamDecoder, rows: list[int], size: int) -> None:
+        wavs = decoder.push(torch.stack([codes[row, ages[row] : ages[row] + size] for row in rows]))
+        for row, wav in zip(rows, wavs, strict=True):
+            heard[row].append(wav)
+            ages[row] += size
+
+    batch = StreamDecoder(codec).join(*decoders[:3])
+    go_on(batch, [0, 1, 2], 1)
+    go_on(batch, [0, 1, 2], 1)
+    batch = batch.join(decoders[3])
+    go_on(batch, [0, 1, 2, 3], 60)
+    batch = batch.select([3, 0])
+    go_on(batch, [3, 0], 1)
+    go_on(batch, [3, 0], 90)
+    go_on(batch.select([0]), [3], 5)
+    assert ages == [154, 82, 262, 158]
+    for row, parts in enumerate(heard):
+        wav = torch.cat(parts)
+        torch.testing.assert_close(wav, alone[row][: len(wav)], atol=2e-6, rtol=1e-4)
+    assert batch.select([]).num_signals == StreamDecoder(codec).join().num_signals == 0
+
+
+@pytest.mark.parametrize("branch", [copy.copy, lambda decoder: decoder.select([0])], ids=["copy", "select"])
+def test_a_signal_that_branches_off_goes_on_by_itself(codec: Codec, branch: Callable[[StreamDecoder], StreamDecoder]):
+    codes = torch.randint(codec.codebook_size, (3, 40), generator=torch.Generator().manual_seed(0))
+    decoder = StreamDecoder(codec)
+    decoder.push(codes[0])
+    other = branch(decoder)
+    sounds = [decoder.push(codes[1]), other.push(codes[2])]
+    for tail, sound in zip(codes[1:], sounds, strict=True):
+        expected = StreamDecoder(codec).push(torch.cat([codes[0], tail]))[40 * codec.hop_length :]
+        torch.testing.assert_close(sound, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_rows_that_are_not_there_and_other_models_are_refused(codec: Codec, model_directory: Path):
+    decoder = StreamDecoder(codec)
+    decoder.push(torch.tensor([[1], [2]]))
+    for rows in ([2], [-1], [0, True], [0.0]):
+        with pytest.raises(ModelError, match=r"integers from 0 on, of a stream of 2 signals, got \["):
+            decoder.select(rows)
+    with pytest.raises(ModelError, match="different models cannot go forward together"):
+        decoder.join(StreamDecoder(load(model_directory)))
 
 
 def test_every_code_gives_its_samples_at_once(codec: Codec):
@@ -90,6 +144,21 @@ def test_flushing_makes_ready_for_the_next_signal(codec: Codec, wav: torch.Tenso
     sound = decoder.push(first)
     decoder.flush()
     assert torch.equal(decoder.push(first), sound)
+
+
+def test_what_was_reset_is_as_new(codec: Codec, wav: torch.Tensor):
+    encoder_config = SEANetEncoderConfig(latent_dim=codec.encoder.latent_dim, num_filters=4)
+    mirroring = Codec(CodecConfig(24000, encoder_config, codec.config.quantizer, codec.config.decoder)).eval()
+    for model in (mirroring, codec):
+        encoder, other = StreamEncoder(model), StreamEncoder(model)
+        encoder.push(wav[:30000])
+        encoder.reset()
+        codes = torch.cat([encoder.push(wav), encoder.flush()])
+        assert torch.equal(codes, torch.cat([other.push(wav), other.flush()]))
+    decoder = StreamDecoder(codec)
+    decoder.push(codes[None, :5].repeat(2, 1))
+    decoder.reset()
+    assert torch.equal(decoder.push(codes), StreamDecoder(codec).push(codes))
 
 
 def test_what_streams_give_can_be_trained_with(codec: Codec, wav: torch.Tensor):

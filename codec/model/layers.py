@@ -7,6 +7,7 @@ last call with that state ended, so a signal fed in pieces gives what the whole 
 Legend: B batch, N frames, H hidden width, A attention heads.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,22 @@ SMALLEST_SHARE = 1e-30
 """Of a frame in the attention to all: less counts as nothing."""
 
 State = dict[nn.Module, Any]
-"""What each layer must remember between two calls; empty at the start of a signal."""
+"""What each layer must remember between two calls; empty at the start of a signal.
+
+A decoder's layers remember tuples of tensors (B, ...), which they replace and never change: a signal of a batch can go
+on without the others, and with new ones.
+"""
+
+
+def select_rows(state: State, rows: Sequence[int]) -> State:
+    """What a decoder remembers of some of its signals."""
+    return {module: tuple(kept[list(rows)] for kept in memory) for module, memory in state.items()}
+
+
+def join_rows(states: Sequence[State]) -> State:
+    """What decoders remember of all their signals, one after the other."""
+    modules = states[0] if states else {}
+    return {module: tuple(map(torch.cat, zip(*(state[module] for state in states), strict=True))) for module in modules}
 
 
 def last_steps(x: Tensor, count: int, dim: int) -> Tensor:
@@ -35,9 +51,9 @@ def extend_left(module: nn.Module, x: Tensor, context: int, state: State | None)
     They are zeros at the start of a signal. With a state, the last `context` frames are kept for the next call.
     """
     past = None if state is None else state.get(module)
-    x = F.pad(x, (0, 0, context, 0)) if past is None else torch.cat([past, x], dim=1)
+    x = F.pad(x, (0, 0, context, 0)) if past is None else torch.cat([*past, x], dim=1)
     if state is not None:
-        state[module] = last_steps(x, context, dim=1)
+        state[module] = (last_steps(x, context, dim=1),)
     return x
 
 
@@ -103,11 +119,16 @@ class WindowedAttention(nn.Module):
         # By heads, (3, B, A, N, H / A), as products take them without a copy.
         query, present = projected.permute(2, 0, 3, 1, 4).split([1, 2])
         query = query.squeeze(0) * query.shape[-1] ** -0.5
-        num_before, past = (state or {}).get(self) or (0, F.pad(present[..., :0, :], (0, 0, context, 0)))
-        memory = torch.cat([past, present], dim=3)
+        if state is None or self not in state:
+            num_before = torch.zeros(1, dtype=torch.int64, device=x.device)  # frames of each signal, at most context
+            memory = F.pad(present, (0, 0, context, 0))
+        else:
+            num_before, past = state[self]
+            memory = torch.cat([past.transpose(0, 1), present], dim=3)
         if state is not None:
-            state[self] = min(num_before + x.shape[1], context), last_steps(memory, context, dim=3)
-        num_absent = context - num_before  # frames of the memory that are before the start of the signal
+            num_frames = (num_before + x.shape[1]).clamp(max=context).expand(len(x))
+            state[self] = num_frames, last_steps(memory, context, dim=3).transpose(0, 1)
+        num_absent = context - num_before[:, None]  # frames of the memory that are before the start of the signal
         key, value = memory
         size = max(self.window // 2, 1)
         bias = self._bias(min(size, x.shape[1]))
@@ -116,9 +137,9 @@ class WindowedAttention(nn.Module):
             of_block = query[:, :, start : start + size]
             num_seen = of_block.shape[2] + context
             its_bias = bias[:, : of_block.shape[2], :num_seen]
-            if start < num_absent:
-                is_absent = torch.arange(start, start + num_seen, device=x.device) < num_absent
-                its_bias = its_bias.masked_fill(is_absent, -torch.inf)
+            if start < context:
+                is_absent = torch.arange(start, start + num_seen, device=x.device) < num_absent  # (B, M + window - 1)
+                its_bias = its_bias.masked_fill(is_absent[:, None, None], -torch.inf)
             seen = slice(start, start + num_seen)
             blocks.append(self._attend(of_block, key[:, :, seen], value[:, :, seen], its_bias))
         return torch.addcmul(x, self.scale, self.output(torch.cat(blocks, dim=1)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from codec.errors import ModelError
 from codec.limits import too_small
 from codec.model import beam
-from codec.model.layers import State
+from codec.model.layers import State, extend_left
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
 
 LARGEST_GAIN = 20.0
@@ -129,11 +129,7 @@ class PredictiveSimVQ(SimVQ):
         codes = self.checked_codes(codes)
         if codes.ndim != 2:
             raise ModelError(f"this quantizer takes codes of shape (B, N), got {tuple(codes.shape)}")
-        past = None if state is None else state.get(self)
-        expected, innovations, _ = self._unroll_exactly(codes, past)
-        if state is not None:
-            seen = codes if past is None else torch.cat([past, codes], dim=1)
-            state[self] = seen[:, -2 * self.memory :].clone()  # the caller may write into its tensor again
+        expected, innovations, _ = self._unroll_exactly(codes, state)
         return (expected + innovations).transpose(1, 2)
 
     def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:
@@ -172,8 +168,13 @@ class PredictiveSimVQ(SimVQ):
             codes[item, end - due : end] = pending[item, end - 1, self.delay - due :]
         return codes
 
-    def _unroll(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-        """Predictions p, innovations v and gains g of codes (B, N), each (B, N, D) with its gradient."""
+    def _unroll(
+        self, codes: Tensor, dtype: torch.dtype = torch.float32, state: State | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions p, innovations v and gains g of codes (B, N), each (B, N, D) with its gradient.
+
+        With a state, of the codes after the last call's.
+        """
 
         def like(parameter: Tensor) -> Tensor:  # to the device first: an Apple GPU has no float64
             return parameter.to(codes.device).to(dtype)
@@ -182,31 +183,31 @@ class PredictiveSimVQ(SimVQ):
             return F.linear(x, *map(like, layer.parameters()))
 
         rows = F.embedding(codes, self.codebook.to(codes.device)).to(dtype)
-        hidden = F.relu(apply(self.hear, self._past_of(rows) * self.codebook_dim**0.5))  # it hears unit variance
+        past = self._past_of(self.hear, rows, state)
+        hidden = F.relu(apply(self.hear, past * self.codebook_dim**0.5))  # it hears unit variance
         mean, log_gains = apply(self.expect, hidden).chunk(2, dim=-1)
         gains = log_gains.clamp(-math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)).exp()
         innovations = gains * apply(self.projection, rows)
-        predictions = mean @ like(self.projection.weight).T + self._past_of(innovations) @ like(self.taps).flatten(0, 1)
+        past = self._past_of(self, innovations, state)
+        predictions = mean @ like(self.projection.weight).T + past @ like(self.taps).flatten(0, 1)
         return predictions, innovations, gains
 
-    def _past_of(self, x: Tensor) -> Tensor:
+    def _past_of(self, module: nn.Module, x: Tensor, state: State | None) -> Tensor:
         """The P frames before each frame, the last one first, zeros before the first: (B, N, D) -> (B, N, P * D)."""
         memory, num_frames = self.memory, x.shape[1]
-        before = F.pad(x, (0, 0, memory, 0))
+        before = extend_left(module, x, memory, state)
         return torch.cat([before[:, memory - i : memory - i + num_frames] for i in range(1, memory + 1)], dim=2)
 
     @torch.no_grad()
-    def _unroll_exactly(self, codes: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_unroll`, without gradient, of codes after those in `past` (B, at most 2 P).
+    def _unroll_exactly(self, codes: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_unroll`, without gradient.
 
         Matrix products round differently for other numbers of frames; computed in float64 and then rounded, frames are
         the same in whatever pieces codes arrive (a value in some hundred million may differ in its last bit). Codes
         before the last 2 P have no say: P of them decide the gains of the other P.
         """
-        num_before = 0 if past is None else past.shape[1]
-        seen = codes if past is None else torch.cat([past, codes], dim=1)
-        exact = self._unroll(seen if codes.device.type != "mps" else seen.cpu(), torch.float64)
-        predictions, innovations, gains = (part[:, num_before:].float().to(codes.device) for part in exact)
+        exact = self._unroll(codes if codes.device.type != "mps" else codes.cpu(), torch.float64, state)
+        predictions, innovations, gains = (part.float().to(codes.device) for part in exact)
         return predictions, innovations, gains
 
     def _make_tables(self) -> beam.Tables:

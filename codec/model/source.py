@@ -78,8 +78,9 @@ class Source(nn.Module):
         """Pitch in Hz (B, N), best in float64 -> spectra of the frames; with a state, those after the last call's."""
         overlap = self.n_fft - self.hop_length
         device = self.window.device
-        past = None if state is None else state.get(self)
-        if past is None:  # the hops before the first frame's last one have the first frame's pitch
+        if state is not None and self in state:
+            (past,) = state[self]
+        else:  # the hops before the first frame's last one have the first frame's pitch
             pitch = torch.cat([pitch[:, :1].expand(-1, overlap // self.hop_length), pitch], dim=1)
             # Every training batch meets another stretch of the noise, so that none is learned by heart.
             position = torch.zeros_like(pitch[:, :1])
@@ -96,7 +97,7 @@ class Source(nn.Module):
         if state is not None:
             position = (position + len(samples)) % NUM_NOISE_SAMPLES
             tail = both[..., -overlap:].flatten(1)
-            state[self] = torch.cat([pitch[:, -1:], phase, position, tail.to(pitch)], dim=1)
+            state[self] = (torch.cat([pitch[:, -1:], phase, position, tail.to(pitch)], dim=1),)
         frames = both.unfold(-1, self.n_fft, self.hop_length) * self.window  # (B, 2, N, n_fft)
         return SourceSpectra(*torch.fft.rfft(frames).unbind(1))
 

@@ -50,13 +50,14 @@ class CausalInverseSTFT(nn.Module):
         frames = torch.fft.irfft(spectrum, n=self.n_fft) * self.window  # (B, N, n_fft)
         summed = frames.new_zeros(len(frames), num_frames + last, self.hop_length)
         overlap_add(summed, frames)
-        first = 0
+        first = torch.zeros(1, dtype=torch.int64, device=spectrum.device)  # hop of each signal, at most `last`
         if state is not None:
             if self in state:
                 first, tail = state[self]
                 summed[:, :last] += tail
-            state[self] = min(first + num_frames, last), last_steps(summed, last, dim=1)
-        hops = torch.arange(first, first + num_frames, device=spectrum.device).clamp(max=last)
+            num_hops = (first + num_frames).clamp(max=last).expand(len(frames))
+            state[self] = num_hops, last_steps(summed, last, dim=1)
+        hops = (first[:, None] + torch.arange(num_frames, device=spectrum.device)).clamp(max=last)
         return (summed[:, :num_frames] / self.envelopes[hops]).flatten(1)
 
 
