@@ -24,9 +24,9 @@ from codec.bitstream import Block, Header, fit_name, packed_size
 from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
 from codec.errors import ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
-from codec.model.codec import Codec
+from codec.model.codec import MAX_FRAMES, Codec
 from codec.output import STANDARD_STREAM, check_output, is_stream
-from codec.streaming import MAX_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
+from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
 Progress = Callable[[float, float | None], None]
 """Called with the seconds done and the seconds in all, or None where that is not known."""

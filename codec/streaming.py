@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from codec.errors import AudioError, ModelError
-from codec.model.codec import Codec, check_samples
+from codec.model.codec import MAX_FRAMES, Codec, check_samples
 from codec.model.decoder import SpectralDecoderConfig
 from codec.model.layers import State, join_rows, select_rows
 from codec.model.seanet import SEANetEncoder
 from codec.model.vocos import VocosDecoderConfig
 from codec.pipeline import in_two_stages
 
-MAX_FRAMES = 1536
-"""Frames decoded at once; a larger chunk is cut, so that memory does not depend on how the caller feeds it. A multiple
-of the attention's window: whole blocks of it are the fastest."""
 MAX_ENCODED_FRAMES = 768
 """Frames encoded at once: fewer, so that a search for codes soon runs beside the network."""
 
@@ -245,6 +242,7 @@ def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor]
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
     wav = [torch.zeros(len(codes), 0)]
     with torch.inference_mode():  # a tenth faster for a single code
+        # Cut, so that memory does not depend on how the caller feeds it.
         for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):
             if some.numel():
                 wav.append(decode(codec.quantizer.lookup(some.to(device), state))[:, 0].cpu())

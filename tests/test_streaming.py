@@ -11,10 +11,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from codec.errors import AudioError, ModelError
-from codec.model.codec import Codec, CodecConfig
+from codec.model.codec import MAX_FRAMES, Codec, CodecConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.weights import load
-from codec.streaming import MAX_ENCODED_FRAMES, MAX_FRAMES, StreamDecoder, StreamEncoder
+from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder
 
 
 @pytest.fixture(scope="module")

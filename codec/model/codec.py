@@ -1,12 +1,14 @@
 """Codec(encoder, quantizer, decoder): the whole family of models, their settings and every derived rate."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from codec.errors import AudioError, ConfigError, ModelError, first_line
 from codec.limits import MAX_MAGNITUDE
@@ -52,6 +54,10 @@ DECODERS: dict[str, tuple[type, type]] = {
     "spectral": (SpectralDecoderConfig, SpectralDecoder),
     "vocos": (VocosDecoderConfig, VocosDecoder),
 }
+
+MAX_FRAMES = 1536
+"""Frames decoded at once: more would take more memory, and each no less time. A multiple of the attention's window:
+whole blocks of it are the fastest."""
 
 
 @functools.cache
@@ -320,11 +326,12 @@ class Codec(Rates, nn.Module):
             return self.decoder(self.quantizer.lookup(codes))
         ends = self._ends(lengths, len(codes), codes.shape[1] * self.hop_length, smallest=0)
         wav = torch.zeros(len(codes), 1, max(ends), device=codes.device)
-        for item, end in enumerate(ends):
-            frames = self.num_frames(end)
-            if frames:
-                latent = self.quantizer.lookup(codes[item : item + 1, :frames])
-                wav[item, :, :end] = self.decoder(latent)[0, :, :end]
+        num_frames = list(map(self.num_frames, ends))
+        for items in self._decoded_together(num_frames):
+            own = [self.quantizer.checked_codes(codes[item, : num_frames[item]]) for item in items]
+            decoded = self.decoder(self.quantizer.lookup(pad_sequence(own, batch_first=True)))
+            for item, sound in zip(items, decoded, strict=True):
+                wav[item, :, : ends[item]] = sound[:, : ends[item]]
         return wav
 
     def _check(self, wav: Tensor, checks_values: bool = True) -> None:
@@ -333,6 +340,22 @@ class Codec(Rates, nn.Module):
         if wav.ndim != 3 or wav.shape[1] != 1 or wav.shape[0] == 0 or wav.shape[-1] == 0:
             raise AudioError(f"a codec takes audio of shape (B, 1, T) with at least one sample, got {tuple(wav.shape)}")
         self.require_float32()
+
+    def _decoded_together(self, num_frames: list[int]) -> Iterator[list[int]]:
+        """The items that have frames, in groups that are decoded at once, the longest of each group first.
+
+        Beginning a pass takes as long as some 64 frames of it: more padding than that saves no time. Decoders that look
+        at whole clips would let padding change the sound.
+        """
+        is_causal = isinstance(self.config.decoder, SpectralDecoderConfig)
+        waiting = sorted((item for item, frames in enumerate(num_frames) if frames), key=num_frames.__getitem__)
+        while waiting:
+            items = [waiting.pop()]
+            longest = num_frames[items[0]]
+            room = MAX_FRAMES // longest if is_causal else 1
+            while waiting and len(items) < room and longest - num_frames[waiting[-1]] < 64:
+                items.append(waiting.pop())
+            yield items
 
     def require_float32(self) -> None:
         """Raises ModelError where the weights were brought to another type, in which the parts do not fit together."""

@@ -81,6 +81,14 @@ def test_a_compiled_codec_gives_the_same(codec: Codec):
     assert next(model.encoder.parameters()).grad.any()
 
 
+def test_items_of_similar_lengths_are_decoded_at_once(codec: Codec):
+    lengths = 320 * torch.tensor([100, 700, 0, 90, 37, 36, 690, 680])
+    shapes = []
+    with codec.decoder.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0][:, 0].shape)):
+        codec.decode(torch.zeros(8, 700, dtype=torch.int64), lengths)
+    assert shapes == [(2, 700), (1, 680), (3, 100), (1, 36)]  # no more than 1536 frames, no padding of 64
+
+
 def test_codes_do_not_depend_on_the_batch_order(codec: Codec):
     wav = noise(3, 1, 5000)
     assert torch.equal(codec.encode(wav).flip(0), codec.encode(wav.flip(0)))
