@@ -110,6 +110,10 @@ class StreamDecoder:
     fraction of the time where few codes arrive at once. `select` and `join` let them leave, branch off and come at any
     code, and each sounds as it does alone.
 
+    Keep the decoder as long as its signal lasts. The phase of the voice and the place in the noise are counted from the
+    first code on: a piece that is decoded afresh sounds like the whole after some 128 codes, but never has its samples,
+    so pieces that are joined end to end click.
+
     Raises:
         ModelError: the model's decoder looks at the whole clip.
     """
