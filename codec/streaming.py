@@ -162,7 +162,7 @@ class StreamDecoder:
             ModelError: a row outside [0, B).
         """
         if not all(type(row) is int and 0 <= row < self.num_signals for row in rows):
-            raise ModelError(f"rows must be integers from 0 on, of a stream of {self.num_signals} signals, got {rows}")
+            raise ModelError(f"rows must be ints from 0 on, below the {self.num_signals} signals there are, got {rows}")
         selected = StreamDecoder(self.codec)
         selected._state = select_rows(self._state, rows) if rows else {}
         return selected
@@ -170,7 +170,7 @@ class StreamDecoder:
     def join(self, *others: "StreamDecoder") -> "StreamDecoder":
         """A decoder that goes on with the signals of this one and of `others`, in this order; they stay as they are.
 
-        Signals may be of any age but must have had a code: give the first to a decoder of its own, which then joins.
+        Signals may be of any age. A decoder has none before its first code, so give a new signal's to one of its own.
 
         Raises:
             ModelError: a decoder of another model.

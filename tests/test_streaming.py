@@ -119,7 +119,7 @@ def test_rows_that_are_not_there_and_other_models_are_refused(codec: Codec, mode
     decoder = StreamDecoder(codec)
     decoder.push(torch.tensor([[1], [2]]))
     for rows in ([2], [-1], [0, True], [0.0]):
-        with pytest.raises(ModelError, match=r"integers from 0 on, of a stream of 2 signals, got \["):
+        with pytest.raises(ModelError, match=r"ints from 0 on, below the 2 signals there are, got \["):
             decoder.select(rows)
     with pytest.raises(ModelError, match="different models cannot go forward together"):
         decoder.join(StreamDecoder(load(model_directory)))
