@@ -10,21 +10,24 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from codec.audio import SoundReader, SoundWriter, output_format
 from codec.bitstream import Block, Header, fit_name, packed_size
 from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
-from codec.errors import ConfigError, FormatError, ModelError
+from codec.errors import CodecError, ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
-from codec.model.codec import MAX_FRAMES, Codec
+from codec.model.codec import MAX_FRAMES, Codec, check_samples
 from codec.output import STANDARD_STREAM, check_output, is_stream
 from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
@@ -36,6 +39,10 @@ PRECISIONS = ("float32", "bf16")
 MAX_WHOLE_SECONDS = 300.0
 """Up to this length models that look at whole clips do so. Longer recordings are encoded piece by piece, which gives
 the same codes, and decoded in overlapping windows (`WindowDecoder`), which gives nearly the same sound."""
+MAX_AT_ONCE = 8
+"""Recordings that are encoded at once: the search for codes takes hardly longer for so many than for one."""
+MAX_SECONDS_AT_ONCE = 60.0
+"""Of recordings that are encoded at once, with their padding; more would only take more memory."""
 
 _READ_SECONDS = 60.0  # of a file at once, so that encoding always has several pieces to work on
 _LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s
@@ -141,21 +148,72 @@ def encode_file(
     )
 
 
-def encode_sound(source: str | os.PathLike[str], codec: Codec, precision: str = "float32") -> tuple[np.ndarray, int]:
-    """The codes that `encode_file` would write, (N,) int64, and the number of samples at the model's sample rate.
+def encode_sounds(
+    sources: Sequence[str | os.PathLike[str]], codec: Codec, precision: str = "float32"
+) -> list[tuple[np.ndarray, int] | CodecError | OSError]:
+    """The codes that `encode_file` would write of each file; short recordings of like length are encoded at once.
 
     Args:
-        source: any sample rate and number of channels.
+        sources: any sample rates and numbers of channels. Of few files: all short ones are read before any is encoded.
         codec: a loaded model.
         precision: see `encode_file`.
 
-    Raises:
-        CodecError: the sound cannot be used.
+    Returns:
+        In the same order codes (N,) int64 and the number of samples at the model's sample rate, or the error of a sound
+        that cannot be used.
     """
-    with SoundReader(source, codec.sample_rate) as sound, _arithmetic(codec, precision):
+    results: list[Any] = []
+    with _arithmetic(codec, precision):
+        for source in sources:
+            try:
+                results.append(_read_or_encode(source, codec))
+            except (CodecError, OSError) as error:
+                results.append(error)
+        short = [place for place, result in enumerate(results) if isinstance(result, Tensor)]
+        for group in group_alike([len(results[place]) / codec.sample_rate for place in short]):
+            places = [short[number] for number in group]
+            wavs = [results[place] for place in places]
+            lengths = torch.tensor([len(wav) for wav in wavs])
+            padded = pad_sequence(wavs, batch_first=True)[:, None]  # (B, 1, T)
+            batch = codec.encode(padded.to(_device_of(codec)), lengths).cpu().numpy()
+            for place, wav, codes in zip(places, wavs, batch, strict=True):
+                results[place] = codes[: codec.num_frames(len(wav))], len(wav)
+    return results
+
+
+def group_alike(seconds: Sequence[float], most: int = MAX_AT_ONCE) -> list[list[int]]:
+    """Which of several recordings to encode at once: those of like length, as padding takes time; the longest first.
+
+    Args:
+        seconds: of each.
+        most: in a group.
+
+    Returns:
+        Groups of places in `seconds`. One of several recordings has at most `MAX_SECONDS_AT_ONCE` with its padding.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(seconds)), key=lambda place: -seconds[place]):
+        if groups and len(groups[-1]) < most and (len(groups[-1]) + 1) * seconds[groups[-1][0]] <= MAX_SECONDS_AT_ONCE:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def _read_or_encode(source: str | os.PathLike[str], codec: Codec) -> Tensor | tuple[np.ndarray, int]:
+    """The samples (T,) of a sound that can be encoded with others, else its codes and the number of its samples."""
+    with SoundReader(source, codec.sample_rate) as sound:
         counted = _Counted(sound, codec.sample_rate, None, None)
-        codes = np.concatenate(list(_encode_blocks(codec, counted, is_live=False)))
-    return codes, counted.num_samples
+        blocks, start = iter(counted), list[np.ndarray]()
+        while codec.is_streamable and sum(map(len, start)) <= MAX_SECONDS_AT_ONCE / 2 * codec.sample_rate:
+            block = next(blocks, None)
+            if block is None:
+                wav = torch.from_numpy(np.concatenate(start))
+                check_samples(wav)  # which resampling may have put out of range: no fault of the others
+                return wav
+            start.append(block)
+        codes = np.concatenate(list(_encode_blocks(codec, chain(start, blocks), is_live=False)))
+        return codes, counted.num_samples
 
 
 def decode_file(

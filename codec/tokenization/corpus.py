@@ -16,7 +16,7 @@ import numpy as np
 
 from codec import audio
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
-from codec.files import DEFAULT_MODEL, PRECISIONS, encode_sound
+from codec.files import DEFAULT_MODEL, MAX_AT_ONCE, PRECISIONS, encode_sounds, group_alike
 from codec.manifest import read_manifest, sounds_by_id, speaker_of
 from codec.model import weights
 from codec.model.catalogue import describe
@@ -96,7 +96,7 @@ def tokenize(
         device: "cpu", "cuda", "mps" or "auto".
         precision: "float32" or "bf16", see `encode_file`.
         jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
-            one elsewhere: one keeps a GPU busy, several would each load the model.
+            one elsewhere, as several would each load the model.
         utterances_per_shard: how the list is divided, in its order.
         share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
         progress: called with "encoded", utterances done and utterances in all.
@@ -125,7 +125,7 @@ def tokenize(
     new_samples = 0
     if progress:
         progress("encoded", done, total)
-    results = _encode_all(wanted, jobs, (model, device, precision))
+    results = _encode_all(_batches(wanted, jobs), jobs, (model, device, precision))
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
         new_samples += _write(Path(target), number, _shard(recordings, number, info), encoded, info)
     num_utterances = num_codes = num_samples = 0
@@ -259,35 +259,62 @@ class Unusable(NamedTuple):
 Encoded = tuple[np.ndarray, int] | Unusable
 """Codes (N,) and the number of samples, or what is wrong with the recording."""
 
+Batch = tuple[int, Sequence[Recording]]
+"""Recordings that are encoded at once, and the shard that they are all of."""
+
+
+def _batches(shards: dict[int, Sequence[Recording]], jobs: int) -> list[Batch]:
+    """All recordings, in no larger batches than give every process some."""
+    most = min(MAX_AT_ONCE, -(-sum(map(len, shards.values())) // max(jobs, 1)))
+    return [
+        (number, [shard[place] for place in group])
+        for number, shard in shards.items()
+        for group in group_alike([_likely_seconds(recording) for recording in shard], most)
+    ]
+
+
+def _likely_seconds(recording: Recording) -> float:
+    """As listed, or as 16-bit samples at 24 kHz would take so many bytes: good enough to tell long from short."""
+    if recording.seconds is not None:
+        return recording.seconds
+    try:
+        return os.stat(recording.path).st_size / 48000
+    except OSError:
+        return 0.0
+
 
 def _encode_all(
-    shards: dict[int, Sequence[Recording]], jobs: int, arguments: tuple[str, str, str]
-) -> Iterator[tuple[int, int, Encoded]]:
-    """(shard, place in it, result) of each recording, in the order in which they are finished."""
-    places = [(number, place) for number, shard in shards.items() for place in range(len(shard))]
-    tasks = [recording for shard in shards.values() for recording in shard]
-    if not tasks:
+    batches: Sequence[Batch], jobs: int, arguments: tuple[str, str, str]
+) -> Iterator[tuple[int, str, Encoded]]:
+    """(shard, id, result) of each recording, in the order in which they are finished."""
+    if not batches:
         return
-    for task, result in work(_encode, tasks, min(jobs, len(tasks)), _prepare, arguments):
-        if isinstance(result, Died):
-            result = Unusable(str(result), file_state(tasks[task].path))
-        yield *places[task], result
+    tasks = [recordings for _, recordings in batches]
+    for task, results in work(_encode, tasks, min(jobs, len(tasks)), _prepare, arguments):
+        number, recordings = batches[task]
+        if isinstance(results, Died):
+            if len(recordings) > 1:  # one of them is at fault
+                yield from _encode_all([(number, [recording]) for recording in recordings], jobs, arguments)
+                continue
+            results = [Unusable(str(results), file_state(recordings[0].path))]
+        for recording, result in zip(recordings, results, strict=True):
+            yield number, recording.id, result
 
 
 def _whole_shards(
-    shards: dict[int, Sequence[Recording]], results: Iterator[tuple[int, int, Encoded]]
+    shards: dict[int, Sequence[Recording]], results: Iterator[tuple[int, str, Encoded]]
 ) -> Iterator[tuple[int, dict[str, Encoded]]]:
     """Shards whose recordings are all done, results by id."""
     pending: dict[int, dict[str, Encoded]] = {}
-    for number, place, result in results:
-        pending.setdefault(number, {})[shards[number][place].id] = result
+    for number, id, result in results:
+        pending.setdefault(number, {})[id] = result
         if len(pending[number]) == len(shards[number]):
             yield number, pending.pop(number)
 
 
 def _counted(
-    results: Iterator[tuple[int, int, Encoded]], done: int, total: int, progress: Progress | None
-) -> Iterator[tuple[int, int, Encoded]]:
+    results: Iterator[tuple[int, str, Encoded]], done: int, total: int, progress: Progress | None
+) -> Iterator[tuple[int, str, Encoded]]:
     for count, result in enumerate(results, done + 1):
         if progress:
             progress("encoded", count, total)
@@ -319,14 +346,17 @@ def _prepare(model: str, device: str, precision: str) -> None:
     _codec, _precision = weights.load(model, device), precision
 
 
-def _encode(recording: Recording) -> Encoded:
-    file = file_state(recording.path)  # before it is read: what changes meanwhile is tried again
-    try:
-        codes, num_samples = encode_sound(recording.path, _codec, _precision)
-    except (CodecError, OSError) as error:
-        return Unusable(sentence(error).removeprefix(f"{recording.path}: "), file)
-    seconds = num_samples / _codec.sample_rate
+def _encode(recordings: Sequence[Recording]) -> list[Encoded]:
+    paths = [recording.path for recording in recordings]
+    files = [file_state(path) for path in paths]  # before they are read: what changes meanwhile is tried again
+    return [_judged(*each) for each in zip(recordings, files, encode_sounds(paths, _codec, _precision), strict=True)]
+
+
+def _judged(recording: Recording, file: str, result: tuple[np.ndarray, int] | CodecError | OSError) -> Encoded:
+    if isinstance(result, CodecError | OSError):
+        return Unusable(sentence(result).removeprefix(f"{recording.path}: "), file)
+    seconds = result[1] / _codec.sample_rate
     if recording.seconds is not None and abs(seconds - recording.seconds) > _TOLERANCE:
         reason = f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"
         return Unusable(reason, file)
-    return codes, num_samples
+    return result

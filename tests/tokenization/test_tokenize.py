@@ -18,7 +18,9 @@ import soundfile
 from codec import encode_file, load, read_codes
 from codec.cli import run
 from codec.errors import CodecWarning, ConfigError, CorpusError, FormatError
+from codec.files import group_alike
 from codec.manifest import Utterance, write_manifest
+from codec.model.codec import Codec
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
 from codec.tokenization.shards import Place, Tokens, TokensInfo, write_info, write_shard
@@ -69,6 +71,34 @@ def test_tokens_are_the_codes_of_the_files(recordings, manifest, tmp_path, model
         assert tokens[path.stem].tolist() == file.codes.tolist()
         place = tokens.places[path.stem]
         assert (place.samples, place.speaker, place.part) == (file.num_samples, path.parent.name, "train")
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(60.0, [7]), (1.0, [2, 2, 1])])
+def test_short_recordings_are_encoded_at_once(
+    recordings, manifest, tmp_path, model_directory, monkeypatch, seconds, sizes
+):
+    """With the codes of each alone, in no more memory than is allowed, and whatever a list says of their lengths."""
+    alone = tokens_of(manifest, tmp_path / "alone", model_directory, utterances_per_shard=1)
+    batches, encode = [], Codec.encode
+    monkeypatch.setattr(
+        Codec, "encode", lambda self, wav, lengths: batches.append(wav.shape) or encode(self, wav, lengths)
+    )
+    monkeypatch.setattr("codec.files.MAX_SECONDS_AT_ONCE", seconds)
+    monkeypatch.setattr(corpus, "_likely_seconds", lambda recording: 0.0)
+    together = tokens_of(manifest, tmp_path / "together", model_directory, utterances_per_shard=7)
+    assert {id: codes.tolist() for id, codes in together.items()} == {id: codes.tolist() for id, codes in alone.items()}
+    assert [shape[0] for shape in batches] == sizes
+    assert all(shape[0] * shape[2] <= seconds * 24000 for shape in batches)
+
+
+def test_groups_of_recordings_have_little_padding():
+    seconds = np.random.default_rng(0).gamma(2.0, 4.0, 2000).tolist()
+    groups = group_alike(seconds)
+    assert sorted(place for group in groups for place in group) == list(range(2000))
+    padded = [len(group) * max(seconds[place] for place in group) for group in groups]
+    assert all(len(group) == 1 or total <= 60 for group, total in zip(groups, padded, strict=True))
+    assert max(map(len, groups)) == 8
+    assert sum(padded) < 1.03 * sum(seconds)
 
 
 def test_a_folder_needs_no_list(recordings, tmp_path, model_directory):
@@ -131,14 +161,19 @@ def test_what_is_there_is_not_made_again(manifest, tmp_path, model_directory, mo
     (tmp_path / "tokens" / "00001.npy").write_bytes(b"half")
     with pytest.raises(FormatError, match="1 of 3 shards are missing, the first is 00001; run codec tokenize again"):
         Tokens(tmp_path / "tokens")
-    encoded = []
-    monkeypatch.setattr(corpus, "encode_sound", lambda path, *more: encoded.append(path.stem) or original(path, *more))
+    encoded = names_of_what_is_encoded(monkeypatch)
     tokens_of(manifest, tmp_path / "tokens", model_directory)
-    assert encoded == ["3", "4", "5"]
+    assert sorted(encoded) == ["3", "4", "5"]
     assert content(tmp_path / "tokens") == whole
 
 
-original = corpus.encode_sound
+def names_of_what_is_encoded(monkeypatch) -> list[str]:
+    """A list that grows by the name of each file that is given to the encoder."""
+    encode, names = corpus.encode_sounds, []
+    monkeypatch.setattr(
+        corpus, "encode_sounds", lambda paths, *more: names.extend(path.stem for path in paths) or encode(paths, *more)
+    )
+    return names
 
 
 def test_a_killed_command_goes_on(manifest, tmp_path, model_directory):
@@ -202,6 +237,17 @@ def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp
     assert [row[0] for row in failed] == ["0", "1", "4"]
     assert [Path(path).name for _, path, _, _ in failed] == ["0.wav", "1.wav", "4.wav"]
     assert "prepare the corpus again" in failed[2][2]
+
+
+def test_sound_that_resampling_puts_out_of_range_fails_alone(recordings, tmp_path, model_directory):
+    folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    wave = np.where(np.arange(16000) % 80 < 40, 99.0, -99.0)  # overshoots its corners
+    soundfile.write(folder / "anna" / "loud.wav", wave, 16000, subtype="FLOAT")
+    tokens = tokens_of(folder, tmp_path / "tokens", model_directory, utterances_per_shard=8)
+    assert len(tokens) == 7
+    (line,) = (tmp_path / "tokens" / "00000.failed.tsv").read_text().splitlines()[1:]
+    assert line.startswith("anna/loud\t")
+    assert "full scale is 1" in line
 
 
 def test_tokens_of_another_model_or_list_are_refused(
@@ -268,10 +314,9 @@ def test_only_recordings_without_codes_are_tried_again(recordings, tmp_path, mod
     assert len(tokens_of(folder, tmp_path / "tokens", model_directory, utterances_per_shard=4)) == 5
     (folder / "anna" / "2.wav").write_bytes(good)
     (folder / "anna" / "6.wav").chmod(0o600)  # as good as before, that is not at all
-    encoded = []
-    monkeypatch.setattr(corpus, "encode_sound", lambda path, *more: encoded.append(path.stem) or original(path, *more))
+    encoded = names_of_what_is_encoded(monkeypatch)
     report = tokenize(folder, tmp_path / "tokens", model=str(model_directory), jobs=0, utterances_per_shard=4)
-    assert encoded == ["2", "6"]
+    assert sorted(encoded) == ["2", "6"]
     assert (report.num_found, report.num_utterances, report.num_failed) == (1, 6, 1)
     tokens_of(folder, tmp_path / "fresh", model_directory, utterances_per_shard=4)
     assert content(tmp_path / "tokens") == content(tmp_path / "fresh")
@@ -458,8 +503,7 @@ def test_tables_of_tokens_once_had_no_sums(recordings, tmp_path, model_directory
     assert {id: tokens[id].tolist() for id in tokens} == {id: codes[id].tolist() for id in codes}
     assert tokens.places["anna/0"].crc32 is None
     (folder / "anna" / "2.wav").write_bytes(good)
-    encoded = []
-    monkeypatch.setattr(corpus, "encode_sound", lambda path, *more: encoded.append(path.stem) or original(path, *more))
+    encoded = names_of_what_is_encoded(monkeypatch)
     assert len(tokens_of(folder, tmp_path / "tokens", model_directory)) == 7
     assert encoded == ["2"]
     tokens_of(folder, tmp_path / "fresh", model_directory)
