@@ -84,8 +84,8 @@ _ROW = np.dtype(
         ("start", np.int64),
         ("codes", np.int64),
         ("samples", np.int64),
-        ("speaker", np.uint32),
-        ("part", np.uint32),
+        ("speaker", np.int32),
+        ("part", np.int32),
         ("crc32", np.int64),  # -1 where unknown
     ]
 )
@@ -130,12 +130,22 @@ class Places(Mapping[str, Place]):
         """The same of its samples: (U,) int64."""
         return self._rows["samples"]
 
+    @property
+    def speaker_numbers(self) -> np.ndarray:
+        """Where each utterance's speaker stands in `speakers`: (U,) int32."""
+        return self._rows["speaker"]
+
+    def id(self, number: int) -> str:
+        """The id of utterance 0 to U - 1, in the order of all columns. Raises IndexError."""
+        end = self._ends[number]
+        return self._ids[end - self._rows["id_bytes"][number] : end].decode()
+
     def locate(self, id: str) -> tuple[int, Place]:
         """The number of the shard, and the place in it. Raises KeyError."""
         key = np.uint32(zlib.crc32(f"{id}".encode(errors="backslashreplace")))
         first, last = self._sums.searchsorted(key, "left"), self._sums.searchsorted(key, "right")
         for number in self._order[first:last]:
-            if self._id(number) == id:
+            if self.id(number) == id:
                 shard, _, start, codes, samples, speaker, part, crc32 = self._rows[number].item()
                 words = self.speakers[speaker], self.parts[part]
                 return shard, Place(id, start, codes, samples, *words, None if crc32 < 0 else crc32)
@@ -145,21 +155,17 @@ class Places(Mapping[str, Place]):
         return self.locate(id)[1]
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._id, range(len(self)))
+        return map(self.id, range(len(self)))
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def _id(self, number: int) -> str:
-        end = self._ends[number]
-        return self._ids[end - self._rows["id_bytes"][number] : end].decode()
 
 
 class Tokens(Mapping[str, np.ndarray]):
     """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
 
     The files are mapped into memory: nothing is read before it is asked for. `places` holds what is known of each
-    utterance, `info` what is known of all.
+    utterance, and `places.id` the ids by number; `info` what is known of all.
 
     Raises:
         FormatError: not a folder of tokens, not complete, or damaged.

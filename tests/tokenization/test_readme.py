@@ -1,14 +1,15 @@
 """What README says of tokens works as it stands there."""
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import codec
+from codec.audio import read
 from codec.cli import run
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -19,9 +20,10 @@ SECTION = re.search(r"^## Tokens for a language model\n(.*?)^## ", README, re.MU
 def folder(tmp_path_factory: pytest.TempPathFactory, speech: Path, model_directory: Path) -> Path:
     """`recordings` of two speakers, their `lists` and `tokens`."""
     folder = tmp_path_factory.mktemp("corpus")
-    for speaker in ("anna", "ben"):
+    wav, sample_rate = soundfile.read(speech)
+    for speaker, start in (("anna", 0), ("ben", 48000)):
         (folder / "recordings" / speaker).mkdir(parents=True)
-        shutil.copy(speech, folder / "recordings" / speaker / "1.flac")
+        soundfile.write(folder / "recordings" / speaker / "1.flac", wav[start:], sample_rate)
     assert run(["prepare", "folder", str(folder / "recordings"), "--out", str(folder / "lists"), "--jobs", "1"]) == 0
     arguments = ["tokenize", str(folder / "lists" / "all.tsv"), str(folder / "tokens"), "--jobs", "1"]
     assert run([*arguments, "--model", str(model_directory)]) == 0
@@ -38,9 +40,21 @@ def names(folder: Path, speech: Path, model_directory: Path, monkeypatch) -> dic
     return names
 
 
+def codes_of(wav: torch.Tensor, model: codec.Codec) -> list[int]:
+    return model.encode(wav[None])[0].tolist()
+
+
 def test_codes_become_the_sound_of_the_utterance(names, speech):
-    wav = torch.from_numpy(codec.audio.read(speech)[0])[None]
+    wav = torch.from_numpy(read(speech)[0])
     assert names["codes"].dtype == torch.int64
-    assert names["codes"].tolist() == names["model"].encode(wav)[0].tolist()
-    assert names["wav"].shape == wav.shape
-    assert names["lengths"].tolist() == [len(names["codes"])] * 2
+    assert names["codes"].tolist() == codes_of(wav, names["model"])
+    assert names["wav"].shape == (1, *wav.shape)
+    assert names["lengths"].tolist() == [-(-wav.shape[1] // 320), -(-(wav.shape[1] - 48000) // 320)]
+
+
+def test_data_set_of_torch_loads_every_utterance_and_its_speaker(names, speech):
+    wav = torch.from_numpy(read(speech)[0])
+    loader = torch.utils.data.DataLoader(names["Utterances"]("tokens"), batch_size=None)
+    loaded = {names["tokens"].places.speakers[speaker]: codes.tolist() for codes, speaker in loader}
+    model = names["model"]
+    assert loaded == {"anna": codes_of(wav, model), "ben": codes_of(wav[:, 48000:], model)}

@@ -456,6 +456,11 @@ def test_places_are_found_by_whatever_id(tmp_path):
     assert tokens.places["b"] == Place("b", 3, 3, 960, "speaker of b", "train", zlib.crc32(bytes([3, 0] * 3)))
     assert (tokens.places.codes.tolist(), tokens.places.samples.tolist()) == ([1, 2, 3, 4], [320, 640, 960, 1280])
     assert (len(tokens.places.speakers), tokens.places.parts) == (4, ["train"])
+    assert [tokens.places.id(number) for number in range(4)] == ids
+    speakers = [tokens.places.speakers[number] for number in tokens.places.speaker_numbers]
+    assert speakers == [f"speaker of {id}" for id in ids]
+    with pytest.raises(IndexError, match="index 4 is out of bounds"):
+        tokens.places.id(4)
     for id in ("plumles", "", "\udcff", 1, None):
         assert id not in tokens
 
