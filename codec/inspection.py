@@ -43,15 +43,18 @@ def inspect_codes(path: str) -> dict[str, Any]:
 
 
 def inspect_tokens(path: str) -> dict[str, Any]:
-    """What a folder of tokens holds, and what it was made with; all of it is read and checked."""
-    tokens = Tokens(path)
-    for number in range(tokens.info.num_shards):
+    """What a folder of tokens holds so far, and what it was made with; all of it is read and checked."""
+    tokens = Tokens(path, partial=True)
+    for number in tokens.shards:
         read_shard(tokens.folder, number, tokens.info)
+    size = tokens.info.utterances_per_shard
+    num_listed = sum(min(size, tokens.info.utterances - number * size) for number in tokens.shards)
     return {
         "tokens": path,
         "num_utterances": len(tokens),
-        "num_failed": tokens.info.utterances - len(tokens),
-        "num_shards": tokens.info.num_shards,
+        "num_failed": num_listed - len(tokens),
+        "num_shards": len(tokens.shards),
+        "num_missing_shards": tokens.info.num_shards - len(tokens.shards),
         "num_codes": int(tokens.places.codes.sum()),
         "seconds": int(tokens.places.samples.sum()) / tokens.info.sample_rate,
         "num_speakers": len(tokens.places.speakers),

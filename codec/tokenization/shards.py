@@ -99,11 +99,11 @@ class Places(Mapping[str, Place]):
         parts: the same.
     """
 
-    def __init__(self, shards: Iterable[Iterable[Place]]):
+    def __init__(self, shards: Iterable[tuple[int, Iterable[Place]]]):
         rows, ids, sums = [np.zeros(0, _ROW)], [], [np.zeros(0, np.uint32)]
         speakers: dict[str, int] = {}
         parts: dict[str, int] = {}
-        for number, places in enumerate(shards):
+        for number, places in shards:
             table, names = [], []
             for id, start, codes, samples, speaker, part, crc32 in places:
                 names.append(id.encode())
@@ -167,16 +167,24 @@ class Tokens(Mapping[str, np.ndarray]):
     The files are mapped into memory: nothing is read before it is asked for. `places` holds what is known of each
     utterance, and `places.id` the ids by number; `info` what is known of all.
 
+    Args:
+        folder: of the tokens.
+        partial: be content with the shards that are there now, while `tokenize` makes the others.
+
+    Attributes:
+        shards: the numbers of those that are there.
+
     Raises:
         FormatError: not a folder of tokens, not complete, or damaged.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], *, partial: bool = False):
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         tables = {int(name[:-4]) for name in os.listdir(folder) if re.fullmatch(r"\d{5,}\.tsv", name, re.ASCII)}
-        num_missing = self.info.num_shards - sum(number < self.info.num_shards for number in tables)
-        if num_missing:
+        self.shards = sorted(number for number in tables if number < self.info.num_shards)
+        num_missing = self.info.num_shards - len(self.shards)
+        if num_missing and not partial:
             first = next(number for number in itertools.count() if number not in tables)
             raise FormatError(
                 f"{folder}: {num_missing} of {self.info.num_shards} shards are missing, the first is {_name(first)}; "
@@ -185,12 +193,12 @@ class Tokens(Mapping[str, np.ndarray]):
         self.places = Places(self._read_tables())
         self._codes = self._few_at_once()
 
-    def __getstate__(self) -> tuple[Path, TokensInfo, Places]:
+    def __getstate__(self) -> tuple[Path, TokensInfo, list[int], Places]:
         """Another process opens the same files, and need not read their tables."""
-        return self.folder, self.info, self.places
+        return self.folder, self.info, self.shards, self.places
 
-    def __setstate__(self, state: tuple[Path, TokensInfo, Places]) -> None:
-        self.folder, self.info, self.places = state
+    def __setstate__(self, state: tuple[Path, TokensInfo, list[int], Places]) -> None:
+        self.folder, self.info, self.shards, self.places = state
         self._codes = self._few_at_once()
 
     def __getitem__(self, id: str) -> np.ndarray:
@@ -217,11 +225,11 @@ class Tokens(Mapping[str, np.ndarray]):
             write_codes(Path(folder) / "utterance.codes", self[id], header=header, num_samples=self.places[id].samples)
             yield Path(folder) / "utterance.codes"
 
-    def _read_tables(self) -> Iterator[list[Place]]:
-        for number in range(self.info.num_shards):
+    def _read_tables(self) -> Iterator[tuple[int, list[Place]]]:
+        for number in self.shards:
             places = read_places(self.folder, number, self.info.hop_length)
             _open_codes(self.folder, number, places, self.info.dtype)
-            yield places
+            yield number, places
 
     def _few_at_once(self) -> Callable[[int], np.ndarray]:
         """Opens shards and keeps the last ones, as a process may have some 1000 files open."""

@@ -527,6 +527,25 @@ def test_info_tells_what_a_folder_of_tokens_holds(manifest, tmp_path, model_dire
     assert facts["fingerprint"] == tokens.info.fingerprint
 
 
+def test_shards_that_are_there_can_be_used_before_the_others_are(
+    manifest, recordings, tmp_path, model_directory, capsys
+):
+    whole = tokens_of(manifest, tmp_path / "whole", model_directory)
+    source = Path(shutil.copytree(recordings, tmp_path / "recordings"))
+    manifest.write_text(manifest.read_text().replace(str(recordings), str(source)))
+    (source / "ben" / "5.wav").write_bytes(b"")
+    tokenize(manifest, tmp_path / "tokens", model=str(model_directory), jobs=0, utterances_per_shard=3, share=(2, 2))
+    tokenize(manifest, tmp_path / "tokens", model=str(model_directory), jobs=0, utterances_per_shard=3, share=(3, 3))
+    tokens = pickle.loads(pickle.dumps(Tokens(tmp_path / "tokens", partial=True)))
+    assert {id: codes.tolist() for id, codes in tokens.items()} == {id: whole[id].tolist() for id in ("3", "4", "6")}
+    assert tokens.shards == [1, 2]
+    assert "0" not in tokens
+    assert run(["info", str(tmp_path / "tokens"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [facts[f"num_{name}"] for name in ("utterances", "failed", "shards", "missing_shards")] == [3, 1, 2, 1]
+    assert facts["num_codes"] == sum(map(len, tokens.values()))
+
+
 def test_two_files_of_one_id_are_refused(tmp_path, speech, model_directory):
     for name in ("a.flac", "a.wav", "b.flac", "b.wav"):
         shutil.copy(speech, tmp_path / name)
