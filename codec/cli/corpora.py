@@ -162,7 +162,9 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
     type=click.IntRange(min=1),
     help="Processes, of one thread each.  [default: one per core, for a GPU this one]",
 )
-@click.option("--shard", default=1000, show_default=True, metavar="N", help="Utterances in a file of codes.")
+@click.option(
+    "--shard", type=int, metavar="N", help="Utterances in a file of codes.  [default: as OUT_DIR was begun, or 1000]"
+)
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
 )
@@ -175,7 +177,7 @@ def tokenize(
     device: str,
     precision: str,
     jobs: int | None,
-    shard: int,
+    shard: int | None,
     share: str,
     as_json: bool,
     quiet: bool,

@@ -83,7 +83,7 @@ def tokenize(
     device: str = "cpu",
     precision: str = "float32",
     jobs: int | None = None,
-    utterances_per_shard: int = UTTERANCES_PER_SHARD,
+    utterances_per_shard: int | None = None,
     share: tuple[int, int] = (1, 1),
     progress: Progress | None = None,
 ) -> TokenizeReport:
@@ -97,7 +97,8 @@ def tokenize(
         precision: "float32" or "bf16", see `encode_file`.
         jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
             one elsewhere, as several would each load the model.
-        utterances_per_shard: how the list is divided, in its order.
+        utterances_per_shard: how the list is divided, in its order. None goes on as the target was begun, or with
+            `UTTERANCES_PER_SHARD`.
         share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
         progress: called with "encoded", utterances done and utterances in all.
 
@@ -157,9 +158,9 @@ def _check_settings(model: Any, precision: Any, jobs: Any, utterances_per_shard:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
     if jobs is not None and not (isinstance(jobs, int) and jobs >= 0):
         raise ConfigError(f"jobs must be a number of processes, 0 for none but this one, or None, got {jobs!r}")
-    if not isinstance(utterances_per_shard, int):
-        raise ConfigError(f"utterances_per_shard must be an integer, got {utterances_per_shard!r}")
-    if utterances_per_shard < 1:
+    if not isinstance(utterances_per_shard, int | None):
+        raise ConfigError(f"utterances_per_shard must be an integer or None, got {utterances_per_shard!r}")
+    if utterances_per_shard is not None and utterances_per_shard < 1:
         raise ConfigError(f"a shard must have at least 1 utterance, got {utterances_per_shard}")
     if not (isinstance(share, tuple | list) and len(share) == 2 and all(isinstance(number, int) for number in share)):
         raise ConfigError(f"share must be two integers, (2, 8) for the second of eight, got {share!r}")
@@ -189,13 +190,16 @@ def list_recordings(source: Path) -> list[Recording]:
 
 
 def _begin(
-    source: Path, target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int
+    source: Path, target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int | None
 ) -> TokensInfo:
     """What is to be made; noted in the target, or held against what is noted there."""
     found = describe(model)
     digest = hashlib.sha256()
     for recording in recordings:
         digest.update(f"{recording.id}\t{recording.seconds}\t{recording.speaker}\t{recording.part}\n".encode())
+    begun = read_info(target) if is_tokens(target) else None
+    if size is None:
+        size = begun.utterances_per_shard if begun else UTTERANCES_PER_SHARD
     info = TokensInfo(
         model=found.name,
         fingerprint=found.fingerprint,
@@ -210,14 +214,14 @@ def _begin(
     )
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the tokens")
-    if not is_tokens(target):
+    if begun is None:
         names = (path.name for path in target.iterdir()) if target.is_dir() else ()
         # Others that share the work may begin at the same moment.
         if any(name != INFO_NAME and not name.endswith(TEMPORARY_SUFFIX) for name in names):
             raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
         write_info(target, info)
         return info
-    before, now = asdict(read_info(target)), asdict(info)
+    before, now = asdict(begun), asdict(info)
     # A model that was moved or renamed is still the one with this fingerprint, and the list the one with this sum.
     defining = [name for name in now if name not in ("model", "source", "utterances", "list")]
     changes = [f"{name} was {before[name]} and is {now[name]}" for name in defining if before[name] != now[name]]

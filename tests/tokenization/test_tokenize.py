@@ -269,6 +269,18 @@ def test_tokens_of_another_model_or_list_are_refused(
     assert content(tmp_path / "tokens") == before
 
 
+def test_shards_keep_the_size_that_they_were_begun_with(manifest, tmp_path, model_directory):
+    arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "1"]
+    assert run([*arguments, "--shard", "3", "--share", "2/3"]) == 0
+    assert run(arguments) == 0
+    assert [path.name for path in sorted((tmp_path / "tokens").glob("*.npy"))] == [
+        "00000.npy",
+        "00001.npy",
+        "00002.npy",
+    ]
+    assert len(Tokens(tmp_path / "tokens")) == 7
+
+
 def test_a_target_that_holds_something_else_is_refused(manifest, tmp_path, model_directory):
     with pytest.raises(ConfigError, match="neither empty nor a folder of tokens"):
         tokenize(manifest, tmp_path, model=str(model_directory), jobs=0)
@@ -583,7 +595,7 @@ def test_misuse_is_one_sentence(arguments, message, recordings, tmp_path, model_
         ({"jobs": "2"}, "jobs must be a number of processes, .*, got '2'"),
         ({"share": "1/2"}, r"share must be two integers, \(2, 8\) for the second of eight, got '1/2'"),
         ({"share": (1, 2.0)}, r"share must be two integers, .*, got \(1, 2.0\)"),
-        ({"utterances_per_shard": 6.5}, "utterances_per_shard must be an integer, got 6.5"),
+        ({"utterances_per_shard": 6.5}, "utterances_per_shard must be an integer or None, got 6.5"),
         ({"precision": "half"}, "precision must be float32 or bf16, got 'half'"),
     ],
 )
