@@ -151,7 +151,7 @@ def encode_file(
 def encode_sounds(
     sources: Sequence[str | os.PathLike[str]], codec: Codec, precision: str = "float32"
 ) -> list[tuple[np.ndarray, int] | CodecError | OSError]:
-    """The codes that `encode_file` would write of each file; short recordings of like length are encoded at once.
+    """The codes that `encode_file` would write of each file, up to rounding; short recordings are encoded at once.
 
     Args:
         sources: any sample rates and numbers of channels. Of few files: all short ones are read before any is encoded.

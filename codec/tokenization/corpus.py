@@ -87,7 +87,9 @@ def tokenize(
     share: tuple[int, int] = (1, 1),
     progress: Progress | None = None,
 ) -> TokenizeReport:
-    """Turn every recording of a list into the codes that `codec.encode_file` gives; `shards` says what is written.
+    """Turn every recording of a list into the codes that `codec.encode_file` gives, up to rounding (`StreamEncoder`).
+
+    `shards` says what is written.
 
     Args:
         source: a manifest, or a folder of sound files.
