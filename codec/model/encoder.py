@@ -20,7 +20,7 @@ from codec.model.stft import log_magnitudes
 from codec.model.timeconv import Linear
 
 OFFSET_STEP = 2.0**-20
-"""In which sums of samples are counted."""
+"""In which samples are counted: fine enough for 16 bits and more, coarse enough for the loudest in an int32."""
 
 
 @dataclass
@@ -133,10 +133,10 @@ class SpectralEncoder(nn.Module):
         An offset, as cheap sound cards add it, is nothing that is heard, but fills the lowest bins of every window.
         """
         hop = self.hop_length
-        first = frames[:, 0, :-hop].sum(-1)  # (B,)
         num_samples = self.window_ahead
         # Whole numbers add up to the same however a recording is cut.
-        sums = (torch.cat([first[:, None], frames[..., -hop:].sum(-1)], dim=1) / OFFSET_STEP).round().long()
+        first = (frames[:, :1, :-hop] / OFFSET_STEP).int().sum(-1)  # (B, 1)
+        sums = torch.cat([first, (frames[..., -hop:] / OFFSET_STEP).int().sum(-1)], dim=1)  # (B, 1 + N) int64
         if state is not None:
             if self in state:
                 sums[:, 0], num_samples = state[self]
