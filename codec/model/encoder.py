@@ -21,6 +21,8 @@ from codec.model.timeconv import Linear
 
 OFFSET_STEP = 2.0**-20
 """In which samples are counted: fine enough for 16 bits and more, coarse enough for the loudest in an int32."""
+OFFSET_HOPS = 300
+"""Over which an offset is measured: long against any sound, so that none is taken for one, yet soon forgotten."""
 
 
 @dataclass
@@ -128,18 +130,23 @@ class SpectralEncoder(nn.Module):
             return torch.cat([(long + 6) / 2, (short + 6) / 2, correlation], dim=-1)
 
     def _offsets(self, frames: Tensor, state: State | None) -> Tensor:
-        """Mean of all samples up to the end of each frame: (B, N, n_fft) -> (B, N, 1).
+        """Mean of the last `OFFSET_HOPS` hops of samples up to the end of each frame: (B, N, n_fft) -> (B, N, 1).
 
         An offset, as cheap sound cards add it, is nothing that is heard, but fills the lowest bins of every window.
         """
         hop = self.hop_length
-        num_samples = self.window_ahead
-        # Whole numbers add up to the same however a recording is cut.
-        first = (frames[:, :1, :-hop] / OFFSET_STEP).int().sum(-1)  # (B, 1)
-        sums = torch.cat([first, (frames[..., -hop:] / OFFSET_STEP).int().sum(-1)], dim=1)  # (B, 1 + N) int64
+        # Sums and numbers of samples. Whole numbers add up to the same however a recording is cut.
+        sums = (frames[..., -hop:] / OFFSET_STEP).int().sum(-1)  # (B, N) int64
+        heard = torch.stack([sums, torch.full_like(sums, hop)], dim=1)
+        if state is None or self not in state:
+            first = (frames[:, :1, :-hop] / OFFSET_STEP).int().sum(-1)
+            first = torch.stack([first, torch.full_like(first, self.window_ahead)], dim=1)
+            past = F.pad(first, (OFFSET_HOPS - 1, 0))
+        else:
+            past = state[self]
+        heard = torch.cat([past, heard], dim=2)
         if state is not None:
-            if self in state:
-                sums[:, 0], num_samples = state[self]
-            state[self] = sums.sum(1), num_samples + hop * frames.shape[1]
-        counts = num_samples + hop * torch.arange(1, frames.shape[1] + 1, device=frames.device)
-        return (sums.cumsum(1)[:, 1:] * OFFSET_STEP / counts)[..., None]
+            state[self] = heard[..., -OFFSET_HOPS:].clone()
+        total = heard.cumsum(2)
+        sums, counts = (total[..., OFFSET_HOPS:] - total[..., :-OFFSET_HOPS]).unbind(1)
+        return (sums * OFFSET_STEP / counts)[..., None]

@@ -69,6 +69,13 @@ def test_an_offset_is_not_heard(codec: Codec):
     torch.testing.assert_close(latent, expected, atol=1e-3, rtol=0)
 
 
+def test_an_offset_that_ends_is_forgotten(codec: Codec):
+    wav = noise(1, 1, 320 * 500)
+    shifted = wav + 0.3 * (torch.arange(wav.shape[-1]) < 320 * 20)
+    with torch.inference_mode():
+        assert torch.equal(codec.encoder(shifted)[..., 400:], codec.encoder(wav)[..., 400:])
+
+
 def test_a_compiled_codec_gives_the_same(codec: Codec):
     model, wav = copy.deepcopy(codec).train(), noise(1, 1, 1600)
     outputs = []
