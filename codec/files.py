@@ -60,7 +60,7 @@ class EncodeReport:
     seconds: float  # of audio
     num_samples: int  # at the model's sample rate
     num_frames: int
-    peak: float  # largest magnitude of a sample; full scale is 1
+    peak: float  # largest magnitude of what is encoded, mono at the model's sample rate; full scale is 1
     num_bytes: int | None  # of the target; None where it is a pipe
     payload_bitrate: float  # of the codes alone, kbit/s
     bitrate: float | None  # of the whole file, kbit/s

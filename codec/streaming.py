@@ -4,7 +4,9 @@ Only `WindowDecoder`, for decoders that look at whole clips, gives samples that 
 and not equal.
 """
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -152,7 +154,7 @@ class StreamDecoder:
         self._state = state
         return wav
 
-    def select(self, rows: Sequence[int]) -> "StreamDecoder":
+    def select(self, rows: Iterable[SupportsIndex]) -> "StreamDecoder":
         """A decoder that goes on with the signals `rows`, in this order; this one stays as it is.
 
         Rows that are left out leave. One that is named several times branches off: each copy goes on with codes of its
@@ -161,10 +163,15 @@ class StreamDecoder:
         Raises:
             ModelError: a row outside [0, B).
         """
-        if not all(type(row) is int and 0 <= row < self.num_signals for row in rows):
+        rows = list(rows)
+        try:
+            numbers = [operator.index(row) for row in rows]
+        except TypeError:
+            numbers = [-1]
+        if not all(0 <= number < self.num_signals for number in numbers) or any(isinstance(row, bool) for row in rows):
             raise ModelError(f"rows must be ints from 0 on, below the {self.num_signals} signals there are, got {rows}")
         selected = StreamDecoder(self.codec)
-        selected._state = select_rows(self._state, rows) if rows else {}
+        selected._state = select_rows(self._state, numbers) if numbers else {}
         return selected
 
     def join(self, *others: "StreamDecoder") -> "StreamDecoder":
@@ -212,7 +219,12 @@ class WindowDecoder:
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
         codec.require_float32()
         self.codec = codec
-        self._windows = codec.decoder.stream(window, overlap)
+        self._sizes = window, overlap
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the signal, and the samples still due: the decoder is as new."""
+        self._windows = self.codec.decoder.stream(*self._sizes)
         self._state: State = {}  # of the quantizer
 
     def push(self, codes: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from codec.model.codec import Codec
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
 from codec.training.losses import MelLossConfig, SpectralLoss
 from codec.training.settings import Config
+from codec.training.start import commitment_weight
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
@@ -140,7 +141,7 @@ def test_paper_recipe_is_the_published_one():
     assert (data.batch_size, data.window_seconds, data.gain_db) == (128, 1.0, 0.0)
     for optimizer in (training, config.adversary):
         assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, [0.5, 0.9], 0.0)
-    weights = (training.mel_weight, training.commitment_weight, training.adversarial_weight)
+    weights = (training.mel_weight, commitment_weight(config), training.adversarial_weight)
     assert (*weights, training.feature_matching_weight) == (45, 1000, 1, 1)
     assert (training.convergence_weight, training.loudness_weight, training.usage_weight) == (0, 0, 0)
     assert (training.disturbance_weight, training.intelligibility_weight) == (0, 0)
@@ -166,7 +167,6 @@ def test_our_recipe_differs_from_the_papers_where_it_says_so():
         "model.quantizer.relative_loss",
         "adversary.max_gradient_norm",
         "training.betas",
-        "training.commitment_weight",
         "training.standardize_encoder",
         "training.warmup_steps",
         "training.final_rate",

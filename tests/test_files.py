@@ -71,6 +71,8 @@ def test_long_files_give_the_codes_of_one_pass_and_the_sound_of_windows(codec, w
     codes = codec.encode(torch.from_numpy(wav)[None, None])
     assert read_codes(tmp_path / "talk.codes").codes.tolist() == codes[0].tolist()
     decoder = WindowDecoder(codec)
+    decoder.push(codes[0, :99])
+    decoder.reset()
     windows = torch.cat([decoder.push(codes[0]), decoder.flush()])[: len(wav)].numpy()
     assert np.array_equal(read(tmp_path / "again.wav"), windows)
     assert not np.array_equal(windows, codec.decode(codes)[0, 0, : len(wav)].numpy())

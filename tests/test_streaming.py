@@ -92,10 +92,10 @@ def test_signals_of_any_age_go_forward_together_and_leave(codec: Codec):
     go_on(batch, [0, 1, 2], 1)
     batch = batch.join(decoders[3])
     go_on(batch, [0, 1, 2, 3], 60)
-    batch = batch.select([3, 0])
+    batch = batch.select(torch.tensor([3, 0]))
     go_on(batch, [3, 0], 1)
     go_on(batch, [3, 0], 90)
-    go_on(batch.select([0]), [3], 5)
+    go_on(batch.select(iter([0])), [3], 5)
     assert ages == [154, 82, 262, 158]
     for row, parts in enumerate(heard):
         wav = torch.cat(parts)

@@ -1,9 +1,8 @@
 """All metrics by name, and groups of them."""
 
-from collections.abc import Iterator, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Sequence
 
-from codec.errors import ConfigError, sentence
+from codec.errors import ConfigError
 from codec.evaluation.asr import RelativeWordErrors, WordErrors
 from codec.evaluation.dnsmos import Dnsmos
 from codec.evaluation.mcd import MelCepstralDistortion
@@ -16,6 +15,7 @@ from codec.evaluation.speaker import SpeakerSimilarity
 from codec.evaluation.stft import StftDistance
 from codec.evaluation.stoi import ExtendedStoi, Stoi
 from codec.evaluation.utmos import Utmos
+from codec.plugins import added
 
 ENTRY_POINTS = "codec.metrics"
 """Group of entry points by which other packages add metrics, see `Metric`."""
@@ -39,21 +39,20 @@ _OURS: tuple[type[Metric], ...] = (
 """None of the modules above imports a network: what is heavy is imported when a metric is made."""
 
 
-def _added() -> Iterator[type[Metric]]:
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        where = f"entry point {entry.name} of {ENTRY_POINTS}, {entry.value}"
-        try:
-            metric = entry.load()
-        except Exception as error:  # whatever its module raises
-            raise ConfigError(f"{where}: cannot be loaded ({type(error).__name__}: {sentence(error)})") from error
-        if not (isinstance(metric, type) and issubclass(metric, Metric)):
-            raise ConfigError(f"{where}: is not a metric, which is a class derived from codec.evaluation.metric.Metric")
-        if metric.name in {ours.name for ours in _OURS}:
-            raise ConfigError(f"{where}: its name {metric.name!r} is that of a metric of ours")
-        yield metric
+def _with_added() -> dict[str, type[Metric]]:
+    metrics = {metric.name: metric for metric in _OURS}
+    for _, where, metric in added(ENTRY_POINTS):
+        if not (isinstance(metric, type) and issubclass(metric, Metric) and hasattr(metric, "name")):
+            raise ConfigError(
+                f"{where}: is not a metric, which is a class with a name derived from codec.evaluation.metric.Metric"
+            )
+        if metric.name in metrics:
+            raise ConfigError(f"{where}: its name {metric.name!r} is that of another metric")
+        metrics[metric.name] = metric
+    return metrics
 
 
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (*_OURS, *_added())}
+METRICS = _with_added()
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "core": ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel", "stft", "mcd", "si_sdr"),

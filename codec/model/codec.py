@@ -2,15 +2,14 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import entry_points
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from codec.errors import AudioError, ConfigError, ModelError, first_line
+from codec.errors import AudioError, ConfigError, ModelError
 from codec.limits import MAX_MAGNITUDE
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
@@ -31,6 +30,7 @@ from codec.model.rivals import (
 from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.timeconv import identities
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
+from codec.plugins import added
 from codec.rates import Rates
 
 ENCODERS: dict[str, tuple[type, type]] = {
@@ -62,25 +62,22 @@ whole blocks of it are the fastest."""
 
 @functools.cache
 def add_quantizers_of_others() -> None:
-    """Put those of other packages into `QUANTIZERS`; without need none is loaded, as one may be broken.
+    """Put those of other packages into `QUANTIZERS`; models that need none load without, as one may be broken.
 
     Raises:
         ConfigError: an entry point cannot be loaded, or is no such pair.
     """
     found = {}
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            found[entry.name] = config_class, quantizer_class = entry.load()
-            is_pair = config_class().kind == entry.name and issubclass(quantizer_class, Quantizer)
-        except Exception as error:  # whatever the other package does
+    for name, where, pair in added(ENTRY_POINTS):
+        config_class, quantizer_class = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None)
+        is_config = isinstance(config_class, type) and is_dataclass(config_class)
+        is_quantizer = isinstance(quantizer_class, type) and issubclass(quantizer_class, Quantizer)
+        if not (is_config and is_quantizer) or getattr(config_class, "kind", None) != name or name in QUANTIZERS:
             raise ConfigError(
-                f"entry point {entry.name} of {ENTRY_POINTS} cannot be used: {entry.value} ({first_line(error)})"
-            ) from error
-        if not is_pair or entry.name in QUANTIZERS:
-            raise ConfigError(
-                f"entry point {entry.name} of {ENTRY_POINTS} must be a config class whose kind is {entry.name}, as no "
-                f"other's, and a class derived from Quantizer: {entry.value}"
+                f"{where}: must be a dataclass of settings whose kind is {name!r}, as no other's, and a class derived "
+                "from codec.model.quantizer.Quantizer"
             )
+        found[name] = pair
     QUANTIZERS.update(found)
 
 

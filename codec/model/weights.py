@@ -45,7 +45,7 @@ def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Co
     codec.load_state_dict(tensors)
     for name, tensor in codec.state_dict().items():
         if not tensor.sum().isfinite():  # a tenth of the time that a look at every value takes
-            raise ModelError(f"{weights_path}: {name} has values that are NaN or infinite; take another state of it")
+            raise ModelError(f"{weights_path}: {name} has values that are not finite; take another copy or checkpoint")
     # Of the file as it is: a setting added later, with its default, must not rename the models of today.
     codec.fingerprint = catalogue.fingerprint(directory)
     return codec.to(choose_device(device)).eval()

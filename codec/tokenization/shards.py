@@ -132,11 +132,13 @@ class Places(Mapping[str, Place]):
 
     @property
     def speaker_numbers(self) -> np.ndarray:
-        """Where each utterance's speaker stands in `speakers`: (U,) int32."""
+        """Where each utterance's speaker stands in `speakers`, of these shards alone: (U,) int32."""
         return self._rows["speaker"]
 
     def id(self, number: int) -> str:
         """The id of utterance 0 to U - 1, in the order of all columns. Raises IndexError."""
+        if number < 0:
+            raise IndexError(f"utterances are counted from 0, got {number}")
         end = self._ends[number]
         return self._ids[end - self._rows["id_bytes"][number] : end].decode()
 
@@ -328,6 +330,7 @@ def write_shard(
         parts.append(codes.astype(dtype))
         places.append(Place(id, start, len(codes), num_samples, speaker, part, zlib.crc32(parts[-1].data)))
         start += len(codes)
+    _path(folder, number, ".tsv").unlink(missing_ok=True)  # who looks in between finds no shard, and not half of one
     with open_output(_path(folder, number, ".npy"), overwrite=True) as stream:
         np.save(stream, np.concatenate(parts))
     _path(folder, number, ".failed.tsv").unlink(missing_ok=True)

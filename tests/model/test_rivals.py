@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,22 +78,26 @@ class Entry:
 @pytest.mark.parametrize(
     ("loaded", "message"),
     [
-        (ImportError("no module named package"), r"cannot be used: package:KIND \(no module named package\)"),
-        (3, "cannot be used: package:KIND"),
-        (QUANTIZERS["vq"], "whose kind is theirs"),
-        ((lambda: SimpleNamespace(kind="theirs"), int), "derived from Quantizer"),
+        (ImportError("no module named package"), r"cannot be loaded \(ImportError: no module named package\)"),
+        (3, "must be a dataclass"),
+        (QUANTIZERS["vq"], "whose kind is 'theirs'"),
+        ((type("Plain", (), {"kind": "theirs"}), QUANTIZERS["vq"][1]), "must be a dataclass"),
+        (
+            (make_dataclass("Config", [("kind", str, "theirs")]), int),
+            "derived from .*Quantizer",
+        ),
     ],
-    ids=["broken", "no pair", "other kind", "no quantizer"],
+    ids=["broken", "no pair", "other kind", "no dataclass", "no quantizer"],
 )
 def test_a_package_whose_quantizer_cannot_be_used_is_named_and_hinders_no_other(
     loaded: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("codec.model.codec.entry_points", lambda group: [Entry(loaded)])
+    monkeypatch.setattr("codec.plugins.entry_points", lambda group: [Entry(loaded)])
     add_quantizers_of_others.cache_clear()
     config = CodecConfig().to_dict()
     assert CodecConfig.from_dict(config) == CodecConfig()
     config["quantizer"]["kind"] = "theirs"
-    with pytest.raises(errors.ConfigError, match=f"entry point theirs of codec.quantizers .*{message}"):
+    with pytest.raises(errors.ConfigError, match=f"entry point theirs of codec.quantizers, package:KIND: .*{message}"):
         CodecConfig.from_dict(config)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from codec.cli import commands
 from codec.config import compose
+from codec.training.start import commitment_weight
 
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "recipes" / name / "README.md" for name in ("libritts", "folder", "import", "stream")]
@@ -66,9 +67,8 @@ def test_table_of_differences_holds_the_values_of_the_recipes():
     assert f"last {ours.training.decay_steps:,} |" in text
     assert f"| first {ours.training.quantizer_start:,} steps |" in text
     assert f"usage loss x {ours.training.usage_weight:g}, W {ours.training.quantizer_rate:g} times as fast |" in text
-    commitment, betas = (
-        [getattr(config.training, name) for config in (paper, ours)] for name in ("commitment_weight", "betas")
-    )
+    commitment = [commitment_weight(config) for config in (paper, ours)]
+    betas = [config.training.betas for config in (paper, ours)]
     assert f"| x {commitment[0]:g} | x {commitment[1]:g}, relative" in text
     assert "| {}, {} | {}, {};".format(*betas[0], *betas[1]) in text
     assert f"from step {ours.training.adversarial_start:,} on |" in text

@@ -42,6 +42,9 @@ def names(folder: Path, speech: Path, model_directory: Path, monkeypatch) -> dic
     monkeypatch.chdir(folder)
     names = {"codec": codec, "csv": csv, "np": np, "torch": torch}
     names |= {"model": codec.load(model_directory), "code": 3, "play": len}
+    names["others"] = [codec.StreamDecoder(names["model"]) for _ in range(2)]
+    for other in names["others"]:
+        other.push(torch.tensor([5, 6]))
     for block in re.findall(r"^```python\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL):
         exec(block, names)
     return names

@@ -473,6 +473,8 @@ def test_places_are_found_by_whatever_id(tmp_path):
     assert speakers == [f"speaker of {id}" for id in ids]
     with pytest.raises(IndexError, match="index 4 is out of bounds"):
         tokens.places.id(4)
+    with pytest.raises(IndexError, match="counted from 0, got -1"):
+        tokens.places.id(-1)
     for id in ("plumles", "", "\udcff", 1, None):
         assert id not in tokens
 
