@@ -492,16 +492,14 @@ class SoundWriter:
         self._output = open_output(path, overwrite=overwrite)
 
     def __enter__(self) -> "SoundWriter":
-        self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as guard:
-            guard.push(self._stack)
-            stream = self._stack.enter_context(self._output)
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(self._output)
             arguments = (stream, self._sample_rate, self._channels)
             if self.format.startswith("wav"):
                 self._sink: Any = _WavSink(*arguments, self.format == "wav-float", self._expected, self._name)
             else:
-                self._sink = self._stack.enter_context(_CompressedSink(*arguments, self.format))
-            guard.pop_all()
+                self._sink = stack.enter_context(_CompressedSink(*arguments, self.format))
+            self._stack = stack.pop_all()
         return self
 
     def write(self, wav: np.ndarray) -> None:
@@ -518,12 +516,10 @@ class SoundWriter:
 
     def __exit__(self, *exception: Any) -> None:
         if exception[0] is None:
-            try:
+            with self._stack:
                 self._sink.finish()
-            except BaseException:
-                self._stack.__exit__(*sys.exc_info())
-                raise
-        self._stack.__exit__(*exception)
+        else:
+            self._stack.__exit__(*exception)
 
 
 def write(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int, **options: Any) -> int:

@@ -14,7 +14,6 @@ import soundfile
 
 from codec import audio
 from codec.errors import AudioError, CodecWarning
-from codec.output import open_output
 
 RATES = [1, 8000, 11025, 16000, 22050, 24000, 44100, 48000, 47999, 96000, 192000, 768000]
 
@@ -443,46 +442,3 @@ def test_full_device_raises_the_systems_error(format):
     with pytest.raises(OSError, match="No space left on device"):
         audio.write("/dev/full", tone(100_000, 24000), 24000, format=format)
     assert Path("/dev/full").is_char_device()
-
-
-# -- output files
-
-
-def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    with pytest.raises(FileExistsError, match="already exists"), open_output(path):
-        pass
-    assert path.read_bytes() == b"old"
-    with open_output(path, overwrite=True) as stream:
-        stream.write(b"new")
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-
-
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, ValueError])
-def test_interrupted_output_leaves_the_old_file_and_nothing_else(tmp_path, interruption):
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    with pytest.raises(interruption), open_output(path, overwrite=True) as stream:
-        stream.write(b"half")
-        raise interruption
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
-
-
-def test_link_is_followed_and_not_replaced(tmp_path):
-    (tmp_path / "folder").mkdir()
-    target, link = tmp_path / "folder" / "target", tmp_path / "link"
-    target.write_bytes(b"old")
-    link.symlink_to(target)
-    with open_output(link, overwrite=True) as stream:
-        stream.write(b"new")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
-
-
-def test_output_that_cannot_be_meant_is_refused(tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a directory"), open_output(tmp_path):
-        pass
-    with pytest.raises(FileNotFoundError, match="no such folder"), open_output(tmp_path / "no" / "file"):
-        pass

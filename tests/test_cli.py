@@ -70,7 +70,7 @@ def write_sound(path: str, samples: np.ndarray, sample_rate: int = 24000, **opti
 
 
 def spawn(*arguments: object, **options) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "codec.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "codec", *map(str, arguments)]
 
     def heed_signals() -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -579,7 +579,7 @@ def test_empty_name_is_refused(run, arguments):
 @pytest.mark.parametrize(("number", "name"), [(0, "standard input"), (1, "standard output")])
 def test_closed_standard_streams_cannot_be_used_and_harm_no_file(run, talk, speech, number, name):
     sound, codes = ("-", "a.codes") if number == 0 else (speech, "-")
-    arguments = [sys.executable, "-m", "codec.cli", "encode", sound, codes, "--model", run.model]
+    arguments = [sys.executable, "-m", "codec", "encode", sound, codes, "--model", run.model]
     shell = " ".join(map(shlex.quote, map(str, arguments)))
     used = subprocess.run(["sh", "-c", f"{shell} {number}>&-"], stderr=subprocess.PIPE, text=True)
     assert used.returncode == 2

@@ -169,7 +169,7 @@ def test_a_recording_is_not_replaced_by_what_is_made_of_it(codec, sound, tmp_pat
 def test_codes_of_live_sound_leave_before_it_ends(codec, wav, tmp_path):
     """Of models that look at whole clips too, since their encoders do not."""
     save(codec, tmp_path / "model")
-    command = [sys.executable, "-m", "codec.cli", "encode", "-", "-", "--model", str(tmp_path / "model"), "-q"]
+    command = [sys.executable, "-m", "codec", "encode", "-", "-", "--model", str(tmp_path / "model"), "-q"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None

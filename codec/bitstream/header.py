@@ -98,13 +98,9 @@ class Header(Rates):
         """The header as it stands in a file."""
         return self._unchecked() + _CHECK.pack(self.check)
 
-    def block_seed(self, number: int, num_frames: int) -> int:
-        """Where the CRC-32 over the payload of block `number` with `num_frames` frames begins."""
-        return zlib.crc32(struct.pack(">IIH", self.check, number, num_frames))
-
     def block_check(self, number: int, num_frames: int, payload: bytes) -> int:
         """CRC-32 that must stand before the payload of block `number` with `num_frames` frames."""
-        return zlib.crc32(payload, self.block_seed(number, num_frames))
+        return zlib.crc32(payload, zlib.crc32(struct.pack(">IIH", self.check, number, num_frames)))
 
     def end_check(self, fields: bytes) -> int:
         """CRC-32 that must stand behind the other bytes of the end record."""

@@ -46,8 +46,8 @@ def full_block_size(header: Header) -> int:
 
 
 def last_block_size(header: Header, num_frames: int) -> int:
-    """Bytes of a last block with `num_frames` frames, 0 if it has none."""
-    return CHECK_SIZE + packed_size(num_frames, header.bits_per_code) if num_frames else 0
+    """Bytes of a last block with `num_frames` frames, at least 1."""
+    return CHECK_SIZE + packed_size(num_frames, header.bits_per_code)
 
 
 def build_block(header: Header, number: int, codes: np.ndarray) -> bytes:
