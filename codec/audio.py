@@ -24,7 +24,7 @@ import soxr
 from codec import mp3, ogg
 from codec.errors import AudioError, CodecWarning
 from codec.limits import MAX_MAGNITUDE
-from codec.output import STANDARD_STREAM, open_output
+from codec.output import STANDARD_STREAM, chosen_format, open_output, shown
 
 INPUT_SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp2", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".rf64",
@@ -170,7 +170,7 @@ class SoundReader:
             raise AudioError(
                 f"the path of a sound file is meant, got {type(path).__name__}; Codec.encode takes samples"
             )
-        self.name = "standard input" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+        self.name = shown(path, "standard input")
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as guard:
             guard.callback(self.close)
@@ -486,7 +486,7 @@ class SoundWriter:
         self.format = output_format(path, format)
         self.num_samples = 0
         self.num_saturated = 0
-        self._name = os.fspath(path)
+        self._name = shown(path, "standard output")
         self._sample_rate, self._channels = sample_rate, channels
         self._expected = num_samples
         self._output = open_output(path, overwrite=overwrite)
@@ -540,16 +540,7 @@ def output_format(path: str | os.PathLike[str], format: str | None = None) -> st
     Raises:
         AudioError: nothing of that name can be written, or name and suffix disagree.
     """
-    known = ", ".join(OUTPUT_FORMATS)
-    if format is not None and format not in OUTPUT_FORMATS:
-        raise AudioError(f"{format}: unknown sound format; can be written: {known}")
-    suffix = Path(path).suffix.lower()
-    matching = [name for name, its_suffix in OUTPUT_FORMATS.items() if its_suffix == suffix]
-    if suffix and not matching:
-        raise AudioError(f"{os.fspath(path)}: sound cannot be written as {suffix}; can be written: {known}")
-    if format is not None and matching and format not in matching:
-        raise AudioError(f"{os.fspath(path)}: the suffix does not fit the format {format}")
-    return format or (matching[0] if matching else "wav")
+    return chosen_format(path, format, OUTPUT_FORMATS, "sound", AudioError)
 
 
 class _WavSink:

@@ -18,15 +18,19 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
+from codec.bitstream.header import MAGIC
 from codec.errors import FormatError
 from codec.input import parse_json
-from codec.output import STANDARD_STREAM, naming, open_output
+from codec.output import STANDARD_STREAM, chosen_format, naming, open_output, shown
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
 """Name of each format -> its suffix."""
 
 NPY_ERRORS = ValueError, EOFError, SyntaxError, tokenize.TokenError
 """What numpy raises for a damaged .npy file, whose header it takes for Python."""
+
+START_SIZE = 8
+"""Bytes that tell the format of codes where no suffix does."""
 
 _PLAIN_BLOCK_FRAMES = 256
 
@@ -63,16 +67,19 @@ def code_format(path: str | os.PathLike[str], format: str | None = None) -> str:
     Raises:
         FormatError: nothing of that name can be written, or name and suffix disagree.
     """
-    known = ", ".join(CODE_FORMATS)
-    if format is not None and format not in CODE_FORMATS:
-        raise FormatError(f"{format}: unknown format of codes; known: {known}")
-    suffix = Path(path).suffix.lower()
-    named = {its_suffix: name for name, its_suffix in CODE_FORMATS.items()}.get(suffix)
-    if suffix and named is None:
-        raise FormatError(f"{os.fspath(path)}: codes cannot be written as {suffix}; can be written: {known}")
-    if format and named and format != named:
-        raise FormatError(f"{os.fspath(path)}: the suffix does not fit the format {format}")
-    return format or named or "codes"
+    return chosen_format(path, format, CODE_FORMATS, "codes", FormatError)
+
+
+def format_of(start: bytes) -> str | None:
+    """The key of `CODE_FORMATS` that the first `START_SIZE` bytes of a file tell; None of what is no codes."""
+    if start.startswith(MAGIC):
+        return "codes"
+    start = start[:START_SIZE].lstrip()
+    if start.startswith(b"\x93NUMPY"):
+        return "npy"
+    if start.startswith((b"{", b"[")):
+        return "json"
+    return "txt" if start and not start.strip(b"0123456789, \t\r\n") else None
 
 
 @contextlib.contextmanager
@@ -93,7 +100,7 @@ def open_code_writer(
     """
     format = code_format(path, format)
     with open_output(path, overwrite=overwrite) as stream:
-        name = "standard output" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+        name = shown(path, "standard output")
         yield CodesWriter(stream, header, name) if format == "codes" else _PlainWriter(stream, header, format)
 
 
@@ -112,25 +119,17 @@ def open_code_reader(path: str | os.PathLike[str], recover: bool = False) -> Ite
     """
     if not isinstance(path, str | os.PathLike):
         raise FormatError(f"the path of a file of codes is meant, got {type(path).__name__}; Codec.decode takes codes")
-    if os.fspath(path) == STANDARD_STREAM:
-        with naming(path, "standard input"):
-            reader = _reader(sys.stdin.buffer, "standard input", "", recover)
+    is_standard = os.fspath(path) == STANDARD_STREAM
+    name = shown(path, "standard input")
+    with contextlib.nullcontext(sys.stdin.buffer) if is_standard else open(path, "rb") as stream:
+        with naming(name):
+            reader = _reader(stream, name, Path(path).suffix.lower(), recover)
         yield reader
-    else:
-        with open(path, "rb") as stream:
-            yield _reader(stream, os.fspath(path), Path(path).suffix.lower(), recover)
 
 
 def _reader(stream: BinaryIO, name: str, suffix: str, recover: bool) -> CodeReader:
     format = {its_suffix: format for format, its_suffix in CODE_FORMATS.items()}.get(suffix)
-    if format is None:
-        start = stream.peek(8)[:8].lstrip()  # type: ignore[attr-defined]
-        if start.startswith(b"\x93NUMPY"):
-            format = "npy"
-        elif start[:1] in (b"{", b"["):
-            format = "json"
-        else:
-            format = "txt" if start[:1].isdigit() else "codes"
+    format = format or format_of(stream.peek(START_SIZE)) or "codes"  # type: ignore[attr-defined]
     if format == "codes":
         return CodesReader(stream, recover, name)
     return _PlainReader(stream.read(), format, name)

@@ -28,7 +28,7 @@ from codec.code_files import CodeReader, code_format, open_code_reader, open_cod
 from codec.errors import CodecError, ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
 from codec.model.codec import MAX_FRAMES, Codec, check_samples
-from codec.output import STANDARD_STREAM, check_output, is_stream
+from codec.output import check_output, is_stream, shown
 from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
 Progress = Callable[[float, float | None], None]
@@ -175,7 +175,7 @@ def encode_sounds(
             wavs = [results[place] for place in places]
             lengths = torch.tensor([len(wav) for wav in wavs])
             padded = pad_sequence(wavs, batch_first=True)[:, None]  # (B, 1, T)
-            batch = codec.encode(padded.to(_device_of(codec)), lengths).cpu().numpy()
+            batch = codec.encode(padded.to(codec.device), lengths).cpu().numpy()
             for place, wav, codes in zip(places, wavs, batch, strict=True):
                 results[place] = codes[: codec.num_frames(len(wav))], len(wav)
     return results
@@ -253,13 +253,13 @@ def decode_file(
     format = output_format(target, format)
     _check_places(source, target, overwrite)
     with open_code_reader(source, recover) as reader:
-        codec, name = _load_for(reader.header, model, device, force, _shown(source))
+        codec, name = _load_for(reader.header, model, device, force, shown(source, "standard input"))
         arithmetic = _arithmetic(codec, precision)
         with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound, arithmetic:
             num_frames = num_lost = 0
             held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
             after_hole = False
-            checked = _checked(reader, codec.codebook_size, _shown(source))
+            checked = _checked(reader, codec.codebook_size, shown(source, "standard input"))
             for wav, is_hole in _decode_blocks(codec, checked, is_live=not os.path.isfile(source)):
                 _fade(held, wav, after_hole, is_hole)
                 num_frames += len(wav) // codec.hop_length
@@ -269,7 +269,7 @@ def decode_file(
                 if progress is not None:
                     progress(num_frames / codec.frame_rate, _estimate_seconds(source, reader.header))
             if num_frames == 0:
-                raise FormatError(f"{_shown(source)}: holds no codes, so there is nothing to hear")
+                raise FormatError(f"{shown(source, 'standard input')}: holds no codes, so there is nothing to hear")
             num_samples = reader.num_samples
             if num_samples is None:
                 num_samples = num_frames * codec.hop_length
@@ -340,8 +340,8 @@ def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) ->
     stream = StreamEncoder(codec)
     encoder: StreamEncoder | _WholeIfShort = stream
     if not codec.is_streamable and not is_live:
-        num_samples, device = round(MAX_WHOLE_SECONDS * codec.sample_rate), _device_of(codec)
-        encoder = _WholeIfShort(lambda wav: codec.encode(wav.to(device)[None, None])[0].cpu(), stream, num_samples)
+        limit = round(MAX_WHOLE_SECONDS * codec.sample_rate)
+        encoder = _WholeIfShort(lambda wav: codec.encode(wav.to(codec.device)[None, None])[0].cpu(), stream, limit)
     for block in blocks:
         yield encoder.push(torch.from_numpy(block)).numpy()
     yield encoder.flush().numpy()
@@ -356,9 +356,9 @@ def _decode_blocks(codec: Codec, blocks: Iterable[Block], is_live: bool) -> Iter
     if codec.is_streamable:
         decoder = StreamDecoder(codec)
     else:
-        num_codes, device = round(MAX_WHOLE_SECONDS * codec.frame_rate), _device_of(codec)
+        limit = round(MAX_WHOLE_SECONDS * codec.frame_rate)
         stream = WindowDecoder(codec)
-        decoder = _WholeIfShort(lambda codes: codec.decode(codes.to(device)[None])[0, 0].cpu(), stream, num_codes)
+        decoder = _WholeIfShort(lambda codes: codec.decode(codes.to(codec.device)[None])[0, 0].cpu(), stream, limit)
     last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
     due: deque[tuple[int, bool]] = deque()  # samples of each block whose sound has not come yet, and is it a hole
     waiting = np.zeros(0, np.int64)
@@ -531,10 +531,6 @@ def _estimate_seconds(source: str | os.PathLike[str], header: Header | None) -> 
     return os.path.getsize(source) * 8 / (header.bitrate * 1000)
 
 
-def _shown(path: str | os.PathLike[str]) -> str:
-    return "standard input" if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
-
-
 def _arithmetic(codec: Codec, precision: str) -> AbstractContextManager[object]:
     """The context in which the network runs.
 
@@ -543,8 +539,4 @@ def _arithmetic(codec: Codec, precision: str) -> AbstractContextManager[object]:
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-    return torch.autocast(_device_of(codec).type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _device_of(codec: Codec) -> torch.device:
-    return next(codec.parameters()).device
+    return torch.autocast(codec.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

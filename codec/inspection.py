@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.bitstream import Header, packed_size
-from codec.bitstream.header import MAGIC
-from codec.code_files import CODE_FORMATS, CodeReader, open_code_reader
+from codec.code_files import CODE_FORMATS, START_SIZE, CodeReader, format_of, open_code_reader
 from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
 from codec.output import STANDARD_STREAM
 from codec.tokenization.shards import Tokens, is_tokens, read_shard
@@ -24,7 +23,7 @@ def inspect(path: str) -> dict[str, Any]:
     if os.path.isdir(path) or (not os.path.exists(path) and path in boxed_models()):
         model = describe(path)
         return inspect_model(model) | {"config": model.config}
-    if path == STANDARD_STREAM or Path(path).suffix.lower() in CODE_FORMATS.values() or _has_magic(path):
+    if path == STANDARD_STREAM or Path(path).suffix.lower() in CODE_FORMATS.values() or _begins_as_codes(path):
         return inspect_codes(path)
     return inspect_sound(path)
 
@@ -131,8 +130,8 @@ def _damage(header: Header, reader: CodeReader, num_lost: int) -> dict[str, Any]
     return {"damage": reader.damage.describe(header.frame_rate), "num_lost_frames": num_lost}
 
 
-def _has_magic(path: str) -> bool:
+def _begins_as_codes(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as stream:
-        return stream.read(len(MAGIC)) == MAGIC
+        return format_of(stream.read(START_SIZE)) is not None

@@ -11,9 +11,11 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from codec.errors import CodecError
 
 STANDARD_STREAM = "-"
 TEMPORARY_SUFFIX = ".part"
@@ -28,6 +30,35 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def shown(path: str | os.PathLike[str], stream: str) -> str:
+    """What messages call a path, where "-" is `stream`: "standard input" or "standard output"."""
+    return stream if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+
+
+def chosen_format(
+    path: str | os.PathLike[str], format: str | None, suffixes: Mapping[str, str], what: str, refusal: type[CodecError]
+) -> str:
+    """The format that `format`, or else the suffix of `path`, names; the first of all where there is neither.
+
+    Args:
+        path: of the output.
+        format: a key of `suffixes`, or None.
+        suffixes: name of each format -> its suffix.
+        what: is written, for messages.
+        refusal: what to raise where nothing of that name can be written, or name and suffix disagree.
+    """
+    known = ", ".join(suffixes)
+    if format is not None and format not in suffixes:
+        raise refusal(f"{format}: unknown format of {what}; can be written: {known}")
+    suffix = Path(path).suffix.lower()
+    named = [name for name, its_suffix in suffixes.items() if its_suffix == suffix]
+    if suffix and not named:
+        raise refusal(f"{os.fspath(path)}: {what} cannot be written as {suffix}; can be written: {known}")
+    if format is not None and named and format not in named:
+        raise refusal(f"{os.fspath(path)}: the suffix does not fit the format {format}")
+    return format or next(iter(named or suffixes))
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -62,7 +93,7 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         OSError: see `check_output`; or the system refuses (rights, full disk). `filename` is always `path`.
     """
     check_output(path, overwrite=overwrite)
-    with naming(path):
+    with naming(shown(path, "standard output")):
         if is_stream(path):
             with _open_stream(path) as stream:
                 yield stream
@@ -112,17 +143,12 @@ def _open_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str], stream: str = "standard output") -> Iterator[None]:
-    """Give system errors that come without a file name, or with the temporary one, the name the user knows.
-
-    Args:
-        path: of the file, or "-".
-        stream: what "-" is.
-    """
+def naming(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Give system errors that come without a file name, or with the temporary one, the name the user knows."""
     try:
         yield
     except OSError as error:
         unnamed = error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)
         if error.errno is not None and unnamed and not isinstance(error, BrokenPipeError):
-            error.filename = stream if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
+            error.filename = os.fspath(name)
         raise

@@ -34,7 +34,6 @@ class StreamEncoder:
     def __init__(self, codec: Codec):
         codec.require_float32()
         self.codec = codec
-        self._device = next(codec.parameters()).device
         self.reset()
 
     def reset(self) -> None:
@@ -43,7 +42,7 @@ class StreamEncoder:
         # An encoder that mirrors the signal at its ends keeps its own state.
         self._mirroring = encoder.stream() if isinstance(encoder, SEANetEncoder) else None
         self._state: State = {}
-        self._waiting = torch.zeros(0, device=self._device)  # samples from the start of the next frame on
+        self._waiting = torch.zeros(0, device=self.codec.device)  # samples from the start of the next frame on
         self._num_samples = 0
 
     def push(self, wav: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ class StreamEncoder:
 
     def _advance(self, wav: Tensor) -> Tensor:
         encoder, hop_length = self.codec.encoder, self.codec.hop_length
-        wav = wav.to(self._device, torch.float32)
+        wav = wav.to(self.codec.device, torch.float32)
         if self._mirroring is not None:
             parts = wav.split(MAX_ENCODED_FRAMES * hop_length)
             return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
@@ -254,12 +253,11 @@ def _checked_stream(codes: Tensor) -> Tensor:
 
 def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """Codes (B, n) -> samples (B, m) on the CPU; `decode` turns latents (B, D, n) into sound (B, 1, m)."""
-    device = next(codec.parameters()).device
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
     wav = [torch.zeros(len(codes), 0)]
     with torch.inference_mode():  # a tenth faster for a single code
         # Cut, so that memory does not depend on how the caller feeds it.
         for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):
             if some.numel():
-                wav.append(decode(codec.quantizer.lookup(some.to(device), state))[:, 0].cpu())
+                wav.append(decode(codec.quantizer.lookup(some.to(codec.device), state))[:, 0].cpu())
     return torch.cat(wav, dim=1)  # outside, which makes it a tensor like any other

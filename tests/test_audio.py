@@ -407,7 +407,7 @@ def test_sound_is_written_to_a_pipe(monkeypatch, format):
     ("name", "format", "message"),
     [
         ("a.mp3", None, "cannot be written as .mp3"),
-        ("a", "opus", "unknown sound format"),
+        ("a", "opus", "unknown format of sound"),
         ("a.flac", "wav", "does not fit"),
     ],
 )

@@ -392,6 +392,14 @@ def test_info_tells_what_a_file_of_codes_holds(run, talk, speech):
     assert "payload bitrate" in run.out
 
 
+@pytest.mark.parametrize("format", ["codes", "npy", "json", "txt"])
+def test_codes_are_known_without_a_suffix(run, speech, format):
+    assert run("encode", speech, "plain", "--format", format, "--model", run.model) == 0
+    assert run("info", "plain", "--json") == 0
+    assert json.loads(run.out)["num_frames"] == 356
+    assert run("decode", "plain", "again.wav", "--model", run.model) == 0
+
+
 def test_info_tells_damage(run, talk):
     content = bytearray(talk.read_bytes())
     content[200] ^= 1

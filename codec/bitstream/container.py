@@ -9,7 +9,6 @@ import numpy as np
 from codec.bitstream.header import Header
 from codec.bitstream.reader import CodesReader
 from codec.bitstream.recovery import Damage
-from codec.bitstream.window import stream_error
 from codec.bitstream.writer import CodesWriter
 from codec.errors import FormatError
 from codec.output import open_output
@@ -48,17 +47,14 @@ def write_codes(
         num_samples: exact length of the recording, ceil(num_samples / hop_length) = N; by default N * hop_length.
 
     Raises:
-        FormatError: codes or number of samples do not fit the header.
-        CodecError: the file cannot be written; nothing is left of it.
+        FormatError: the path ends in another suffix than .codes; codes or number of samples do not fit the header.
+        OSError: the file cannot be written; nothing is left of it.
     """
     if isinstance(target, (str, os.PathLike)):
-        if os.path.splitext(target)[1].lower() in _READERS:
-            raise FormatError(f"{os.fspath(target)}: is the name of plain integers; end it in .codes")
-        try:
-            with open_output(target, overwrite=True) as stream:
-                _write_all(CodesWriter(stream, header, os.fspath(target)), codes, num_samples)
-        except OSError as error:
-            raise stream_error("written", error.filename or os.fspath(target), error) from error
+        if os.path.splitext(target)[1].lower() not in ("", ".codes"):
+            raise FormatError(f"{os.fspath(target)}: is not the name of a .codes file; end it in .codes")
+        with open_output(target, overwrite=True) as stream:
+            _write_all(CodesWriter(stream, header, os.fspath(target)), codes, num_samples)
     else:
         _write_all(CodesWriter(target, header), codes, num_samples)
 
@@ -72,17 +68,14 @@ def read_codes(source: str | os.PathLike[str] | BinaryIO, recover: bool = False)
 
     Raises:
         FormatError: not a `.codes` file, a newer version, damaged (with `recover`: damaged in the header).
-        CodecError: the file cannot be read.
+        OSError: the file cannot be read.
     """
     if not isinstance(source, (str, os.PathLike)):
         return _read_all(CodesReader(source, recover))
     if reader := _READERS.get(os.path.splitext(source)[1].lower()):
         raise FormatError(f"{os.fspath(source)}: is not a .codes file; {reader} reads it")
-    try:
-        with open(source, "rb") as stream:
-            return _read_all(CodesReader(stream, recover, os.fspath(source)))
-    except OSError as error:
-        raise stream_error("read", os.fspath(source), error) from error
+    with open(source, "rb") as stream:
+        return _read_all(CodesReader(stream, recover, os.fspath(source)))
 
 
 _READERS = {".npy": "numpy.load", ".json": "json.load", ".txt": "numpy.loadtxt"}

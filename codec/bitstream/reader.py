@@ -73,7 +73,7 @@ class CodesReader:
 
     Raises:
         FormatError: the header cannot be used; later, from the iteration, any other damage.
-        CodecError: the stream cannot be read.
+        OSError: the stream cannot be read.
     """
 
     header: Header

@@ -15,7 +15,7 @@ from codec.errors import FormatError
 
 BLOCK_TAG = b"B"
 END_TAG = b"E"
-MAX_FRAMES = 0xFFFFFFFF
+MAX_FILE_FRAMES = 0xFFFFFFFF
 
 _CHECK = struct.Struct(">I")
 _END = struct.Struct(">cIH")  # tag, number of frames, samples in the last frame

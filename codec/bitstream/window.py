@@ -3,6 +3,7 @@
 from typing import BinaryIO
 
 from codec.errors import CodecError
+from codec.output import naming
 
 
 class Window:
@@ -26,13 +27,12 @@ class Window:
         """The next `size` bytes, or fewer if the stream ends before; blocks until they are there.
 
         Raises:
-            CodecError: the stream cannot be read.
+            OSError: the stream cannot be read.
+            CodecError: it is not in blocking mode, and has no data yet.
         """
         while len(self._held) < size:
-            try:
+            with naming(self._name):
                 chunk = self._stream.read(size - len(self._held))
-            except OSError as error:
-                raise stream_error("read", self._name, error) from error
             if chunk is None:
                 raise CodecError(f"{self._name}: cannot be read: no data yet; open it in blocking mode")
             if not chunk:
@@ -51,8 +51,3 @@ def name_of(stream: BinaryIO) -> str:
     """How error messages call a stream: by its path if it has one."""
     name = getattr(stream, "name", None)
     return name if isinstance(name, str) else "stream"
-
-
-def stream_error(what: str, name: str, error: OSError) -> CodecError:
-    """The error for a stream or path that the system refuses to have `what` (read, written)."""
-    return CodecError(f"{name}: cannot be {what}: {error.strerror or error}")

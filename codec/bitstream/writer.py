@@ -6,9 +6,10 @@ import numpy as np
 
 from codec.bitstream.header import Header
 from codec.bitstream.packing import check_codes
-from codec.bitstream.records import MAX_FRAMES, EndRecord, build_block, build_end
-from codec.bitstream.window import name_of, stream_error
+from codec.bitstream.records import MAX_FILE_FRAMES, EndRecord, build_block, build_end
+from codec.bitstream.window import name_of
 from codec.errors import FormatError
+from codec.output import naming
 
 
 class CodesWriter:
@@ -20,8 +21,7 @@ class CodesWriter:
         name: of the stream, for error messages.
 
     Raises:
-        CodecError: the stream cannot be written (also from `write` and `close`). A pipe whose reader has gone raises
-            BrokenPipeError as usual.
+        OSError: the stream cannot be written (also from `write` and `close`).
     """
 
     def __init__(self, stream: BinaryIO, header: Header, name: str | None = None) -> None:
@@ -46,8 +46,8 @@ class CodesWriter:
         self._refuse_if_closed()
         codes = np.asarray(codes)
         check_codes(codes, self.header.codebook_size, self.num_frames)
-        if self.num_frames + len(codes) > MAX_FRAMES:
-            raise FormatError(f"{self._name}: a .codes file holds at most {MAX_FRAMES} frames; begin a new one")
+        if self.num_frames + len(codes) > MAX_FILE_FRAMES:
+            raise FormatError(f"{self._name}: a .codes file holds at most {MAX_FILE_FRAMES} frames; begin a new one")
         self.num_frames += len(codes)
         pending = np.concatenate([self._pending, codes.astype(np.int64)])
         size = self.header.block_frames
@@ -83,15 +83,11 @@ class CodesWriter:
         self._put(data)
 
     def _put(self, data: bytes) -> None:
-        try:
+        with naming(self._name):
             while data:
                 written = self._stream.write(data)
                 data = b"" if written is None else data[written:]  # unbuffered streams may take a part
             self._stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise stream_error("written", self._name, error) from error
 
     def _refuse_if_closed(self) -> None:
         if self.is_closed:

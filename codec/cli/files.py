@@ -277,7 +277,7 @@ def _each(
         except BrokenPipeError:  # nobody reads the report
             raise
         except (CodecError, OSError) as error:
-            if getattr(error, "errno", None) in FULL or getattr(error.__cause__, "errno", None) in FULL:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise
             num_bad += 1
             complain(sentence(error))

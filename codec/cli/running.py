@@ -41,10 +41,8 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (CodecError, OSError) as error:
-            if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
-                raise PipeClosed from error
-            raise
+        except BrokenPipeError as error:
+            raise PipeClosed from error
 
 
 def exit_code(main: Callable[[], object]) -> int:

@@ -240,6 +240,11 @@ class Codec(Rates, nn.Module):
         return self.quantizer.codebook_size
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
     def is_streamable(self) -> bool:
         """Whether every code and sample depends on a bounded future, so that streaming is exact and memory bounded."""
         return isinstance(self.config.encoder, SpectralEncoderConfig) and isinstance(

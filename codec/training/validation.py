@@ -47,13 +47,12 @@ def validate(codec: Codec, clips: AudioCache, spectral_loss: SpectralLoss, max_c
     Raises:
         AudioError: no clip is long enough.
     """
-    device = next(codec.parameters()).device
     rows: dict[str, list[float]] = {}
     examples = []
     counter = CodeCounter(codec.codebook_size)
     for number, index in enumerate(_choose(clips, max_clips)):
         samples = clips.clip(index)[: round(MAX_SECONDS * clips.sample_rate)].astype(np.float32) / 32768
-        reference = torch.from_numpy(samples).to(device)[None, None]  # (1, 1, T)
+        reference = torch.from_numpy(samples).to(codec.device)[None, None]  # (1, 1, T)
         output = codec(reference)
         estimate = output.wav.clamp(-1, 1)
         counter.add(output.codes.flatten().cpu().numpy())

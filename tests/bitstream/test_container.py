@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from second_reader import build, read
 
 from codec.bitstream import CodesReader, CodesWriter, Header, read_codes, write_codes
-from codec.errors import CodecError, FormatError
+from codec.errors import FormatError
 
 HEADER = Header(24000, 320, 4096, "0123456789abcdef", "stream")
 SMALL = dataclasses.replace(HEADER, block_frames=8, model="tiny")
@@ -88,9 +88,9 @@ def test_files_are_those_of_the_second_reader(num_frames, codebook_size, block_f
     assert np.array_equal(file.codes, codes)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".json", ".TXT"])
+@pytest.mark.parametrize("suffix", [".npy", ".json", ".TXT", ".wav"])
 def test_a_name_that_is_read_as_something_else_is_not_written(tmp_path, suffix):
-    with pytest.raises(FormatError, match=r"is the name of plain integers; end it in \.codes"):
+    with pytest.raises(FormatError, match=r"is not the name of a \.codes file; end it in \.codes"):
         write_codes(tmp_path / f"a{suffix}", some_codes(10), header=SMALL)
     assert not list(tmp_path.iterdir())
 
@@ -266,7 +266,7 @@ def test_a_file_that_cannot_grow_leaves_nothing(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(CodecError, match=r"talk\.codes: cannot be written: File too large"):
+        with pytest.raises(OSError, match=r"File too large: .*talk\.codes"):
             write_codes(tmp_path / "talk.codes", some_codes(20_000), header=HEADER)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -275,29 +275,29 @@ def test_a_file_that_cannot_grow_leaves_nothing(tmp_path: Path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_device_is_named():
-    with pytest.raises(CodecError, match="/dev/full: cannot be written: No space left on device"):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         write_codes("/dev/full", some_codes(20), header=SMALL)
     with open("/dev/full", "wb", buffering=0) as stream:
-        with pytest.raises(CodecError, match="/dev/full: cannot be written: No space left on device"):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
             CodesWriter(stream, SMALL)
     assert not os.path.isfile("/dev/full")
 
 
 def test_a_missing_folder_a_folder_and_a_missing_file_are_named(tmp_path: Path):
-    with pytest.raises(CodecError, match="no: cannot be written: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder to write to: .*no'"):
         write_codes(tmp_path / "no" / "talk.codes", some_codes(1), header=SMALL)
-    with pytest.raises(CodecError, match="cannot be written: is a directory"):
+    with pytest.raises(IsADirectoryError, match="is a directory, name a file"):
         write_codes(tmp_path, some_codes(1), header=SMALL)
-    with pytest.raises(CodecError, match="cannot be read: Is a directory"):
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
         read_codes(tmp_path)
-    with pytest.raises(CodecError, match=r"talk\.codes: cannot be read: No such file"):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*talk\.codes"):
         read_codes(tmp_path / "talk.codes")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_missing_permission_is_named(tmp_path: Path):
     tmp_path.chmod(0o500)
-    with pytest.raises(CodecError, match=r"talk\.codes: cannot be written: Permission denied"):
+    with pytest.raises(PermissionError, match=r"Permission denied: .*talk\.codes"):
         write_codes(tmp_path / "talk.codes", some_codes(1), header=SMALL)
 
 
