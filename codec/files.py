@@ -29,10 +29,8 @@ from codec.errors import CodecError, ConfigError, FormatError, ModelError
 from codec.model import catalogue, weights
 from codec.model.codec import MAX_FRAMES, Codec, check_samples
 from codec.output import check_output, is_stream, shown
+from codec.progress import SecondsProgress
 from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
-
-Progress = Callable[[float, float | None], None]
-"""Called with the seconds done and the seconds in all, or None where that is not known."""
 
 DEFAULT_MODEL = "stream"
 PRECISIONS = ("float32", "bf16")
@@ -93,7 +91,7 @@ def encode_file(
     precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: SecondsProgress | None = None,
 ) -> EncodeReport:
     """Turn a sound file into a file of codes.
 
@@ -106,7 +104,7 @@ def encode_file(
             for it. Most codes differ then, as each depends on those before it.
         format: "codes", "npy", "json" or "txt", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
-        progress: see `Progress`.
+        progress: see `codec.progress.SecondsProgress`.
 
     Raises:
         CodecError: the sound, the model or the target cannot be used; nothing is written.
@@ -227,7 +225,7 @@ def decode_file(
     overwrite: bool = False,
     recover: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: SecondsProgress | None = None,
 ) -> DecodeReport:
     """Turn a file of codes into a sound file of exactly the length of the recording.
 
@@ -243,7 +241,7 @@ def decode_file(
         overwrite: allow replacing `target`.
         recover: keep what is intact of a damaged file, with silence in the holes.
         force: decode with a model that did not make the codes.
-        progress: see `Progress`.
+        progress: see `codec.progress.SecondsProgress`.
 
     Raises:
         CodecError: the codes, the model or the target cannot be used, or do not fit each other; nothing is written.
@@ -299,13 +297,13 @@ def roundtrip_file(
     precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: SecondsProgress | None = None,
 ) -> tuple[EncodeReport, DecodeReport]:
     """Sound file -> codes -> sound file, through a temporary `.codes` file; arguments as for the two steps."""
     output_format(target, format)
     _check_places(source, target, overwrite)
 
-    def half(share: float) -> Progress | None:
+    def half(share: float) -> SecondsProgress | None:
         return progress and (lambda done, total: progress(done / 2 + share * (total or 0.0), total))
 
     with tempfile.TemporaryDirectory(prefix="codec-") as folder:
@@ -431,7 +429,9 @@ def _checked(reader: CodeReader, codebook_size: int, name: str) -> Iterator[Bloc
 class _Counted:
     """Blocks of samples as they are, counted, measured and reported."""
 
-    def __init__(self, blocks: Iterable[np.ndarray], sample_rate: int, total: float | None, progress: Progress | None):
+    def __init__(
+        self, blocks: Iterable[np.ndarray], sample_rate: int, total: float | None, progress: SecondsProgress | None
+    ):
         self.num_samples = 0
         self.peak = 0.0
         self._blocks, self._sample_rate, self._total, self._progress = blocks, sample_rate, total, progress

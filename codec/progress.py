@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, float], None]
 """Called with what is done at the moment, how much of it is done and how much there is."""
+SecondsProgress = Callable[[float, float | None], None]
+"""Called with the seconds of sound done and the seconds in all, or None where that is not known."""
 
 _SECONDS_BETWEEN = 0.2
 _SECONDS_BETWEEN_LOGGED = 60.0
@@ -70,7 +72,7 @@ class SpeedLine(_Line):
         self._label, self._start = label, time.monotonic()
 
     def __call__(self, done: float, total: float | None) -> None:
-        """Seconds of audio done, and in all where that is known."""
+        """See `SecondsProgress`."""
         if not self._is_due():
             return
         speed = done / max(time.monotonic() - self._start, 1e-3)
@@ -88,8 +90,8 @@ class CountLine(_Line):
 
     _step: str | None = None
 
-    def __call__(self, step: str, done: int, total: int) -> None:
-        """What is done at the moment, how many of them are, and how many there are."""
+    def __call__(self, step: str, done: float, total: float) -> None:
+        """See `Progress`."""
         if step != self._step:
             # What the first call tells was there before.
             self._step, self._first, self._start = step, done, time.monotonic()

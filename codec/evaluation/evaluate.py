@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -33,10 +33,8 @@ from codec.evaluation.scoring import Row
 from codec.evaluation.statistics import NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
 from codec.model.catalogue import ModelInfo, describe
+from codec.progress import Progress
 from codec.workers import Died, num_cores, work
-
-Progress = Callable[[str, float, float], None]
-"""Called with what is being done, the seconds of sound done and the seconds in all."""
 
 PACKAGES = (
     *("numpy", "torch", "pesq", "pystoi", "scipy", "librosa"),
@@ -151,7 +149,7 @@ def evaluate_folders(
         estimate: folder of what a codec made of them, with the same relative paths (any suffix) or the same names.
         output: folder for the table, the summary and the report; an evaluation begun there goes on. None: nowhere.
         options: see `Options`.
-        progress: see `Progress`.
+        progress: see `Progress`; of seconds of sound.
 
     Raises:
         CodecError: a folder cannot be used, an option is wrong, or nothing could be scored (after everything was
@@ -196,7 +194,7 @@ def evaluate_model(
         data: folder of sound files, or a manifest.
         output: as for `evaluate_folders`; the decoded files and the codes go there too. None: nowhere.
         options: see `Options`.
-        progress: see `Progress`.
+        progress: see `Progress`; of seconds of sound.
 
     Raises:
         CodecError: as for `evaluate_folders`, or the model cannot be used.
