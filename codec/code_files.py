@@ -32,7 +32,7 @@ NPY_ERRORS = ValueError, EOFError, SyntaxError, tokenize.TokenError
 START_SIZE = 8
 """Bytes that tell the format of codes where no suffix does."""
 
-_PLAIN_BLOCK_FRAMES = 256
+_ARRAY_BLOCK_FRAMES = 256
 
 
 class CodeWriter(Protocol):
@@ -46,7 +46,7 @@ class CodeWriter(Protocol):
 
 
 class CodeReader(Protocol):
-    """What `open_code_reader` gives. Iterate once; `num_samples` and `damage` are known then."""
+    """Codes from anywhere. Iterate once; `num_samples` and `damage` are known then."""
 
     damage: Damage
 
@@ -159,22 +159,35 @@ class _PlainWriter:
             self._stream.write((json.dumps(values) + "\n").encode())
 
 
-class _PlainReader:
-    """Plain integers as blocks without damage."""
+class ArrayReader:
+    """Codes in memory as blocks without damage.
+
+    Args:
+        codes: (N,) int64 >= 0.
+        header: model and rates, where they are known.
+        num_samples: exact length of the recording, where it is known.
+    """
+
+    def __init__(self, codes: np.ndarray, header: Header | None = None, num_samples: int | None = None):
+        self.damage = Damage()
+        self.header, self.num_samples = header, num_samples
+        self._codes = codes
+
+    def __iter__(self) -> Iterator[Block]:
+        for start in range(0, len(self._codes), _ARRAY_BLOCK_FRAMES):
+            codes = self._codes[start : start + _ARRAY_BLOCK_FRAMES]
+            yield Block(start // _ARRAY_BLOCK_FRAMES, start, len(codes), codes)
+
+
+class _PlainReader(ArrayReader):
+    """Plain integers of a file."""
 
     def __init__(self, data: bytes, format: str, name: str):
-        self.damage = Damage()
-        self.header: Header | None = None
-        self.num_samples: int | None = None
+        super().__init__(np.zeros(0, np.int64))
         self._name = name
         self._codes = {"npy": self._from_npy, "json": self._from_json, "txt": self._from_txt}[format](data)
         if not len(self._codes):
             raise FormatError(f"{name}: has no codes")
-
-    def __iter__(self) -> Iterator[Block]:
-        for start in range(0, len(self._codes), _PLAIN_BLOCK_FRAMES):
-            codes = self._codes[start : start + _PLAIN_BLOCK_FRAMES]
-            yield Block(start // _PLAIN_BLOCK_FRAMES, start, len(codes), codes)
 
     def _from_npy(self, data: bytes) -> np.ndarray:
         try:
@@ -189,8 +202,8 @@ class _PlainReader:
         words = data.removeprefix(codecs.BOM_UTF8).replace(b",", b" ").split()
         for word in words:
             if not word.isdigit() or len(word) > 10:
-                shown = word[:20].decode("utf-8", "backslashreplace")
-                raise FormatError(f"{self._name}: {shown!r} is no code; codes are integers separated by spaces")
+                text = word[:20].decode("utf-8", "backslashreplace")
+                raise FormatError(f"{self._name}: {text!r} is no code; codes are integers separated by spaces")
         return np.array([int(word) for word in words], np.int64)
 
     def _from_json(self, data: bytes) -> np.ndarray:

@@ -247,36 +247,75 @@ def decode_file(
         CodecError: the codes, the model or the target cannot be used, or do not fit each other; nothing is written.
         OSError: the source cannot be opened, the target exists or cannot be written.
     """
-    start = time.perf_counter()
-    format = output_format(target, format)
+    output_format(target, format)
     _check_places(source, target, overwrite)
     with open_code_reader(source, recover) as reader:
-        codec, name = _load_for(reader.header, model, device, force, shown(source, "standard input"))
-        arithmetic = _arithmetic(codec, precision)
-        with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound, arithmetic:
-            num_frames = num_lost = 0
-            held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
-            after_hole = False
-            checked = _checked(reader, codec.codebook_size, shown(source, "standard input"))
-            for wav, is_hole in _decode_blocks(codec, checked, is_live=not os.path.isfile(source)):
-                _fade(held, wav, after_hole, is_hole)
-                num_frames += len(wav) // codec.hop_length
-                num_lost += len(wav) // codec.hop_length if is_hole else 0
-                sound.write(np.concatenate([held, wav[: -codec.hop_length]]))
-                held, after_hole = wav[-codec.hop_length :], is_hole
-                if progress is not None:
-                    progress(num_frames / codec.frame_rate, _estimate_seconds(source, reader.header))
-            if num_frames == 0:
-                raise FormatError(f"{shown(source, 'standard input')}: holds no codes, so there is nothing to hear")
-            num_samples = reader.num_samples
-            if num_samples is None:
-                num_samples = num_frames * codec.hop_length
-            sound.write(held[: num_samples - sound.num_samples])
+        return decode_codes(
+            reader,
+            os.fspath(source),
+            target,
+            model=model,
+            device=device,
+            precision=precision,
+            format=format,
+            overwrite=overwrite,
+            force=force,
+            is_live=not os.path.isfile(source),
+            seconds=_estimate_seconds(source, reader.header),
+            progress=progress,
+        )
+
+
+def decode_codes(
+    reader: CodeReader,
+    source: str,
+    target: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Codec | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+    format: str | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+    is_live: bool = False,
+    seconds: float | None = None,
+    progress: SecondsProgress | None = None,
+) -> DecodeReport:
+    """Turn codes from anywhere into a sound file; see `decode_file` for all but these arguments.
+
+    Args:
+        reader: gives the codes.
+        source: what the report and errors call them.
+        is_live: decode each block when it comes, instead of as many as are decoded fastest together.
+        seconds: about how long the sound is, where that is known, for `progress`.
+    """
+    start = time.perf_counter()
+    name = shown(source, "standard input")
+    codec, model_name = load_for(reader.header, model, device, force, name)
+    arithmetic = _arithmetic(codec, precision)
+    with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound, arithmetic:
+        num_frames = num_lost = 0
+        held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
+        after_hole = False
+        for wav, is_hole in _decode_blocks(codec, _checked(reader, codec.codebook_size, name), is_live):
+            _fade(held, wav, after_hole, is_hole)
+            num_frames += len(wav) // codec.hop_length
+            num_lost += len(wav) // codec.hop_length if is_hole else 0
+            sound.write(np.concatenate([held, wav[: -codec.hop_length]]))
+            held, after_hole = wav[-codec.hop_length :], is_hole
+            if progress is not None:
+                progress(num_frames / codec.frame_rate, seconds)
+        if num_frames == 0:
+            raise FormatError(f"{name}: holds no codes, so there is nothing to hear")
+        num_samples = reader.num_samples
+        if num_samples is None:
+            num_samples = num_frames * codec.hop_length
+        sound.write(held[: num_samples - sound.num_samples])
     damage = reader.damage.describe(codec.frame_rate) if reader.damage else None
     return DecodeReport(
-        source=os.fspath(source),
+        source=source,
         target=os.fspath(target),
-        model=name,
+        model=model_name,
         fingerprint=codec.fingerprint,
         seconds=sound.num_samples / codec.sample_rate,
         num_samples=sound.num_samples,
@@ -483,10 +522,10 @@ def _load_directory(directory: Path, device: str, changed: int) -> Codec:
     return weights.load(directory, device)
 
 
-def _load_for(
+def load_for(
     header: Header | None, model: str | os.PathLike[str] | Codec | None, device: str, force: bool, source: str
 ) -> tuple[Codec, str]:
-    """The model asked for, or else the one that made the codes, held against what the header says.
+    """The model asked for, or else the one that made the codes, held against what the header says; see `load_model`.
 
     Raises:
         ModelError: the model does not fit the codes, or no boxed one does.

@@ -400,6 +400,13 @@ def test_codes_are_known_without_a_suffix(run, speech, format):
     assert run("decode", "plain", "again.wav", "--model", run.model) == 0
 
 
+def test_sound_that_begins_with_a_digit_is_no_list_of_codes(run):
+    write_sound("a.avr", np.zeros(100), format="AVR")
+    assert Path("a.avr").read_bytes().startswith(b"2BIT")
+    assert run("info", "a.avr", "--json") == 0
+    assert json.loads(run.out)["format"] == "AVR PCM_16"
+
+
 def test_info_tells_damage(run, talk):
     content = bytearray(talk.read_bytes())
     content[200] ^= 1

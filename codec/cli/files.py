@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from codec.cli.options import (
+    Function,
     argument_files,
     option_device,
     option_json,
@@ -24,7 +26,7 @@ from codec.cli.options import (
 )
 from codec.cli.reporting import count, saturated, show, told, too_loud
 from codec.cli.running import Failed, complain
-from codec.errors import CodecError, ModelError, sentence
+from codec.errors import CodecError, sentence
 from codec.output import STANDARD_STREAM
 from codec.progress import SpeedLine
 
@@ -32,31 +34,43 @@ FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 """Errors of a disk, which every other file would meet too."""
 
 
+def options_of_files(function: Function) -> Function:
+    """What every command from files to files can be told."""
+    options = [
+        argument_files,
+        option_device,
+        option_precision,
+        option_overwrite,
+        option_skip,
+        option_json,
+        option_quiet,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Which files to make of which, and what to tell of them."""
+
+    files: tuple[tuple[str, ...], str]  # inputs and output
+    suffix: str  # of what is made
+    overwrite: bool
+    skip_existing: bool
+    as_json: bool
+    quiet: bool
+
+
 @click.command()
-@argument_files
 @option_model("stream", "Boxed model, model directory or Hub id.")
-@option_device
-@option_precision
 @click.option(
     "--format",
     type=click.Choice(["codes", "npy", "json", "txt"]),
     help="Where the suffix of OUTPUT does not say it; the last three are plain integers.",
 )
-@option_overwrite
-@option_skip
-@option_json
-@option_quiet
-def encode(
-    files: tuple[tuple[str, ...], str],
-    model: str,
-    device: str,
-    precision: str,
-    format: str | None,
-    overwrite: bool,
-    skip_existing: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@options_of_files
+def encode(model: str, format: str | None, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes.
 
     INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), several, a folder, or - for standard input. OUTPUT is a file
@@ -66,6 +80,8 @@ def encode(
     from codec.code_files import CODE_FORMATS
     from codec.files import encode_file, load_model
 
+    job = _Job(suffix=CODE_FORMATS[format or "codes"], **shared)
+
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         report = encode_file(
             file,
@@ -74,43 +90,24 @@ def encode(
             device=device,
             precision=precision,
             format=format,
-            overwrite=overwrite,
+            overwrite=job.overwrite,
             progress=progress,
         )
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
         loud = too_loud(report.peak)
         return told(report, f"{count(report.num_frames, 'code')}{rate}{loud}", bool(loud))
 
-    suffix = CODE_FORMATS[format or "codes"]
-    find = partial(_mirrored, find_sounds, files, suffix)
-    begin = partial(load_model, model, device)
-    _each(files, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
+    _each(job, partial(_mirrored, job, find_sounds), partial(load_model, model, device), one)
 
 
 @click.command()
-@argument_files
 @option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
-@option_device
-@option_precision
 @option_sound_format
 @click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
 @click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
-@option_overwrite
-@option_skip
-@option_json
-@option_quiet
+@options_of_files
 def decode(
-    files: tuple[tuple[str, ...], str],
-    model: str | None,
-    device: str,
-    precision: str,
-    format: str | None,
-    recover: bool,
-    force: bool,
-    overwrite: bool,
-    skip_existing: bool,
-    as_json: bool,
-    quiet: bool,
+    model: str | None, format: str | None, recover: bool, force: bool, device: str, precision: str, **shared: Any
 ) -> None:
     """Turn codes back into speech.
 
@@ -119,83 +116,63 @@ def decode(
     comes in through a pipe, .codes are decoded as they come, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
-    from codec.files import decode_file, load_model
+    from codec.files import DecodeReport, decode_codes, decode_file, load_for, load_model
     from codec.model.weights import choose_device
     from codec.tokenization.shards import Tokens, is_tokens
 
-    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
-        report = decode_file(
-            file,
-            output,
-            model=model,
-            device=device,
-            precision=precision,
-            format=format,
-            overwrite=overwrite,
-            recover=recover,
-            force=force,
-            progress=progress,
-        )
+    job = _Job(suffix=OUTPUT_FORMATS[format or "wav"], **shared)
+    how: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "precision": precision,
+        "format": format,
+        "overwrite": job.overwrite,
+        "force": force,
+    }
+
+    def tell(report: DecodeReport) -> dict[str, Any]:
         damage = f"; damaged: {report.damage}" if report.damage else ""
         text = f"{count(report.num_frames, 'code')}{saturated(report.num_saturated)}{damage}"
         return told(report, text, bool(damage))
 
-    suffix = OUTPUT_FORMATS[format or "wav"]
-    begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
-    (source, *more), target = files
+    def one(file: str, output: str, progress: Any) -> dict[str, Any]:
+        return tell(decode_file(file, output, recover=recover, progress=progress, **how))
+
+    (source, *more), target = job.files
     if more or not is_tokens(source):
-        find = partial(_mirrored, _find_codes, files, suffix)
-        _each(files, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
+        begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
+        _each(job, partial(_mirrored, job, _find_codes), begin, one)
         return
     tokens = Tokens(source)
 
     def one_of_tokens(name: str, output: str, progress: Any) -> dict[str, Any]:
-        with tokens.as_file(ids[name]) as file:
-            try:
-                values = one(str(file), output, progress)
-            except ModelError as error:  # of all utterances
-                raise Failed(str(error).replace(str(file), source)) from error
-            except CodecError as error:
-                raise type(error)(str(error).replace(str(file), name)) from error
-        return values | {"source": name, "text": values["text"].replace(str(file), name)}
+        reader, num_samples = tokens.reader(ids[name]), tokens.places[ids[name]].samples
+        seconds = num_samples / tokens.info.sample_rate
+        return tell(decode_codes(reader, name, output, seconds=seconds, progress=progress, **how))
 
     for id in tokens:
         if Path(id).is_absolute() or ".." in Path(id).parts:
             raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
     ids = {str(Path(source) / id): id for id in tokens}
-    pairs = [(Path(source) / id, Path(target) / f"{id}{suffix}") for id in tokens]
+    pairs = [(Path(source) / id, Path(target) / f"{id}{job.suffix}") for id in tokens]
     if not pairs:
         raise CodecError(f"{source}: has no utterances")
-    _each(files, lambda: pairs, suffix, begin, one_of_tokens, overwrite, skip_existing, as_json, quiet)
+    _each(job, lambda: pairs, partial(load_for, tokens.info.header, model, device, force, source), one_of_tokens)
 
 
 @click.command()
-@argument_files
 @option_model("stream", "Boxed model, model directory or Hub id.")
-@option_device
-@option_precision
 @option_sound_format
-@option_overwrite
-@option_skip
-@option_json
-@option_quiet
-def roundtrip(
-    files: tuple[tuple[str, ...], str],
-    model: str,
-    device: str,
-    precision: str,
-    format: str | None,
-    overwrite: bool,
-    skip_existing: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@options_of_files
+def roundtrip(model: str, format: str | None, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes and back, to hear what is left of it.
 
     INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder.
     """
     from codec.audio import OUTPUT_FORMATS, find_sounds
     from codec.files import load_model, roundtrip_file
+
+    job = _Job(suffix=OUTPUT_FORMATS[format or "wav"], **shared)
 
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         encoded, decoded = roundtrip_file(
@@ -205,7 +182,7 @@ def roundtrip(
             device=device,
             precision=precision,
             format=format,
-            overwrite=overwrite,
+            overwrite=job.overwrite,
             progress=progress,
         )
         report = dataclasses.replace(
@@ -215,40 +192,38 @@ def roundtrip(
         text = f"{count(report.num_frames, 'code')}, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
         return told(report, text + loud, bool(loud)) | {"num_saturated": decoded.num_saturated}
 
-    suffix = OUTPUT_FORMATS[format or "wav"]
-    find = partial(_mirrored, find_sounds, files, suffix)
-    begin = partial(load_model, model, device)
-    _each(files, find, suffix, begin, one, overwrite, skip_existing, as_json, quiet)
+    _each(job, partial(_mirrored, job, find_sounds), partial(load_model, model, device), one)
 
 
 def _each(
-    files: tuple[tuple[str, ...], str],
+    job: _Job,
     find_pairs: Callable[[], Iterable[tuple[Path, Path]]],
-    target_suffix: str,
     begin: Callable[[], object],
     one: Callable[[str, str, Any], dict[str, Any]],
-    overwrite: bool,
-    skip_existing: bool,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Do `one` for a file, or for each pair of several; there a bad file is reported and the rest goes on.
 
     What would go wrong with every file is found in `begin`, and where the disk is full or read-only nothing goes on.
     """
-    (source, *more), target = files
-    if skip_existing and overwrite:
+
+    def watched(source: str, target: str, label: str) -> None:
+        with SpeedLine(label, not job.quiet) as progress:
+            values = one(source, target, progress)
+        show(values, job.as_json, job.quiet)
+
+    (source, *more), target = job.files
+    if job.skip_existing and job.overwrite:
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
-    if as_json and target == STANDARD_STREAM:
+    if job.as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
     if not more and not os.path.isdir(source):
         if os.path.isdir(target):
-            target = os.path.join(target, Path(source).stem + target_suffix)
-        if skip_existing and os.path.isfile(target):
+            target = os.path.join(target, Path(source).stem + job.suffix)
+        if job.skip_existing and os.path.isfile(target):
             if source != STANDARD_STREAM and not os.path.exists(source):
                 raise CodecError(f"{source}: there is no such file")
             return
-        show(_watched(one, source, target, source, quiet), as_json, quiet)
+        watched(source, target, source)
         return
     if target == STANDARD_STREAM:
         raise click.UsageError("several files cannot all go to standard output; name a folder")
@@ -257,23 +232,22 @@ def _each(
     if more and not os.path.isdir(target):
         raise CodecError(f"{target}: there is no such folder; make it, and several files can go there")
     pairs = list(find_pairs())
-    if not (skip_existing and all(output.is_file() for _, output in pairs)):
+    if not (job.skip_existing and all(output.is_file() for _, output in pairs)):
         begin()
     num_bad = 0
     taken: dict[Path, Path] = {}
-    inputs = {os.path.realpath(file): file for file, _ in pairs} if overwrite else {}
+    inputs = {os.path.realpath(file): file for file, _ in pairs} if job.overwrite else {}
     for number, (file, output) in enumerate(pairs, 1):
         try:
             first = taken.setdefault(output, file)
             if first != file:
                 raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
-            if skip_existing and output.is_file():
+            if job.skip_existing and output.is_file():
                 continue
-            if overwrite and inputs.get(os.path.realpath(output), file) != file:
+            if job.overwrite and inputs.get(os.path.realpath(output), file) != file:
                 raise CodecError(f"{file}: would be written over {output}, another input; name another folder")
             output.parent.mkdir(parents=True, exist_ok=True)
-            label = f"[{number}/{len(pairs)}] {file}"
-            show(_watched(one, str(file), str(output), label, quiet), as_json, quiet)
+            watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
         except BrokenPipeError:  # nobody reads the report
             raise
         except (CodecError, OSError) as error:
@@ -281,7 +255,7 @@ def _each(
                 raise
             num_bad += 1
             complain(sentence(error))
-            if as_json:
+            if job.as_json:
                 click.echo(json.dumps({"source": str(file), "error": sentence(error)}))
     if num_bad:
         raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
@@ -298,23 +272,14 @@ def _find_codes(folder: Path) -> list[Path]:
     return paths
 
 
-def _mirrored(
-    find: Callable[[Path], list[Path]], files: tuple[tuple[str, ...], str], target_suffix: str
-) -> Iterator[tuple[Path, Path]]:
+def _mirrored(job: _Job, find: Callable[[Path], list[Path]]) -> Iterator[tuple[Path, Path]]:
     """Each file that is found in a folder, and its place in the mirrored tree; or each of several files."""
-    (source, *more), target = files
+    (source, *more), target = job.files
     if more:
         for name in (source, *more):
             if name == STANDARD_STREAM or os.path.isdir(name):
                 raise CodecError(f"{name}: several inputs must all be files; give a folder, or -, alone")
-            yield Path(name), Path(target) / f"{Path(name).stem}{target_suffix}"
+            yield Path(name), Path(target) / f"{Path(name).stem}{job.suffix}"
         return
     for file in find(Path(source)):
-        yield file, (Path(target) / file.relative_to(source)).with_suffix(target_suffix)
-
-
-def _watched(
-    one: Callable[[str, str, Any], dict[str, Any]], source: str, target: str, label: str, quiet: bool
-) -> dict[str, Any]:
-    with SpeedLine(label, not quiet) as progress:
-        return one(source, target, progress)
+        yield file, (Path(target) / file.relative_to(source)).with_suffix(job.suffix)

@@ -12,12 +12,10 @@ those of the shard are tried again. The table is written last: a shard that has 
 killed process was writing; nothing removes it, as another may be writing it now.
 """
 
-import contextlib
 import functools
 import itertools
 import os
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -26,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codec.bitstream import Header, fit_name, write_codes
-from codec.code_files import NPY_ERRORS
+from codec.bitstream import Header, fit_name
+from codec.code_files import NPY_ERRORS, ArrayReader
 from codec.errors import FormatError
 from codec.input import read_json
 from codec.output import open_output, write_json
@@ -58,6 +56,11 @@ class TokensInfo:
     def num_shards(self) -> int:
         """The last one may be smaller than the others."""
         return -(-self.utterances // self.utterances_per_shard)
+
+    @property
+    def header(self) -> Header:
+        """What a file of such codes says of them."""
+        return Header(self.sample_rate, self.hop_length, self.codebook_size, self.fingerprint, fit_name(self.model))
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -213,19 +216,9 @@ class Tokens(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @contextlib.contextmanager
-    def as_file(self, id: str) -> Iterator[Path]:
-        """A temporary `.codes` file of an utterance, for whatever takes one."""
-        header = Header(
-            sample_rate=self.info.sample_rate,
-            hop_length=self.info.hop_length,
-            codebook_size=self.info.codebook_size,
-            fingerprint=self.info.fingerprint,
-            model=fit_name(self.info.model),
-        )
-        with tempfile.TemporaryDirectory(prefix="codec-") as folder:
-            write_codes(Path(folder) / "utterance.codes", self[id], header=header, num_samples=self.places[id].samples)
-            yield Path(folder) / "utterance.codes"
+    def reader(self, id: str) -> ArrayReader:
+        """The codes of an utterance for `codec.files.decode_codes`."""
+        return ArrayReader(self[id].astype(np.int64), self.info.header, self.places[id].samples)
 
     def _read_tables(self) -> Iterator[tuple[int, list[Place]]]:
         for number in self.shards:
