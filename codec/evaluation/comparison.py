@@ -26,10 +26,11 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
         second: another.
 
     Returns:
-        "first" and "second" (names), "num_common" and "num_alone" (utterances in both, in one only), and "metrics":
-        column -> label, means of both over the common utterances, the mean difference with its 95 % interval (bootstrap
-        over utterances), the differences by utterance, how many are better and worse in the second, and "verdict":
-        "first", "second", or "" where the interval contains 0.
+        "first" and "second" (names), "num_common" and "num_alone" (utterances in both, in one only), "left_out" (labels
+        of what depends on the sample rate, where that is not the same in both), and "metrics": column -> label, means
+        of both over the common utterances, the mean difference with its 95 % interval (bootstrap over utterances), the
+        differences by utterance, how many are better and worse in the second, and "verdict": "first", "second", or ""
+        where the interval contains 0.
 
     Raises:
         ConfigError: a folder has no results, they have no utterance in common, or their references differ.
@@ -41,19 +42,27 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
     if not common:
         raise ConfigError(f"{first} and {second}: have no utterance in common; only the same data can be compared")
     _check_references(folders, common)
-    metrics = {}
+    rates = [_rates(summary) for summary in summaries]
+    metrics, left_out = {}, []
     for column, about in summaries[0]["metrics"].items():
         if column in summaries[1]["metrics"] and about["is_shown"]:
+            if rates[0] != rates[1] and about.get("at_own_rate"):
+                left_out.append(about["label"])
+                continue
             found = _compared(column, about, tables, common)
             if found is not None:
                 metrics[column] = found
     if not metrics:
-        raise ConfigError(f"{first} and {second}: have no metric in common; evaluate both with the same --metrics")
+        raise ConfigError(
+            f"{first} and {second}: have no metric in common; evaluate both with the same --metrics, "
+            "and at the same sample rate"
+        )
     return {
         "first": _name(summaries[0]),
         "second": _name(summaries[1]),
         "num_common": len(common),
         "num_alone": len(set(tables[0]) ^ set(tables[1])),
+        "left_out": left_out,
         "metrics": metrics,
     }
 
@@ -107,13 +116,22 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
                 {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
             ]
         )
-    alone = f"; {comparison['num_alone']} in only one of both were left out" if comparison["num_alone"] else ""
     heading = [
         f"A: {comparison['first']}",
         f"B: {comparison['second']}",
-        f"{comparison['num_common']} utterances of both, paired{alone}",
+        f"{comparison['num_common']} utterances of both, paired{omissions(comparison)}",
     ]
     return "\n".join([*heading, "", *aligned(rows, words=("metric", "better"))])
+
+
+def omissions(comparison: Mapping[str, Any]) -> str:
+    """The clauses that say what was not compared."""
+    clauses = []
+    if comparison["num_alone"]:
+        clauses.append(f"{comparison['num_alone']} in only one of both were left out")
+    if comparison["left_out"]:
+        clauses.append(f"left out, because the sample rates differ: {', '.join(comparison['left_out'])}")
+    return "".join(f"; {clause}" for clause in clauses)
 
 
 def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
@@ -143,6 +161,10 @@ def _name(summary: Mapping[str, Any]) -> str:
     return f"{summary['model']} ({summary['fingerprint']})" if "model" in summary else str(summary["estimate"])
 
 
+def _rates(summary: Mapping[str, Any]) -> list[int]:
+    return list(summary["conditions"]["sample_rates"])
+
+
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY_NAME
     try:
@@ -150,6 +172,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         if summary["format"] != 1:
             raise ConfigError(f"{path}: has format {summary['format']}, this version reads 1; evaluate again")
         _name(summary)
+        _rates(summary)
         for about in summary["metrics"].values():
             if not about.keys() >= _ABOUT or type(about["digits"]) is not int:
                 raise ValueError

@@ -343,6 +343,7 @@ def _conclude(
             "better": column.better,
             "digits": column.digits,
             "is_shown": column.is_shown,
+            "at_own_rate": column.at_own_rate,
             "weight": column.weight,
             "num_undefined": sum(bool(name) and problem.metric == name for problem in problems),
             **summarise(list(values.values()), [seconds[id] for id in values], weights),

@@ -22,7 +22,7 @@ class MelCepstralDistortion(Metric):
     """
 
     name = "mcd"
-    columns = (Column("mcd", "MCD (log-mel DCT, c1-c13)", "lower", "dB"),)
+    columns = (Column("mcd", "MCD (log-mel DCT, c1-c13)", "lower", "dB", at_own_rate=True),)
 
     def score(self, pair: Pair) -> dict[str, float]:
         reference, estimate = (

@@ -15,7 +15,7 @@ class MelDistance(Metric):
     """
 
     name = "mel"
-    columns = (Column("mel", "log-mel L1", "lower"),)
+    columns = (Column("mel", "log-mel L1", "lower", at_own_rate=True),)
 
     def score(self, pair: Pair) -> dict[str, float]:
         reference, estimate = (

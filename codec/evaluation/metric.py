@@ -31,6 +31,7 @@ class Column:
     digits: int = 3  # behind the point, in tables
     weight: str = ""  # the column by which values are weighted where they are averaged; "" weighs files alike
     is_shown: bool = True  # in tables and reports; weights are not
+    at_own_rate: bool = False  # computed at the pair's own sample rate, so that other rates give other values
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError
 from codec.evaluation.baselines import CONDITIONS, PUBLISHED
+from codec.evaluation.comparison import omissions
 from codec.evaluation.evaluate import Evaluation
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.pictures import histogram, spectrograms
@@ -82,15 +83,15 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
                 _distribution(list(values["differences"].values()), values | {"mean": values["difference"]}, interval),
             ]
         )
-    alone = f"; {comparison['num_alone']} in only one of both were left out" if comparison["num_alone"] else ""
     header = ["", "A", "B", "B - A", "95 % interval", "utterances of B", "better", "differences"]
     return "\n".join(
         [
             *_head("comparison"),
             "<h1>Comparison</h1>",
             f"<p>A: {escape(comparison['first'])}<br>B: {escape(comparison['second'])}</p>",
-            f"<p>{comparison['num_common']} utterances of both, paired{alone}. The intervals are of the mean "
-            "difference, from a bootstrap over utterances; where one contains 0, nothing is decided.</p>",
+            f"<p>{comparison['num_common']} utterances of both, paired{escape(omissions(comparison))}. The intervals "
+            "are of the mean difference, from a bootstrap over utterances; where one contains 0, nothing is "
+            "decided.</p>",
             _table(header, rows),
             "</body></html>\n",
         ]

@@ -64,8 +64,10 @@ def _heading(summary: dict[str, Any]) -> str:
     else:
         what = f"{summary['estimate']} against {summary['reference']}"
     subset = ", a subset" if summary["is_subset"] else ""
+    rates = ", ".join(f"{rate} Hz" for rate in summary["conditions"]["sample_rates"])
     return (
-        f"{what}: {summary['num_scored']} of {summary['num_utterances']} utterances{subset}, {summary['seconds']:.1f} s"
+        f"{what}: {summary['num_scored']} of {summary['num_utterances']} utterances{subset}, "
+        f"{summary['seconds']:.1f} s at {rates}"
     )
 
 

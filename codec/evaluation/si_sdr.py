@@ -13,7 +13,7 @@ class SiSdr(Metric):
     """
 
     name = "si_sdr"
-    columns = (Column("si_sdr", "SI-SDR", "higher", "dB", digits=2),)
+    columns = (Column("si_sdr", "SI-SDR", "higher", "dB", digits=2, at_own_rate=True),)
 
     def score(self, pair: Pair) -> dict[str, float]:
         reference, estimate = (

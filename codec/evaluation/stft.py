@@ -18,7 +18,7 @@ class StftDistance(Metric):
     """
 
     name = "stft"
-    columns = (Column("stft", "multi-resolution STFT", "lower"),)
+    columns = (Column("stft", "multi-resolution STFT", "lower", at_own_rate=True),)
 
     def score(self, pair: Pair) -> dict[str, float]:
         terms = []

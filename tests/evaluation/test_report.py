@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from codec.evaluation.baselines import PUBLISHED
 from codec.evaluation.comparison import compare, comparison_table, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.pictures import histogram, png, spectrograms
+from codec.evaluation.resampling import resample
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -247,6 +249,23 @@ def test_utterances_of_only_one_are_counted(two):
     found = compare(*two)
     assert (found["num_common"], found["num_alone"]) == (5, 1)
     assert "1 in only one of both" in comparison_table(found)
+
+
+def test_what_depends_on_the_sample_rate_is_not_compared_across_rates(two, folders, tmp_path):
+    """Of sound without an upper band there is less to get wrong."""
+    lower = tmp_path / "lower"
+    for path in sorted(folders[1].rglob("*.wav")):
+        wav = audio.read(path)[0][0]
+        target = lower / path.relative_to(folders[1])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        audio.write(target, resample(wav, 24000, 16000), 16000)
+    options = replace(FAST, metrics=("mel", "stoi"))
+    evaluate_folders(*folders, output=two[0], options=options)
+    evaluate_folders(folders[0], lower, output=two[1], options=options)
+    found = compare(*two)
+    assert list(found["metrics"]) == ["stoi"]
+    assert found["left_out"] == ["log-mel L1"]
+    assert "left out, because the sample rates differ: log-mel L1" in comparison_table(found)
 
 
 def test_nothing_is_scored_beside_a_comparison(two, capsys):
