@@ -512,9 +512,8 @@ def load_model(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Code
         model.fingerprint = model.fingerprint or weights.fingerprint(model)
         return model, ""
     directory = catalogue.resolve(model if isinstance(model, str) else Path(model)).resolve()
-    name = directory.name if Path(model).is_dir() else Path(model).name
     changed = (directory / catalogue.WEIGHTS_NAME).stat().st_mtime_ns
-    return _load_directory(directory, device, changed), fit_name(name)
+    return _load_directory(directory, device, changed), fit_name(catalogue.name_of(model))
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -54,7 +55,6 @@ def describe(model: str | Path) -> ModelInfo:
         ModelError: there is no such model, or its configuration is not one.
     """
     directory = resolve(model)
-    name = directory.resolve().name if Path(model).is_dir() else Path(model).name
     hexadecimal = fingerprint(directory)
     config = read_json(directory / CONFIG_NAME)
     try:
@@ -63,7 +63,15 @@ def describe(model: str | Path) -> ModelInfo:
         raise ModelError(f"{directory / CONFIG_NAME}: is not a model's configuration, it lacks {error}") from error
     if any(type(rate) is not int or rate < 1 for rate in rates):
         raise ModelError(f"{directory / CONFIG_NAME}: sample rate, hop length and codebook size must be integers")
-    return ModelInfo(name, directory, hexadecimal, (directory / WEIGHTS_NAME).stat().st_size, *rates, config)
+    return ModelInfo(name_of(model), directory, hexadecimal, (directory / WEIGHTS_NAME).stat().st_size, *rates, config)
+
+
+def name_of(model: str | os.PathLike[str]) -> str:
+    """What people call a model given as for `resolve`: a run's `last` and `best` by the run too, "mine/best"."""
+    if not Path(model).is_dir():
+        return Path(model).name
+    directory = Path(model).resolve()
+    return "/".join(directory.parts[-2:]) if directory.name in ("last", "best") else directory.name
 
 
 def boxed_models() -> dict[str, Path]:
