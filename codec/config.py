@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
@@ -54,6 +54,7 @@ PARTS = {"model/encoder": ENCODERS, "model/quantizer": QUANTIZERS, "model/decode
 
 def _register() -> None:
     add_quantizers_of_others()
+    OmegaConf.register_new_resolver("one_name", lambda name: name.replace("/", "."), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Schema)
     for group, kinds in PARTS.items():
@@ -92,6 +93,11 @@ def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(_one_sentence(error)) from error
     return _checked(values, [], list(saved))  # type: ignore[arg-type]  # all that was saved was chosen
+
+
+def to_yaml(config: Config) -> str:
+    """All settings of a run, as `configs/` would have them."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
@@ -136,7 +142,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
         f"hydra.sweep.dir={base[-1].split('=', 1)[1] if base else TrainingConfig.run}",
-        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        "hydra.sweep.subdir='${one_name:${hydra.job.override_dirname}}'",
         f"hydra.job.config.override_dirname.exclude_keys={json.dumps(same)}",
         "training.run=${hydra:runtime.output_dir}",
         "hydra.output_subdir=null",

@@ -14,7 +14,8 @@ from codec.errors import CodecError
 @click.command()
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--multirun", "-m", is_flag=True, help="A run for each combination of values: KEY=A,B.")
-def train(settings: tuple[str, ...], multirun: bool) -> None:
+@click.option("--show", is_flag=True, help="Print all settings as YAML, and do not train.")
+def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
     """Train a model, or go on with a run.
 
     \b
@@ -25,13 +26,15 @@ def train(settings: tuple[str, ...], multirun: bool) -> None:
     torchrun --nproc-per-node 4 -m codec train ... Of --multirun each run has a folder below training.run.
     """
     try:
-        from codec.config import compose, sweep
+        from codec.config import compose, sweep, to_yaml
     except ImportError as error:
         raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
 
     if not multirun and any(setting.lstrip("+").startswith("hydra.") for setting in settings):
         raise CodecError("hydra's own settings are for --multirun; the folder of a run is training.run")
-    if multirun:
+    if show:
+        click.echo(to_yaml(compose(list(settings))), nl=False)
+    elif multirun:
         sweep(list(settings), _train_one_of_many)
     else:
         _train(compose(list(settings)))

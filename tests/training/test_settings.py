@@ -1,8 +1,10 @@
 """Mistakes in the settings of a run are all named at once, before anything is built."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("hydra", reason="training needs hydra-core")
 
@@ -354,6 +356,13 @@ def test_defining_settings_ignore_how_long_one_trains():
     assert differences(one, defining_settings(compose(["model.decoder.width=48"]))) == [
         "model.decoder.width was 384 and is 48"
     ]
+
+
+def test_all_settings_are_shown_as_they_would_be_used(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "--show", "recipe=stream-cpu", "data.batch_size=3", "model.decoder.width=48"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown == asdict(compose(["recipe=stream-cpu", "data.batch_size=3", "model.decoder.width=48"]))
+    assert (shown["data"]["batch_size"], shown["model"]["decoder"]["width"]) == (3, 48)
 
 
 def test_hydras_own_settings_are_for_several_runs(capsys: pytest.CaptureFixture[str]):

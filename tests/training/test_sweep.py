@@ -46,6 +46,12 @@ def test_each_combination_is_a_run_in_a_folder_of_its_name(tiny_run: list[str], 
         assert config == compose([*tiny_run, *alone, f"training.run='{config.training.run}'"])
 
 
+def test_the_folder_of_a_run_is_one_folder(tiny_run: list[str], tmp_path: Path):
+    sweep([*tiny_run, "model/quantizer=fsq,lfq"], start)
+    folders = [Path(config.training.run) for config in started]
+    assert folders == [tmp_path / "run" / f"model.quantizer={kind}" for kind in ("fsq", "lfq")]
+
+
 def test_all_variants_of_a_group_can_be_swept_over(training_folder: Path):
     sweep([f"data.train={training_folder}", "model/quantizer=glob([f*,l*])"], start)
     assert [config.model.quantizer.kind for config in started] == ["fc", "fsq", "lc", "lfq"]
