@@ -38,6 +38,27 @@ class CodeUsage:
         return {"codes/utilisation": (counts > 1e-3).float().mean(), "codes/perplexity": perplexity(counts)}
 
 
+class Means:
+    """Means of named scalars over the steps since the last look, summed on the device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}  # sum and number of the finite values
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Count the scalars of a step; those that are not finite are left out."""
+        present = torch.stack([value.float() for value in values.values()])
+        is_finite = present.isfinite()
+        totals = torch.stack([present.where(is_finite, 0), is_finite.float()], dim=1)
+        for name, total in zip(values, totals, strict=True):
+            self._totals[name] = self._totals.get(name, 0) + total
+
+    def take(self) -> dict[str, Tensor]:
+        """The means, NaN where no value was finite. Counting begins anew."""
+        means = {name: total[0] / total[1] for name, total in self._totals.items()}
+        self._totals = {}
+        return means
+
+
 class BrokenSteps:
     """Steps with a value that is not finite, counted on the device without waiting for it."""
 

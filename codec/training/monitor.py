@@ -46,6 +46,7 @@ class Monitor:
         self._started = self._last_time = time.monotonic()
         self._last_step, self._num_steps = first_step, 0
         self._writer: SummaryWriter | None = None
+        self._has_references = False
         self._is_complaining = False
 
     def __enter__(self) -> "Monitor":
@@ -106,9 +107,11 @@ class Monitor:
         with self._as_well_as_possible():
             writer = self._tensorboard()
             for index, (reference, estimate) in enumerate(result.examples):
-                writer.add_audio(f"reference/{index}", reference, step, result.sample_rate)
+                if not self._has_references:  # always the same
+                    writer.add_audio(f"reference/{index}", reference, step, result.sample_rate)
                 writer.add_audio(f"estimate/{index}", estimate, step, result.sample_rate)
                 writer.add_image(f"reference above estimate/{index}", spectrogram_pair(reference, estimate), step)
+            self._has_references = True
 
     @contextmanager
     def surviving(self, step: int, task: str) -> Iterator[None]:

@@ -57,7 +57,8 @@ class TrainingConfig:
     convergence_weight: float = 7.5  # of the spectral convergence
     disturbance_weight: float = 5.0  # of what a model of the ear hears of the difference
     intelligibility_weight: float = 60.0  # of the loss in short-time objective intelligibility
-    commitment_weight: float | None = None  # null: 20, or 1000 where the quantizer's loss is absolute (`relative_loss`)
+    # Of the quantizer's whole loss, commitment and codebook; null: 20, or 1000 where it is absolute (`relative_loss`).
+    commitment_weight: float | None = None
     usage_weight: float = 4.0  # of the loss that draws latents and codes towards an even use of all codes
     pitch_weight: float = 600.0  # of the pitch that the stream family's decoder states
     adversarial_weight: float = 1.0

@@ -9,6 +9,7 @@ a row, training returns to the last good state with half the learning rate.
 """
 
 import math
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from codec import __version__
 from codec.errors import CodecError, ConfigError
 from codec.model import weights
 from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME
@@ -26,7 +28,7 @@ from codec.progress import CountLine
 from codec.training.alarms import Watch
 from codec.training.cache import AudioCache, open_cache
 from codec.training.capture import Recorded
-from codec.training.counters import BrokenSteps, CodeUsage
+from codec.training.counters import BrokenSteps, CodeUsage, Means
 from codec.training.data import Batch, WindowSampler
 from codec.training.distributed import Ranks
 from codec.training.interruption import StopRequest, stop_requests
@@ -75,9 +77,6 @@ class Trainer:
         self.ranks = Ranks(settings.device)
         check(config, self.ranks.size)
         self.device = self.ranks.device(weights.choose_device(settings.device))
-        self.run = Path(settings.run)
-        self.run.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
         torch.manual_seed(settings.seed)
         self.codec = initial_codec(config).to(self.device).train()
         self.codec.quantizer.checks_values = False  # the loss tells, and without waiting for the device
@@ -112,12 +111,16 @@ class Trainer:
         )
         self.ema = ExponentialMovingAverage(self.codec, settings.ema_decay)
         self.usage = CodeUsage(self.codec.codebook_size, self.device)
+        self.means = Means()
         self.broken = BrokenSteps(self.device)
         self.quantizer_start = -1 if settings.init else settings.quantizer_start
         self.step = 0
         self.optimizer_start = 0  # the step at which the optimizers began without any memory
         self.num_returns = 0  # to an earlier state
         self.best_score = -math.inf
+        self.run = Path(settings.run)  # made only now: what is refused above leaves nothing behind
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
         self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
         self._encode, self._synthesize = self.codec.encoder, self.codec.decoder.synthesize
@@ -139,10 +142,10 @@ class Trainer:
             self._begin(monitor)
             save_is_due = False
             while self.step < settings.steps and not self._should_stop(stop):
-                scalars = self.train_step(loader.batch(self.step))
+                self.means.add(self.train_step(loader.batch(self.step)))
                 self.step += 1
                 if self.step % settings.log_every == 0:
-                    self._log(scalars, monitor, loader)
+                    self._log(monitor, loader)
                     if self.broken.skipped_in_a_row >= settings.max_skipped_in_a_row:
                         self._return(monitor)
                         loader.restart()
@@ -299,6 +302,7 @@ class Trainer:
     def _begin(self, monitor: Monitor) -> None:
         """Say where the run stands, and write its state if it has none that is whole, which shows that one can."""
         latest, self.resumed_from = self.resumed_from, None  # its tensors are not needed any more
+        monitor.event(self.step, "started", self._machine())
         if latest is None:
             for sentence in surprises(self.config, self.adversarial_start):
                 monitor.event(self.step, "discriminators", sentence)
@@ -312,6 +316,15 @@ class Trainer:
             if changes := differences(read_settings(self.run), asdict(self.config)):
                 monitor.event(self.step, "settings", "; ".join(changes))
             write_json(self.run / CONFIG_NAME, asdict(self.config))
+
+    def _machine(self) -> str:
+        """What trains, in words."""
+        is_gpu = self.device.type == "cuda"
+        device = (
+            torch.cuda.get_device_name(self.device) if is_gpu else f"{self.device}, {torch.get_num_threads()} threads"
+        )
+        versions = f"codec {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+        return f"{versions}, {self.ranks.size} processes, {device}"
 
     def _num_state_bytes(self) -> int:
         """Of a state once the optimizers have their two moments of everything that is trained."""
@@ -346,8 +359,10 @@ class Trainer:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(stream)
 
-    def _log(self, scalars: dict[str, Tensor], monitor: Monitor, loader: Loader) -> None:
-        tensors = self.ranks.mean(scalars) | CodeUsage.summarise(self.ranks.sum(self.usage.counts))
+    def _log(self, monitor: Monitor, loader: Loader) -> None:
+        tensors = self.ranks.mean(self.means.take())
+        if self.step > self.quantizer_start:  # before, nothing is quantized
+            tensors |= CodeUsage.summarise(self.ranks.sum(self.usage.counts))
         rate = float(self.optimizer.param_groups[0]["lr"])
         numbers = {"learning_rate": rate, "data/waiting": loader.waiting()}
         monitor.log(self.step, tensors | {"skipped_steps": self.broken.skipped}, numbers)
@@ -361,7 +376,7 @@ class Trainer:
             self.save_model("last")
             if self.held_out is None or self.step <= self.quantizer_start:  # its codes mean nothing before
                 return
-            result = validate(self.averaged_codec(), self.held_out, self.spectral_loss, self.settings.validation_clips)
+            result = validate(self.averaged_codec(), self.held_out, self.settings.validation_clips)
             monitor.log_validation(self.step, result)
             if result.score > self.best_score:
                 self.save_model("best")
@@ -435,24 +450,26 @@ class Trainer:
         """Write the averaged weights as a model directory below the run, discriminators beside them if they learned."""
         directory = self.run / name
         if self.ranks.is_first:
-            weights.save(self.averaged_codec(), directory, dtype=self._stored_dtype())
+            weights.save(self.averaged_codec(), directory)
             if self.adversary.has_learned or self.step > self.adversarial_start:
                 self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
                 write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
         return directory
 
     def averaged_codec(self) -> Codec:
-        """A copy of the codec with the averaged weights, in eval mode."""
+        """A copy of the codec with the averaged weights as they are stored, in eval mode.
+
+        They are rounded to 16 bit, unless that would change frozen parts and with them the codes.
+        """
         codec = Codec(self.config.model).to(self.device)
         codec.load_state_dict(self.codec.state_dict())
         self.ema.copy_to(codec)
+        frozen = [tensor for part in self.settings.freeze for tensor in getattr(codec, part).state_dict().values()]
+        if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in frozen):
+            for tensor in codec.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(tensor.half())
         return codec.eval()
-
-    def _stored_dtype(self) -> torch.dtype:
-        """16 bit, unless that would change frozen parts and with them the codes."""
-        frozen = [tensor for part in self.settings.freeze for tensor in getattr(self.codec, part).state_dict().values()]
-        is_exact = all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in frozen)
-        return torch.float16 if is_exact else torch.float32
 
     def _resume(self) -> Latest | None:
         """Take over the run's newest whole state and return it; None if it has none."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from codec.errors import AudioError
+from codec.evaluation.mel import MelDistance
 from codec.evaluation.metric import Pair, Settings, Undefined
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
 from codec.evaluation.utilisation import CodeCounter
 from codec.model.codec import Codec
 from codec.training.cache import AudioCache
-from codec.training.losses import SpectralLoss
 
 NUM_EXAMPLES = 3
 MIN_SECONDS, MAX_SECONDS = 0.5, 20.0  # shorter clips are left out, longer ones cut
@@ -35,13 +35,14 @@ class ValidationResult:
 
 
 @torch.no_grad()
-def validate(codec: Codec, clips: AudioCache, spectral_loss: SpectralLoss, max_clips: int) -> ValidationResult:
-    """Round-trip clips and average what can be computed; a clip without a PESQ is left out of the PESQ mean.
+def validate(codec: Codec, clips: AudioCache, max_clips: int) -> ValidationResult:
+    """Round-trip clips and average what can be computed, as `codec evaluate` does.
+
+    A clip without a PESQ is left out of the PESQ mean.
 
     Args:
         codec: in eval mode.
         clips: held-out speech. Of more than `max_clips`, that many are taken at equal distances, always the same.
-        spectral_loss: its log-mel distance is one of the scores.
         max_clips: at least 1.
 
     Raises:
@@ -56,8 +57,7 @@ def validate(codec: Codec, clips: AudioCache, spectral_loss: SpectralLoss, max_c
         output = codec(reference)
         estimate = output.wav.clamp(-1, 1)
         counter.add(output.codes.flatten().cpu().numpy())
-        rows.setdefault("mel", []).append(float(spectral_loss(reference, estimate).mel))
-        for name, value in _intrusive_scores(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate).items():
+        for name, value in _scores(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate).items():
             rows.setdefault(name, []).append(value)
         if number < NUM_EXAMPLES:
             examples.append((reference[0, 0].cpu(), estimate[0, 0].cpu()))
@@ -74,11 +74,11 @@ def _choose(clips: AudioCache, max_clips: int) -> list[int]:
     return usable[places].tolist()
 
 
-def _intrusive_scores(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
-    """Wide-band PESQ and STOI, each only where its package is installed and it is defined."""
+def _scores(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
+    """Log-mel distance, wide-band PESQ and STOI, each only where its package is installed and it is defined."""
     pair = Pair(reference, estimate, sample_rate)
     scores: dict[str, float] = {}
-    for metric in (WidebandPesq, Stoi):
+    for metric in (MelDistance, WidebandPesq, Stoi):
         if metric.obstacle(Settings()) is None:
             with contextlib.suppress(Undefined):
                 scores |= metric(Settings()).score(pair)

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.training.alarms import PATIENCE, Watch
-from codec.training.counters import BrokenSteps, CodeUsage, perplexity
+from codec.training.counters import BrokenSteps, CodeUsage, Means, perplexity
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig, ScaleConfig
 from codec.training.monitor import Monitor, effective_rank, terminal_line, undecided_loss
 from codec.training.run_files import append_record
@@ -45,6 +45,18 @@ def test_perplexity_counts_equally_frequent_codes_and_is_1_where_nothing_was_cou
 def test_effective_rank_counts_equal_directions():
     turned = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
     assert effective_rank(turned @ torch.diag(torch.tensor([2.0, 2, 2, 0, 0, 0])) @ turned.T) == pytest.approx(3)
+
+
+def test_means_are_those_of_the_finite_values_since_the_last_look():
+    means = Means()
+    for value in (1.0, math.nan, 2.0, 6.0):
+        means.add({"loss/mel": torch.tensor(value), "loss/pitch": torch.tensor(math.inf)})
+    means.add({"loss/mel": torch.tensor(3.0), "loss/adversarial": torch.tensor(5.0)})
+    found = means.take()
+    assert (found.pop("loss/mel"), found.pop("loss/adversarial")) == (3, 5)
+    assert found.pop("loss/pitch").isnan()
+    assert not found
+    assert means.take() == {}
 
 
 def test_broken_steps_name_the_cause_first():
@@ -204,9 +216,10 @@ def test_everything_to_watch_is_in_tensorboard(tiny_run: list[str], training_fol
     assert tags["histograms"] == ["codes/log10_share"]
     for example in range(3):
         for kind in ("reference", "estimate"):
-            (first, second) = events.Audio(f"{kind}/{example}")
-            assert (first.step, second.step, first.sample_rate) == (6, 12, 24000)
-            assert first.encoded_audio_string.startswith(b"RIFF")
+            heard = events.Audio(f"{kind}/{example}")
+            assert [sound.step for sound in heard] == ([6] if kind == "reference" else [6, 12])
+            assert heard[0].sample_rate == 24000
+            assert heard[0].encoded_audio_string.startswith(b"RIFF")
         (image, _) = events.Images(f"reference above estimate/{example}")
         assert image.encoded_image_string.startswith(b"\x89PNG")
         assert image.height == 2 * 513 + 4

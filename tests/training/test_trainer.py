@@ -112,9 +112,37 @@ def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], tr
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert codec.load(tmp_path / "run" / "best").codebook_size == 64
     model = codec.load(tmp_path / "run" / "last")
-    # The model directory holds the average in 16 bit.
-    expected = trainer.averaged_codec().encoder.output.weight.detach()
-    torch.testing.assert_close(model.encoder.output.weight.detach(), expected, rtol=1e-3, atol=1e-4)
+    # The model directory holds the average as it was judged, in 16 bit.
+    judged = trainer.averaged_codec().state_dict()
+    assert all(torch.equal(tensor, judged[name]) for name, tensor in model.state_dict().items())
+    weight = trainer.ema.shadow["encoder.output.weight"]
+    torch.testing.assert_close(model.encoder.output.weight.detach(), weight, rtol=1e-3, atol=1e-4)
+    trained = [record for record in log if "loss/mel" in record]
+    assert ["codes/perplexity" in record for record in trained] == [record["step"] > 3 for record in trained]
+
+
+def test_logs_hold_means_over_their_steps(tiny_run: list[str], tmp_path: Path):
+    for name, every in (("each", 1), ("means", 3)):
+        fit(tiny_run, f"training.run={tmp_path / name}", f"training.log_every={every}", "training.steps=6")
+    each, means = losses(tmp_path / "each"), losses(tmp_path / "means")
+    assert means == pytest.approx(
+        {3: (each[1] + each[2] + each[3]) / 3, 6: (each[4] + each[5] + each[6]) / 3}, rel=1e-3
+    )
+
+
+def test_a_run_that_cannot_start_leaves_nothing(tiny_run: list[str], tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.wav").write_bytes(b"no sound")
+    with pytest.raises(AudioError, match=r"a\.wav"):
+        Trainer(compose([*tiny_run, f"data.train={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_what_trains_it(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=1")
+    (started,) = (record["text"] for record in records(tmp_path / "run") if record.get("event") == "started")
+    assert started.startswith(f"codec {codec.__version__}, torch {torch.__version__}, Python ")
+    assert started.endswith("1 processes, cpu, 1 threads")
 
 
 def test_held_out_speech_is_first_judged_when_codes_mean_something(
