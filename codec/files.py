@@ -9,11 +9,10 @@ import functools
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +238,7 @@ def decode_file(
             for it. Sound decodes a little less exactly then.
         format: "wav", "flac", "ogg" or "wav-float", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
-        recover: keep what is intact of a damaged file, with silence in the holes.
+        recover: keep what is intact of a damaged file, with silence in the holes. Decoding begins anew behind each.
         force: decode with a model that did not make the codes.
         progress: see `codec.progress.SecondsProgress`.
 
@@ -387,6 +386,20 @@ def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) ->
 def _decode_blocks(codec: Codec, blocks: Iterable[Block], is_live: bool) -> Iterator[tuple[np.ndarray, bool]]:
     """Blocks of codes -> pieces of sound, whole frames each, and whether they are in a hole, which is silent.
 
+    Behind a hole decoding begins anew, as at the start of a recording: whatever codes stood in for those that are lost,
+    a predictive quantizer could be driven far out of range by them, and the decoder would attend to that for a while.
+    """
+    for is_hole, run in groupby(blocks, key=lambda block: block.is_hole):
+        if is_hole:
+            yield from ((np.zeros(block.num_frames * codec.hop_length, np.float32), True) for block in run)
+        else:
+            codes = (block.codes for block in run if block.codes is not None)
+            yield from ((wav, False) for wav in _decode_codes(codec, codes, is_live) if len(wav))
+
+
+def _decode_codes(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) -> Iterator[np.ndarray]:
+    """Codes (n,) as they come -> samples (n * hop_length,), n >= 0.
+
     Live, every block is decoded when it comes; otherwise as many as are decoded fastest together.
     """
     decoder: StreamDecoder | _WholeIfShort
@@ -396,30 +409,14 @@ def _decode_blocks(codec: Codec, blocks: Iterable[Block], is_live: bool) -> Iter
         limit = round(MAX_WHOLE_SECONDS * codec.frame_rate)
         stream = WindowDecoder(codec)
         decoder = _WholeIfShort(lambda codes: codec.decode(codes.to(codec.device)[None])[0, 0].cpu(), stream, limit)
-    last = 0  # a hole is decoded as its last neighbour, so that the sound behind it starts from speech
-    due: deque[tuple[int, bool]] = deque()  # samples of each block whose sound has not come yet, and is it a hole
     waiting = np.zeros(0, np.int64)
-    for block in blocks:
-        codes = np.full(block.num_frames, last) if block.codes is None else block.codes
-        last = int(codes[-1])
-        due.append((len(codes) * codec.hop_length, block.is_hole))
+    for codes in blocks:
         waiting = np.concatenate([waiting, codes])
         if is_live or len(waiting) >= MAX_FRAMES:
-            yield from _cut(decoder.push(torch.from_numpy(waiting)).numpy(), due)
+            yield decoder.push(torch.from_numpy(waiting)).numpy()
             waiting = waiting[:0]
-    if len(waiting):
-        yield from _cut(decoder.push(torch.from_numpy(waiting)).numpy(), due)
-    yield from _cut(decoder.flush().numpy(), due)
-
-
-def _cut(wav: np.ndarray, due: deque[tuple[int, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Cut sound where holes begin and end, and silence those; what has come is no longer due."""
-    while len(wav):
-        length, is_hole = due.popleft()
-        piece, wav = wav[:length], wav[length:]
-        if len(piece) < length:
-            due.appendleft((length - len(piece), is_hole))
-        yield (np.zeros_like(piece) if is_hole else piece), is_hole
+    yield decoder.push(torch.from_numpy(waiting)).numpy()
+    yield decoder.flush().numpy()
 
 
 class _WholeIfShort:

@@ -52,6 +52,24 @@ def test_speech_comes_through_intelligibly_and_exactly_as_long(speech: Path, tmp
     assert stoi(reference, estimate, rate) > 0.7  # 0.7 is where most words are understood
 
 
+def test_speech_behind_a_hole_is_at_most_6_db_louder_than_undamaged(model: codec.Codec, speech: Path, tmp_path: Path):
+    wav, rate = soundfile.read(speech)
+    soundfile.write(tmp_path / "talk.wav", np.tile(wav, 7), rate)
+    codec.encode_file(tmp_path / "talk.wav", tmp_path / "talk.codes", model=model)
+    content = bytearray((tmp_path / "talk.codes").read_bytes())
+    for place in range(200, len(content), 2 * (5 + 384)):  # in blocks 0, 2, 4, 6 and 8 of ten
+        content[place] ^= 1
+    (tmp_path / "damaged.codes").write_bytes(content)
+    options = {"model": model, "format": "wav-float"}
+    codec.decode_file(tmp_path / "talk.codes", tmp_path / "good.wav", **options)
+    report = codec.decode_file(tmp_path / "damaged.codes", tmp_path / "bad.wav", recover=True, **options)
+    assert report.num_lost_frames == 5 * 256
+    good, bad = (np.abs(soundfile.read(tmp_path / name)[0]) for name in ("good.wav", "bad.wav"))
+    for end in (block * 256 * 320 for block in (1, 3, 5, 7, 9)):
+        behind = slice(end, end + 16 * 320)
+        assert 0 < bad[behind].max() <= 2 * good[behind].max()
+
+
 @pytest.mark.parametrize("size", [1234, 24000])
 def test_pieces_give_the_codes_of_the_whole_file_or_others_where_two_are_equally_near(
     model: codec.Codec, speech: Path, size: int

@@ -4,7 +4,8 @@ The latent of speech moves slowly: codes that describe each frame anew spend bit
 last few codes say what to expect of a frame, and how far off each of its values may be: the code is chosen for what
 remains, in units of that distance. Within a vowel codes are thus fine corrections, at its end large ones, and where
 there is no voice none are spent on its pitch. All is told by a few codes, not by reconstructions, so a code has no say
-beyond some frames: sound can be decoded from anywhere, and a lost code is soon forgotten.
+beyond some frames, and sound can be decoded from anywhere. Where codes are lost, begin anew behind them: what others in
+their place lead to may be far out of range.
 
 Since a code has a say in what follows, codes are chosen by what they lead to, a few frames later (`beam`).
 
@@ -25,7 +26,7 @@ from codec.model.layers import State, extend_left
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
 
 LARGEST_GAIN = 20.0
-"""And 1 / it the smallest. Gains of speech lie well within; those of damaged codes stay harmless."""
+"""And 1 / it the smallest. Gains of speech lie well within; those of damaged codes stay bounded."""
 
 SMALLEST_SPREAD = 1e-3
 """Of a latent's mean variance: what varies less along an axis is not relied on for prediction."""
