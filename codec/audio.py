@@ -188,6 +188,7 @@ class SoundReader:
         self.sample_rate = sample_rate or self.info.sample_rate
         seconds = min(block_seconds, 0.5) if self.is_live else block_seconds
         self._block = max(1, min(int(seconds * self.info.sample_rate), _VALUES_PER_READ // self.info.channels))
+        self._mix_energy = self._channel_energy = 0.0  # of several channels: of their mean, and their mean energy
 
     @property
     def num_samples(self) -> int | None:
@@ -195,6 +196,11 @@ class SoundReader:
         if self.info.num_samples is None:
             return None
         return resampled_length(self.info.num_samples, self.info.sample_rate, self.sample_rate)
+
+    @property
+    def channels_cancel(self) -> bool:
+        """Whether the channels so far cancel each other: their mean is more than 20 dB softer than they are."""
+        return self._mix_energy < self._channel_energy / 100
 
     def __enter__(self) -> "SoundReader":
         return self
@@ -209,11 +215,18 @@ class SoundReader:
     def __iter__(self) -> Iterator[np.ndarray]:
         resampler = Resampler(self.info.sample_rate, self.sample_rate)
         for block in self.channel_blocks():
-            mono = block[0] if len(block) == 1 else block.mean(axis=0, dtype=np.float32)  # (C, T) -> (T,)
-            if len(resampled := resampler.push(mono)):
+            if len(resampled := resampler.push(self._mix(block))):
                 yield resampled
         if len(resampled := resampler.flush()):
             yield resampled
+
+    def _mix(self, block: np.ndarray) -> np.ndarray:  # (C, T) -> (T,)
+        if len(block) == 1:
+            return block[0]
+        mix: np.ndarray = block.mean(axis=0, dtype=np.float32)
+        self._mix_energy += float(np.square(mix).sum(dtype=np.float64))
+        self._channel_energy += float(np.square(block).sum(dtype=np.float64)) / len(block)
+        return mix
 
     def channel_blocks(self) -> Iterator[np.ndarray]:
         """Blocks (C, T) of the file as it is: all channels, its own sample rate, checked."""

@@ -58,6 +58,7 @@ class EncodeReport:
     num_samples: int  # at the model's sample rate
     num_frames: int
     peak: float  # largest magnitude of what is encoded, mono at the model's sample rate; full scale is 1
+    channels_cancel: bool  # so that little is left of them in the mean, which is encoded
     num_bytes: int | None  # of the target; None where it is a pipe
     payload_bitrate: float  # of the codes alone, kbit/s
     bitrate: float | None  # of the whole file, kbit/s
@@ -138,6 +139,7 @@ def encode_file(
         num_samples=counted.num_samples,
         num_frames=num_frames,
         peak=counted.peak,
+        channels_cancel=sound.channels_cancel,
         num_bytes=num_bytes,
         payload_bitrate=packed_size(num_frames, header.bits_per_code) * 8 / seconds / 1000,
         bitrate=None if num_bytes is None else num_bytes * 8 / seconds / 1000,

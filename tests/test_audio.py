@@ -86,6 +86,26 @@ def test_mono_is_the_mean_of_the_channels(tmp_path, channels):
     np.testing.assert_allclose(mono[0], wav.mean(axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("gains", "cancel"),
+    [
+        ([1], False),
+        ([1, 1], False),
+        ([1, 0], False),
+        ([0, 0], False),
+        ([1, -1], True),
+        ([1, -0.5, -0.5], True),
+        ([1, -0.82], True),  # the mean is softer by 10 lg((1 - g)^2 / (2 + 2 g^2)), 20.2 dB
+        ([1, -0.81], False),  # 19.6 dB
+    ],
+)
+def test_channels_that_cancel_each_other_are_noticed(tmp_path, gains, cancel):
+    wav = np.random.default_rng(0).uniform(-1, 1, (5000, 1)) * gains
+    with audio.SoundReader(write_wav(tmp_path / "a.wav", wav, 8000), 24000, block_seconds=0.1) as sound:
+        assert len(list(sound)) > 1
+        assert sound.channels_cancel == cancel
+
+
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff"])
 def test_every_named_format_is_read(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"

@@ -380,6 +380,17 @@ def test_sound_far_beyond_full_scale_is_told_of(run, command, target, peak, said
     assert bool(said) == bool(run.err)
 
 
+@pytest.mark.parametrize(("command", "target"), [("encode", "a.codes"), ("roundtrip", "a.wav")])
+@pytest.mark.parametrize("gain", [-1, 1], ids=["opposite", "equal"])
+def test_channels_that_cancel_each_other_are_told_of(run, speech, command, target, gain):
+    samples = soundfile.read(speech)[0]
+    write_sound("stereo.wav", np.stack([samples, gain * samples], axis=1))
+    assert run(command, "stereo.wav", target, "--model", run.model, "--quiet", "--json") == 0
+    assert json.loads(run.out)["channels_cancel"] == (gain == -1)
+    assert ("; the channels cancel each other: encode one of them" in run.err) == (gain == -1)
+    assert bool(run.err) == (gain == -1)
+
+
 def test_info_tells_what_a_file_of_codes_holds(run, talk, speech):
     assert run("info", talk, "--json") == 0
     facts = json.loads(run.out)

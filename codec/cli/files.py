@@ -24,7 +24,7 @@ from codec.cli.options import (
     option_skip,
     option_sound_format,
 )
-from codec.cli.reporting import count, saturated, show, told, too_loud
+from codec.cli.reporting import count, saturated, show, softer, told
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, sentence
 from codec.output import STANDARD_STREAM
@@ -94,8 +94,8 @@ def encode(model: str, format: str | None, device: str, precision: str, **shared
             progress=progress,
         )
         rate = "" if report.bitrate is None else f", {report.bitrate:.3f} kbit/s"
-        loud = too_loud(report.peak)
-        return told(report, f"{count(report.num_frames, 'code')}{rate}{loud}", bool(loud))
+        warning = softer(report)
+        return told(report, f"{count(report.num_frames, 'code')}{rate}{warning}", bool(warning))
 
     _each(job, partial(_mirrored, job, find_sounds), partial(load_model, model, device), one)
 
@@ -188,9 +188,9 @@ def roundtrip(model: str, format: str | None, device: str, precision: str, **sha
         report = dataclasses.replace(
             encoded, target=decoded.target, elapsed_seconds=encoded.elapsed_seconds + decoded.elapsed_seconds
         )
-        loud = too_loud(report.peak)
+        warning = softer(report)
         text = f"{count(report.num_frames, 'code')}, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
-        return told(report, text + loud, bool(loud)) | {"num_saturated": decoded.num_saturated}
+        return told(report, text + warning, bool(warning)) | {"num_saturated": decoded.num_saturated}
 
     _each(job, partial(_mirrored, job, find_sounds), partial(load_model, model, device), one)
 

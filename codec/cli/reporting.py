@@ -54,9 +54,11 @@ def saturated(number: int) -> str:
     return f", {count(number, 'sample')} beyond full scale" if number else ""
 
 
-def too_loud(peak: float) -> str:
-    """Part of a line about sound so far beyond full scale that it comes back softer, empty where there is none."""
-    return f"; peaks at {peak:.1f} times full scale and will come back softer, turn it down" if peak > LOUD else ""
+def softer(report: Any) -> str:
+    """Part of a line about sound, of an `EncodeReport`, that comes back softer than it is; empty where it does not."""
+    peak = report.peak
+    loud = f"; peaks at {peak:.1f} times full scale and will come back softer, turn it down" if peak > LOUD else ""
+    return loud + ("; the channels cancel each other: encode one of them" if report.channels_cancel else "")
 
 
 def count(number: int, noun: str) -> str:
