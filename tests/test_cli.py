@@ -391,6 +391,15 @@ def test_channels_that_cancel_each_other_are_told_of(run, speech, command, targe
     assert bool(run.err) == (gain == -1)
 
 
+def test_sound_that_a_format_cuts_off_is_told_of_with_the_one_that_keeps_it(run):
+    Path("odd.txt").write_text("410 " * 40)
+    assert run("decode", "odd.txt", "cut.wav") == 0
+    assert "beyond full scale, cut off; --format wav-float keeps them" in run.err
+    assert run("decode", "odd.txt", "kept.wav", "--format", "wav-float") == 0
+    assert "full scale" not in run.err
+    assert np.abs(soundfile.read("cut.wav")[0]).max() <= 1 < np.abs(soundfile.read("kept.wav")[0]).max()
+
+
 def test_info_tells_what_a_file_of_codes_holds(run, talk, speech):
     assert run("info", talk, "--json") == 0
     facts = json.loads(run.out)

@@ -51,7 +51,7 @@ def table_of(facts: dict[str, Any]) -> str:
 
 def saturated(number: int) -> str:
     """Part of a line about samples beyond full scale, empty where there are none."""
-    return f", {count(number, 'sample')} beyond full scale" if number else ""
+    return f", {count(number, 'sample')} beyond full scale, cut off; --format wav-float keeps them" if number else ""
 
 
 def softer(report: Any) -> str:
