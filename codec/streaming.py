@@ -134,7 +134,8 @@ class StreamDecoder:
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
 
-        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length).
+        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length). Samples are mostly within +-1; but
+        codes that no speech has may go far beyond: `.clamp(-1, 1)` before they are played.
 
         Raises:
             ModelError: a code outside [0, K), another shape, or another number of signals than there are.

@@ -313,7 +313,8 @@ class Codec(Rates, nn.Module):
             lengths: (B,) int64, samples of each item, at most N * hop_length.
 
         Returns:
-            (B, 1, T) float32, T = N * hop_length, or the largest of `lengths`; zeros beyond the end of an item.
+            (B, 1, T) float32, T = N * hop_length, or the largest of `lengths`; zeros beyond the end of an item. Mostly
+            within +-1; but codes that no speech has may go far beyond: `.clamp(-1, 1)` before it is played.
 
         Raises:
             ModelError: wrong rank or type, no codes, a code outside [0, K), or weights that are not float32.
