@@ -21,10 +21,13 @@ class CodesWriter:
         name: of the stream, for error messages.
 
     Raises:
+        FormatError: `header` is none.
         OSError: the stream cannot be written (also from `write` and `close`).
     """
 
     def __init__(self, stream: BinaryIO, header: Header, name: str | None = None) -> None:
+        if not isinstance(header, Header):
+            raise FormatError(f"the header of codes must be a Header, got {type(header).__name__}; see codec.header_of")
         self.header = header
         self.num_frames = 0
         self.is_closed = False

@@ -262,6 +262,12 @@ def test_refused_codes_leave_the_old_file_and_nothing_else(tmp_path: Path):
     assert os.listdir(tmp_path) == ["talk.codes"]
 
 
+def test_what_is_no_header_is_named(tmp_path: Path):
+    with pytest.raises(FormatError, match=r"the header of codes must be a Header, got NoneType; see codec\.header_of"):
+        write_codes(tmp_path / "talk.codes", some_codes(20), header=None)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_file_that_cannot_grow_leaves_nothing(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
