@@ -6,10 +6,12 @@ and not equal.
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import SupportsIndex
+from itertools import compress
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec.errors import AudioError, ModelError
 from codec.model.codec import MAX_FRAMES, Codec, check_samples
@@ -32,8 +34,7 @@ class StreamEncoder:
     """
 
     def __init__(self, codec: Codec):
-        codec.require_float32()
-        self.codec = codec
+        self.codec = _checked_model(codec)
         self.reset()
 
     def reset(self) -> None:
@@ -120,10 +121,9 @@ class StreamDecoder:
     """
 
     def __init__(self, codec: Codec):
+        self.codec = _checked_model(codec)
         if not isinstance(codec.config.decoder, SpectralDecoderConfig):
             raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
-        codec.require_float32()
-        self.codec = codec
         self._state: State = {}  # replaced and never changed, so that copies of a decoder go on by themselves
 
     @property
@@ -160,16 +160,25 @@ class StreamDecoder:
         Rows that are left out leave. One that is named several times branches off: each copy goes on with codes of its
         own. With none it is a decoder without signals.
 
+        Args:
+            rows: ints in [0, B), or a mask: B bools, which say of each signal whether it goes on. A list, a tensor or
+                an array.
+
         Raises:
-            ModelError: a row outside [0, B).
+            ModelError: a row outside [0, B), or a mask of another length.
         """
-        rows = list(rows)
         try:
-            numbers = [operator.index(row) for row in rows]
+            listed: list[Any] = [row.tolist() if isinstance(row, Tensor | np.generic) else row for row in rows]
+            if len(listed) == self.num_signals and all(isinstance(row, bool) for row in listed):
+                listed = list(compress(range(len(listed)), listed))
+            numbers = [-1 if isinstance(row, bool) else operator.index(row) for row in listed]
         except TypeError:
             numbers = [-1]
-        if not all(0 <= number < self.num_signals for number in numbers) or any(isinstance(row, bool) for row in rows):
-            raise ModelError(f"rows must be ints from 0 on, below the {self.num_signals} signals there are, got {rows}")
+        if not all(0 <= number < self.num_signals for number in numbers):
+            raise ModelError(
+                f"rows must be ints from 0 on, below the {self.num_signals} signals there are, or a bool for each, "
+                f"got {rows}"
+            )
         selected = StreamDecoder(self.codec)
         selected._state = select_rows(self._state, numbers) if numbers else {}
         return selected
@@ -180,10 +189,16 @@ class StreamDecoder:
         Signals may be of any age. A decoder has none before its first code, so give a new signal's to one of its own.
 
         Raises:
-            ModelError: a decoder of another model.
+            ModelError: no decoder, or one of another model; a model that was loaded twice counts as two.
         """
-        if any(other.codec is not self.codec for other in others):
-            raise ModelError("streams of different models cannot go forward together")
+        for other in others:
+            if not isinstance(other, StreamDecoder):
+                raise ModelError(f"a stream is joined by stream decoders, got {type(other).__name__}")
+            if other.codec is not self.codec:
+                raise ModelError(
+                    "streams of different models, or of one that was loaded twice, cannot go forward together; make "
+                    "all of them from the same loaded model"
+                )
         joined = StreamDecoder(self.codec)
         joined._state = join_rows([decoder._state for decoder in (self, *others) if decoder._state])
         return joined
@@ -215,10 +230,9 @@ class WindowDecoder:
     """
 
     def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):
+        self.codec = _checked_model(codec)
         if not isinstance(codec.config.decoder, VocosDecoderConfig):
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
-        codec.require_float32()
-        self.codec = codec
         self._sizes = window, overlap
         self.reset()
 
@@ -241,6 +255,14 @@ class WindowDecoder:
         with torch.inference_mode():
             wav = self._windows.flush()
         return wav[0, 0].cpu().clone()
+
+
+def _checked_model(codec: Codec) -> Codec:
+    """A model as it is, or a ModelError."""
+    if not isinstance(codec, nn.Module):  # also one around a model, such as torch.compile makes
+        raise ModelError(f"a stream takes a model as codec.load gives it, got {type(codec).__name__}")
+    codec.require_float32()
+    return codec
 
 
 def _checked_stream(codes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Any chunking gives the codes and samples of the whole signal, with the latency and memory that are promised."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from codec.errors import AudioError, ModelError
 from codec.model.codec import MAX_FRAMES, Codec, CodecConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.weights import load
-from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder
+from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +115,36 @@ def test_a_signal_that_branches_off_goes_on_by_itself(codec: Codec, branch: Call
         torch.testing.assert_close(sound, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("as_rows", [list, np.array, torch.tensor, lambda mask: list(torch.tensor(mask))])
+def test_a_mask_says_which_signals_go_on(codec: Codec, as_rows: Callable[[list[bool]], Iterable]):
+    codes = torch.randint(codec.codebook_size, (3, 20), generator=torch.Generator().manual_seed(0))
+    decoder = StreamDecoder(codec)
+    decoder.push(codes[:, :10])
+    expected = decoder.select([0, 2]).push(codes[[0, 2], 10:])
+    assert torch.equal(decoder.select(as_rows([True, False, True])).push(codes[[0, 2], 10:]), expected)
+    assert decoder.select(as_rows([False] * 3)).num_signals == 0
+    for mask in ([True, False], [[True], [False], [True]]):
+        with pytest.raises(ModelError, match="or a bool for each, got"):
+            decoder.select(as_rows(mask))
+
+
 def test_rows_that_are_not_there_and_other_models_are_refused(codec: Codec, model_directory: Path):
     decoder = StreamDecoder(codec)
     decoder.push(torch.tensor([[1], [2]]))
-    for rows in ([2], [-1], [0, True], [0.0]):
-        with pytest.raises(ModelError, match=r"ints from 0 on, below the 2 signals there are, got \["):
+    for rows in ([2], [-1], [0, True], [0.0], torch.tensor(0), 5, None):
+        with pytest.raises(ModelError, match="ints from 0 on, below the 2 signals there are, or a bool for each, got "):
             decoder.select(rows)
-    with pytest.raises(ModelError, match="different models cannot go forward together"):
+    with pytest.raises(ModelError, match="loaded twice, cannot go forward together"):
         decoder.join(StreamDecoder(load(model_directory)))
+    for other in (None, [decoder]):
+        with pytest.raises(ModelError, match=f"joined by stream decoders, got {type(other).__name__}"):
+            decoder.join(other)
+
+
+@pytest.mark.parametrize("stream", [StreamEncoder, StreamDecoder, WindowDecoder])
+def test_a_stream_needs_a_loaded_model(stream: Callable[[object], object]):
+    with pytest.raises(ModelError, match=r"a model as codec\.load gives it, got str"):
+        stream("stream")
 
 
 def test_every_code_gives_its_samples_at_once(codec: Codec):
