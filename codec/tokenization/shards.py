@@ -12,12 +12,11 @@ those of the shard are tried again. The table is written last: a shard that has 
 killed process was writing; nothing removes it, as another may be writing it now.
 """
 
-import functools
 import itertools
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +32,6 @@ from codec.tables import write_table
 
 INFO_NAME = "tokens.json"
 FAILED_COLUMNS = ("id", "path", "reason", "file")
-MAX_OPEN = 64
-"""Shards whose codes are kept mapped into memory."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +166,9 @@ class Places(Mapping[str, Place]):
 class Tokens(Mapping[str, np.ndarray]):
     """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
 
-    The files are mapped into memory: nothing is read before it is asked for. `places` holds what is known of each
-    utterance, and `places.id` the ids by number; `info` what is known of all.
+    They are read when they are asked for, into an array of the caller's own. `places` holds what is known of each
+    utterance, and `places.id` the ids by number; `info` what is known of all. Another process gets what was read of
+    the tables, and opens the same files.
 
     Args:
         folder: of the tokens.
@@ -195,20 +193,21 @@ class Tokens(Mapping[str, np.ndarray]):
                 f"{folder}: {num_missing} of {self.info.num_shards} shards are missing, the first is {_name(first)}; "
                 "run codec tokenize again"
             )
+        self._offsets: dict[int, int] = {}  # of the codes in the file of each shard, bytes
         self.places = Places(self._read_tables())
-        self._codes = self._few_at_once()
-
-    def __getstate__(self) -> tuple[Path, TokensInfo, list[int], Places]:
-        """Another process opens the same files, and need not read their tables."""
-        return self.folder, self.info, self.shards, self.places
-
-    def __setstate__(self, state: tuple[Path, TokensInfo, list[int], Places]) -> None:
-        self.folder, self.info, self.shards, self.places = state
-        self._codes = self._few_at_once()
 
     def __getitem__(self, id: str) -> np.ndarray:
         number, place = self.places.locate(id)
-        return _codes_of(place, self._codes(number), self.info, _path(self.folder, number, ".npy"))
+        path, dtype = _path(self.folder, number, ".npy"), self.info.dtype
+        try:
+            # Mapping the file would take four times as long, and there may be more than a process can keep open.
+            codes = np.fromfile(path, dtype, place.codes, offset=self._offsets[number] + place.start * dtype.itemsize)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return _checked(codes, place, self.info, path)
+
+    # A mapping's would read all codes, of which numpy cannot say in one word whether they are equal.
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -223,32 +222,28 @@ class Tokens(Mapping[str, np.ndarray]):
     def _read_tables(self) -> Iterator[tuple[int, list[Place]]]:
         for number in self.shards:
             places = read_places(self.folder, number, self.info.hop_length)
-            _open_codes(self.folder, number, places, self.info.dtype)
+            if places:
+                self._offsets[number] = _map(self.folder, number, places, self.info.dtype).offset
             yield number, places
 
-    def _few_at_once(self) -> Callable[[int], np.ndarray]:
-        """Opens shards and keeps the last ones, as a process may have some 1000 files open."""
-        return functools.lru_cache(maxsize=MAX_OPEN)(self._open)
 
-    def _open(self, number: int) -> np.ndarray:
-        return _map(_path(self.folder, number, ".npy"))
-
-
-def _open_codes(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.ndarray:
-    """The codes of a shard, end to end (N,), mapped into memory."""
+def _map(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.memmap:
+    """The codes of a shard that has any, end to end (N,), mapped into memory."""
     path = _path(folder, number, ".npy")
-    if not places:
-        return np.zeros(0, dtype)
-    codes = _map(path)
+    try:
+        codes: np.memmap = np.load(path, mmap_mode="r")
+    except (OSError, *NPY_ERRORS) as error:
+        raise _unreadable(path, error) from error
     if codes.dtype != dtype or codes.shape != (places[-1].start + places[-1].codes,):
         raise FormatError(f"{path}: does not fit its table; run codec tokenize again")
     return codes
 
 
-def _codes_of(place: Place, shard: np.ndarray, info: TokensInfo, path: Path) -> np.ndarray:
-    """Those of an utterance (N,) out of its shard, held against the model and the table."""
-    codes = shard[place.start : place.start + place.codes]
-    if codes.max(initial=0) >= info.codebook_size:
+def _checked(codes: np.ndarray, place: Place, info: TokensInfo, path: Path) -> np.ndarray:
+    """Those of an utterance (N,) as they are, held against the model and the table."""
+    if len(codes) < place.codes:
+        fault = f"it ends before the codes of {place.id} do"
+    elif codes.max(initial=0) >= info.codebook_size:
         fault = f"{place.id} has code {codes.max()} and the model {info.codebook_size} codes"
     elif place.crc32 not in (None, zlib.crc32(codes.data)):
         fault = f"the codes of {place.id} are not those that were written"
@@ -257,11 +252,8 @@ def _codes_of(place: Place, shard: np.ndarray, info: TokensInfo, path: Path) -> 
     raise FormatError(f"{path}: damaged, {fault}; run codec tokenize again")
 
 
-def _map(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r"))  # slices of numpy's class of mapped arrays take much longer
-    except (OSError, *NPY_ERRORS) as error:
-        raise FormatError(f"{path}: cannot be read ({error}); run codec tokenize again") from error
+def _unreadable(path: Path, error: Exception) -> FormatError:
+    return FormatError(f"{path}: cannot be read ({error}); run codec tokenize again")
 
 
 def is_tokens(folder: str | os.PathLike[str]) -> bool:
@@ -364,9 +356,14 @@ def read_shard(folder: Path, number: int, info: TokensInfo) -> dict[str, tuple[n
         FormatError: it is missing or damaged.
     """
     places = read_places(folder, number, info.hop_length)
-    codes = np.array(_open_codes(folder, number, places, info.dtype))  # no mapping: the file may be replaced meanwhile
+    if not places:
+        return {}
+    codes = np.array(_map(folder, number, places, info.dtype))  # no mapping: the file may be replaced meanwhile
     path = _path(folder, number, ".npy")
-    return {place.id: (_codes_of(place, codes, info, path), place.samples) for place in places}
+    return {
+        place.id: (_checked(codes[place.start : place.start + place.codes], place, info, path), place.samples)
+        for place in places
+    }
 
 
 def file_state(path: Path) -> str:
@@ -436,8 +433,8 @@ def _read_failed(folder: Path, number: int) -> dict[str, str]:
         raise FormatError(f"{path}: is not a table of failures; run codec tokenize again") from error
 
 
-def _path(folder: str | os.PathLike[str], number: int, suffix: str) -> Path:
-    return Path(folder) / f"{_name(number)}{suffix}"
+def _path(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"{_name(number)}{suffix}"
 
 
 def _name(number: int) -> str:

@@ -20,6 +20,39 @@ def test_what_is_missing_is_known_from_what_is_there(tmp_path: Path):
         Tokens(tmp_path)
 
 
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    """Two utterances, of two codes and of one."""
+    info = TokensInfo("tiny", "0" * 16, 24000, 320, 4096, "float32", 2, 10, "0" * 16)
+    write_info(tmp_path, info)
+    utterances = [("a", np.array([1, 2]), 640, "anna", "train"), ("b", np.array([3]), 320, "ben", "train")]
+    write_shard(tmp_path, 0, utterances, [], info.dtype)
+    return Tokens(tmp_path)
+
+
+def test_codes_belong_to_the_caller(tokens: Tokens):
+    codes = tokens["b"]
+    codes += 1
+    assert (codes.tolist(), tokens["b"].tolist()) == ([4], [3])
+
+
+def test_codes_that_vanish_or_are_cut_off_after_opening_are_named(tokens: Tokens):
+    path = tokens.folder / "00000.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError, match=r"00000\.npy: damaged, it ends before the codes of b do; run codec tokenize"):
+        tokens["b"]
+    assert tokens["a"].tolist() == [1, 2]
+    path.unlink()
+    with pytest.raises(FormatError, match=r"00000\.npy: cannot be read \(.*No such file"):
+        tokens["a"]
+
+
+def test_tokens_are_compared_as_what_they_are_and_not_by_all_their_codes(tokens: Tokens):
+    assert tokens == tokens
+    assert tokens != Tokens(tokens.folder)
+    assert {tokens: 1}[tokens] == 1
+
+
 def test_a_copy_that_keeps_size_and_time_is_another_file(speech: Path, tmp_path: Path):
     copy = Path(shutil.copy2(speech, tmp_path))
     assert (copy.stat().st_size, copy.stat().st_mtime_ns) == (speech.stat().st_size, speech.stat().st_mtime_ns)
