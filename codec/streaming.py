@@ -4,8 +4,9 @@ Only `WindowDecoder`, for decoders that look at whole clips, gives samples that 
 and not equal.
 """
 
+import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
 from typing import Any, SupportsIndex
 
@@ -203,6 +204,42 @@ class StreamDecoder:
         joined._state = join_rows([decoder._state for decoder in (self, *others) if decoder._state])
         return joined
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamDecoder":
+        return copy.copy(self)  # the model is not the stream's own
+
+    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
+        """What is remembered of the signals, to go on elsewhere: name of each module of the model -> tensors (B, ...).
+
+        Some 0.9 MB for each signal of the boxed model; torch.save and torch.load take it.
+        """
+        names = {module: name for name, module in self.codec.named_modules()}
+        return {names[module]: memory for module, memory in self._state.items()}
+
+    def load_state_dict(self, state: Mapping[str, tuple[Tensor, ...]]) -> None:
+        """Go on with the signals of a decoder of the same model, in another process or on another device.
+
+        Args:
+            state: its `state_dict`. The weights that it was made with are not in it, and cannot be checked.
+
+        Raises:
+            ModelError: not the state of a stream of such a model.
+        """
+        example = StreamDecoder(self.codec)
+        example.push(torch.tensor([0]))
+        expected = example.state_dict()
+        try:
+            batches = {len(kept) for memory in state.values() for kept in memory}
+            fits = not state or (_form(state) == _form(expected) and len(batches) == 1)
+        except (AttributeError, TypeError):
+            fits = False
+        if not fits:
+            raise ModelError("this is not the state of a stream of this model; StreamDecoder.state_dict gives one")
+        modules = dict(self.codec.named_modules())
+        self._state = {
+            modules[name]: tuple(kept.to(like.device) for kept, like in zip(memory, expected[name], strict=True))
+            for name, memory in state.items()
+        }
+
     def reset(self) -> None:
         """Forget all signals: the decoder is as new."""
         self._state = {}
@@ -255,6 +292,11 @@ class WindowDecoder:
         with torch.inference_mode():
             wav = self._windows.flush()
         return wav[0, 0].cpu().clone()
+
+
+def _form(state: Mapping[str, tuple[Tensor, ...]]) -> dict[str, list[Any]]:
+    """Types and shapes of what a decoder remembers, whatever B."""
+    return {name: [(kept.dtype, kept.shape[1:]) for kept in memory] for name, memory in state.items()}
 
 
 def _checked_model(codec: Codec) -> Codec:

@@ -1,6 +1,7 @@
 """Any chunking gives the codes and samples of the whole signal, with the latency and memory that are promised."""
 
 import copy
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -103,7 +104,17 @@ def test_signals_of_any_age_go_forward_together_and_leave(codec: Codec):
     assert batch.select([]).num_signals == StreamDecoder(codec).join().num_signals == 0
 
 
-@pytest.mark.parametrize("branch", [copy.copy, lambda decoder: decoder.select([0])], ids=["copy", "select"])
+def elsewhere(decoder: StreamDecoder) -> StreamDecoder:
+    """What another process makes of a stream."""
+    data = io.BytesIO()
+    torch.save(decoder.state_dict(), data)
+    data.seek(0)
+    other = StreamDecoder(copy.deepcopy(decoder.codec))
+    other.load_state_dict(torch.load(data))
+    return other
+
+
+@pytest.mark.parametrize("branch", [copy.copy, copy.deepcopy, lambda decoder: decoder.select([0]), elsewhere])
 def test_a_signal_that_branches_off_goes_on_by_itself(codec: Codec, branch: Callable[[StreamDecoder], StreamDecoder]):
     codes = torch.randint(codec.codebook_size, (3, 40), generator=torch.Generator().manual_seed(0))
     decoder = StreamDecoder(codec)
@@ -113,6 +124,31 @@ def test_a_signal_that_branches_off_goes_on_by_itself(codec: Codec, branch: Call
     for tail, sound in zip(codes[1:], sounds, strict=True):
         expected = StreamDecoder(codec).push(torch.cat([codes[0], tail]))[40 * codec.hop_length :]
         torch.testing.assert_close(sound, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_copies_of_a_decoder_share_its_model_and_can_join_it(codec: Codec):
+    decoder = StreamDecoder(codec)
+    decoder.push(torch.tensor([1, 2]))
+    assert copy.deepcopy([decoder])[0].join(decoder).num_signals == 2
+
+
+def test_states_of_other_streams_are_refused(codec: Codec):
+    decoder, fresh = StreamDecoder(codec), StreamDecoder(codec)
+    fresh.load_state_dict(decoder.state_dict())
+    assert fresh.num_signals == 0
+    decoder.push(torch.tensor([[1], [2]]))
+    state = decoder.state_dict()
+    name, memory = next(iter(state.items()))
+    others = [
+        state | {name: memory[:-1]},
+        state | {name: tuple(kept[:1] for kept in memory)},
+        state | {"other": memory},
+    ]
+    narrow = tuple(kept[..., :-1] for kept in memory)
+    for other in (*others, state | {name: narrow}, {name: memory}, {name: 1}, [1], "state"):
+        with pytest.raises(ModelError, match="not the state of a stream of this model; StreamDecoder"):
+            fresh.load_state_dict(other)
+    assert fresh.num_signals == 0
 
 
 @pytest.mark.parametrize("as_rows", [list, np.array, torch.tensor, lambda mask: list(torch.tensor(mask))])
