@@ -168,9 +168,14 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(r.reason for r in damaged).items()))
         sentence = f"{part.name}: {len(damaged)} of {expected} files cannot be used ({reasons})"
         is_too_much = len(damaged) > max_damaged * expected
-        (outcome.problems if is_too_much else outcome.warnings).append(
-            f"{sentence}; more than {100 * max_damaged:g} % are a problem" if is_too_much else sentence
-        )
+        if is_too_much:
+            enough = min(1000 * len(damaged) // expected + 1, 1000) / 1000
+            outcome.problems.append(
+                f"{sentence}, which is more than {100 * max_damaged:g} %; the lists are written without them, accept "
+                f"that with --max-damaged {enough:g}"
+            )
+        else:
+            outcome.warnings.append(sentence)
     if part.published and part.num_files not in part.published:
         difference = part.num_files - part.published[0]
         outcome.warnings.append(
