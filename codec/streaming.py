@@ -50,6 +50,8 @@ class StreamEncoder:
     def push(self, wav: Tensor) -> Tensor:
         """Feed samples, get the codes that are now certain.
 
+        The more at once, the less work: 100 ms take a fifth of what they take hop by hop.
+
         Args:
             wav: (T,) or (1, 1, T) float32 in [-1, 1], T >= 0.
 
@@ -187,7 +189,8 @@ class StreamDecoder:
     def join(self, *others: "StreamDecoder") -> "StreamDecoder":
         """A decoder that goes on with the signals of this one and of `others`, in this order; they stay as they are.
 
-        Signals may be of any age. A decoder has none before its first code, so give a new signal's to one of its own.
+        Signals may be of any age. A decoder has none before its first code, so give a new signal's to one of its own,
+        or those of k signals that begin together to one, as (k, 1): it takes far less time than k decoders.
 
         Raises:
             ModelError: no decoder, or one of another model; a model that was loaded twice counts as two.

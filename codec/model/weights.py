@@ -24,6 +24,9 @@ from codec.output import open_output, write_json, write_text
 def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Codec:
     """A trained model in eval mode.
 
+    Several threads may share it, but a `StreamEncoder` or `StreamDecoder` serves one caller at a time. A process that
+    is forked after the model was used may hang in it: fork before, or start processes with "spawn".
+
     Args:
         model: name of a boxed model, a model directory, or a Hugging Face Hub id (`owner/name`).
         device: where to put it: "cpu", "cuda", "mps", or "auto", see `choose_device`.
