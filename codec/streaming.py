@@ -47,6 +47,15 @@ class StreamEncoder:
         self._waiting = torch.zeros(0, device=self.codec.device)  # samples from the start of the next frame on
         self._num_samples = 0
 
+    def __copy__(self) -> "StreamEncoder":
+        copied = StreamEncoder(self.codec)
+        own = {"_state": self._state.copy(), "_mirroring": copy.copy(self._mirroring)}  # these are changed in place
+        copied.__dict__.update(self.__dict__ | own)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamEncoder":
+        return copy.copy(self)  # the model is not the stream's own
+
     def push(self, wav: Tensor) -> Tensor:
         """Feed samples, get the codes that are now certain.
 

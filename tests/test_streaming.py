@@ -204,10 +204,14 @@ def test_flushing_makes_ready_for_the_next_signal(codec: Codec, wav: torch.Tenso
     assert torch.equal(decoder.push(first), sound)
 
 
-def test_what_was_reset_is_as_new(codec: Codec, wav: torch.Tensor):
+def mirroring(codec: Codec) -> Codec:
+    """A model like `codec` but for its encoder, which mirrors the signal at its ends."""
     encoder_config = SEANetEncoderConfig(latent_dim=codec.encoder.latent_dim, num_filters=4)
-    mirroring = Codec(CodecConfig(24000, encoder_config, codec.config.quantizer, codec.config.decoder)).eval()
-    for model in (mirroring, codec):
+    return Codec(CodecConfig(24000, encoder_config, codec.config.quantizer, codec.config.decoder)).eval()
+
+
+def test_what_was_reset_is_as_new(codec: Codec, wav: torch.Tensor):
+    for model in (mirroring(codec), codec):
         encoder, other = StreamEncoder(model), StreamEncoder(model)
         encoder.push(wav[:30000])
         encoder.reset()
@@ -217,6 +221,28 @@ def test_what_was_reset_is_as_new(codec: Codec, wav: torch.Tensor):
     decoder.push(codes[None, :5].repeat(2, 1))
     decoder.reset()
     assert torch.equal(decoder.push(codes), StreamDecoder(codec).push(codes))
+
+
+@pytest.mark.parametrize("is_mirroring", [False, True])
+def test_copies_of_an_encoder_go_on_by_themselves(codec: Codec, wav: torch.Tensor, is_mirroring: bool):
+    model = mirroring(codec) if is_mirroring else codec
+    encoder = StreamEncoder(model)
+    codes = [encoder.push(wav[:50000])]
+    for copied in (copy.copy(encoder), copy.deepcopy(encoder), encoder):
+        ends = torch.cat([*codes, copied.push(wav[50000:80000]), copied.push(wav[80000:]), copied.flush()])
+        assert copied.codec is model
+        assert torch.equal(ends, model.encode(wav[None, None])[0])
+
+
+def test_copies_of_a_stream_that_mirrors_go_on_by_themselves(codec: Codec, wav: torch.Tensor):
+    """Codes of a model that has learned nothing would not show it."""
+    encoder = mirroring(codec).encoder
+    stream = encoder.stream()
+    start, middle, end = wav[None, None].split([50000, 30000, len(wav) - 80000], dim=2)
+    first = stream.push(start)
+    for copied in (copy.copy(stream), stream):
+        latent = torch.cat([first, copied.push(middle), copied.push(end), copied.flush()], dim=2)
+        torch.testing.assert_close(latent, encoder(wav[None, None]), atol=1e-5, rtol=1e-4)
 
 
 def test_what_streams_give_can_be_trained_with(codec: Codec, wav: torch.Tensor):

@@ -209,7 +209,7 @@ class SEANetStream:
                 begin = max(min(start, stop - MIN_FRAMES), 0) if is_end else start
                 x = encoder.convolve(wav, begin, stop, self._offset, length or arrived + hop_length)
                 x, self._state = encoder.recur(x[:, start - begin :], self._state)
-                self._features.append(x)
+                self._features = [*self._features, x]  # another list, as copies of a stream go on by themselves
                 self._num_features = stop
         kept = max((self._num_features - MIN_FRAMES) * hop_length - self._past, self._offset)
         self._wav, self._offset = wav[..., kept - self._offset :].clone(), kept
