@@ -105,9 +105,17 @@ def encode(model: str, format: str | None, device: str, precision: str, **shared
 @option_sound_format
 @click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
 @click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
+@click.option("--id", "chosen", multiple=True, help="Only this utterance of what codec tokenize made; may be repeated.")
 @options_of_files
 def decode(
-    model: str | None, format: str | None, recover: bool, force: bool, device: str, precision: str, **shared: Any
+    model: str | None,
+    format: str | None,
+    recover: bool,
+    force: bool,
+    chosen: tuple[str, ...],
+    device: str,
+    precision: str,
+    **shared: Any,
 ) -> None:
     """Turn codes back into speech.
 
@@ -140,6 +148,8 @@ def decode(
 
     (source, *more), target = job.files
     if more or not is_tokens(source):
+        if chosen:
+            raise click.UsageError(f"--id is for a folder that codec tokenize has made, which {source} is not")
         begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
         _each(job, partial(_mirrored, job, _find_codes), begin, one)
         return
@@ -150,11 +160,14 @@ def decode(
         seconds = num_samples / tokens.info.sample_rate
         return tell(decode_codes(reader, name, output, seconds=seconds, progress=progress, **how))
 
-    for id in tokens:
+    wanted = dict.fromkeys(chosen or tokens)
+    for id in wanted:
+        if id not in tokens.places:
+            raise CodecError(f"{source}: has no utterance {id!r}; the first column of its tables (.tsv) names all")
         if Path(id).is_absolute() or ".." in Path(id).parts:
             raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
-    ids = {str(Path(source) / id): id for id in tokens}
-    pairs = [(Path(source) / id, Path(target) / f"{id}{job.suffix}") for id in tokens]
+    ids = {str(Path(source) / id): id for id in wanted}
+    pairs = [(Path(source) / id, Path(target) / f"{id}{job.suffix}") for id in wanted]
     if not pairs:
         raise CodecError(f"{source}: has no utterances")
     _each(job, lambda: pairs, partial(load_for, tokens.info.header, model, device, force, source), one_of_tokens)

@@ -130,6 +130,19 @@ def test_tokens_decode_as_the_files_do(recordings, manifest, tmp_path, model_dir
         assert (tmp_path / "out" / path.name).read_bytes() == (tmp_path / "one.wav").read_bytes()
 
 
+def test_single_utterances_are_decoded_by_id(recordings, tmp_path, model_directory, capsys):
+    tokens_of(recordings, tmp_path / "tokens", model_directory)
+    arguments = ["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(model_directory)]
+    assert run([*arguments, "--id", "ben/3", "--id", "nobody"]) == 2
+    assert "tokens: has no utterance 'nobody'; the first column of its tables" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run([*arguments, "--id", "ben/3", "--id", "anna/0", "--id", "ben/3"]) == 0
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.wav")}
+    assert found == {"anna/0.wav", "ben/3.wav"}
+    assert run(["decode", str(recordings), str(tmp_path / "more"), "--id", "ben/3"]) == 2
+    assert "--id is for a folder that codec tokenize has made, which" in capsys.readouterr().err
+
+
 def test_tokens_of_another_model_are_not_decoded(manifest, tmp_path, model_directory, other_model_directory, capsys):
     tokens_of(manifest, tmp_path / "tokens", model_directory)
     arguments = ["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(other_model_directory)]
