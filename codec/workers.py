@@ -117,7 +117,10 @@ class _Pool:
         return self._pool
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=exception[0] is None, cancel_futures=True)
+        if exception[0] is not None:  # nobody waits for what is under way, which may take hours
+            for process in list(self._pool._processes.values()):  # `terminate_workers` from Python 3.14 on
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
         for name, value in self._environment.items():
             if value is None:
                 del os.environ[name]

@@ -99,3 +99,30 @@ for _ in work(len, [""], 1, len, ("",)):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "working\n")
+
+
+def test_what_is_under_way_ends_with_an_interruption(tmp_path):
+    """However long it would take. The process that works holds the standard output, so this waits until it is gone."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import signal
+from codec.workers import work
+
+def stay(task):
+    print("working", flush=True)
+    signal.pause()
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
+    try:
+        list(work(stay, [0], 1, len, ("",)))
+    except KeyboardInterrupt:
+        print("interrupted")
+""")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.communicate(timeout=60) == ("interrupted\n", None)
+        finally:
+            process.kill()
