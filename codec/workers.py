@@ -33,23 +33,27 @@ def work(
     function: Callable[[Task], Result],
     tasks: Sequence[Task],
     jobs: int,
-    prepare: Callable[..., None],
-    arguments: tuple[Any, ...],
+    prepare: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
 ) -> Iterator[tuple[int, Result | Died]]:
     """Results as they come, with the number of their task.
 
     Args:
-        function: of the module level, called with each task; what it raises ends everything.
+        function: called with each task, of the module level or a `partial` of such; what it raises ends everything.
         tasks: each is sent to one process.
-        jobs: number of processes, one thread each; 0 does the work in this process.
-        prepare: called once in every process with `arguments`; what it raises ends everything.
+        jobs: number of processes, one thread each, of which no more start than there are tasks; 0 does the work in
+            this process.
+        prepare: called once in every process with `arguments`, if given; what it raises ends everything.
         arguments: see `prepare`.
 
     Raises:
         CodecError: processes end as soon as they begin.
     """
+    if not tasks:
+        return
     if jobs == 0:
-        prepare(*arguments)
+        if prepare:
+            prepare(*arguments)
         for number, task in enumerate(tasks):
             yield number, function(task)
         return
@@ -84,6 +88,27 @@ def work(
                     suspects = lost[::-1]
 
 
+def work_in_batches(
+    function: Callable[[Sequence[Task]], Sequence[Result]],
+    batches: Sequence[Sequence[Task]],
+    jobs: int,
+    prepare: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Iterator[tuple[int, Sequence[Result | Died]]]:
+    """The same for tasks that are done several at a time: a result of each, with the number of their batch.
+
+    Those of a batch whose process has died are done one at a time, so that a crash costs only the one at fault.
+    """
+    for number, results in work(function, batches, jobs, prepare, arguments):
+        if not isinstance(results, Died):
+            yield number, results
+        elif len(batches[number]) == 1:
+            yield number, [results]
+        else:
+            singly = dict(work_in_batches(function, [[task] for task in batches[number]], jobs, prepare, arguments))
+            yield number, [singly[place][0] for place in range(len(singly))]
+
+
 def _require_start(pool: ProcessPoolExecutor) -> None:
     """Refuse what would fail with every item, and so is no fault of any."""
     try:
@@ -102,7 +127,7 @@ def _has_result(future: "Future[Any]") -> bool:
 class _Pool:
     """Processes that start from scratch, because a copy of a process with threads can hang."""
 
-    def __init__(self, jobs: int, prepare: Callable[..., None], arguments: tuple[Any, ...]):
+    def __init__(self, jobs: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]):
         # One thread each, of the libraries too; they read this when they are imported.
         self._environment = {name: os.environ.get(name) for name in _THREADS}
         os.environ.update(dict.fromkeys(_THREADS, "1"))
@@ -131,11 +156,12 @@ class _Pool:
 _mistake: BaseException | None = None
 
 
-def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _begin(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     global _mistake
     follow_parent()
     try:
-        prepare(*arguments)
+        if prepare:
+            prepare(*arguments)
     except Exception as error:  # raised with the first task, because here it would look like a crash
         _mistake = error
 

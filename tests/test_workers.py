@@ -9,7 +9,7 @@ import time
 import pytest
 
 from codec.errors import CodecError, ModelError
-from codec.workers import Died, work
+from codec.workers import Died, work, work_in_batches
 
 _offset = 0
 
@@ -35,6 +35,18 @@ def test_crash_takes_only_its_own_item():
     results = dict(work(add, [0, 1, 2, 3, 4, 5, 6, 7], 2, prepare, (10,)))
     assert isinstance(results.pop(3), Died)
     assert results == {number: number + 10 for number in (0, 1, 2, 4, 5, 6, 7)}
+
+
+def add_all(tasks: list[int]) -> list[int]:
+    return [add(task) for task in tasks]
+
+
+def test_crash_takes_only_its_own_item_of_a_batch():
+    results = dict(work_in_batches(add_all, [[0, 1], [2, 3, 4], [5]], 2, prepare, (10,)))
+    assert (results[0], results[2]) == ([10, 11], [15])
+    first, crashed, last = results[1]
+    assert (first, last) == (12, 14)
+    assert isinstance(crashed, Died)
 
 
 def end(offset: int) -> None:
@@ -84,8 +96,9 @@ def test_exception_of_the_preparation_reaches_the_caller(jobs):
         list(work(add, [1], jobs, refuse, ("no weights",)))
 
 
-def test_no_tasks_no_processes():
-    assert list(work(add, [], 2, prepare, (0,))) == []
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_without_tasks_nothing_is_prepared(jobs):
+    assert list(work(add, [], jobs, refuse, ("no weights",))) == []
 
 
 def test_processes_end_with_their_parent():

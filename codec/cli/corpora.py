@@ -13,6 +13,7 @@ from codec.cli.options import (
     Function,
     Name,
     option_device,
+    option_jobs,
     option_json_once,
     option_model,
     option_precision,
@@ -43,7 +44,7 @@ def options_of_preparation(function: Function) -> Function:
         click.option("--seed", default=0, show_default=True, help="Of everything drawn."),
         click.option("--max-damaged", default=0.001, show_default=True, help="Fail above this share of damaged files."),
         click.option("--strict", is_flag=True, help="Fail on any warning."),
-        click.option("--jobs", type=int, help="Processes.  [default: one per core]"),
+        option_jobs,
         option_json_once,
         option_quiet,
     ]
@@ -137,8 +138,8 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
     from codec.preparation.selection import Filters
 
     filters = Filters(*(shared[name] for name in ("min_seconds", "max_seconds", "max_silent", "max_clipped")))
-    settings = {name: shared[name] for name in ("headers_only", "subset", "seed", "max_damaged", "strict")}
-    config = PreparationConfig(filters, **settings, num_workers=shared["jobs"])
+    settings = {name: shared[name] for name in ("headers_only", "subset", "seed", "max_damaged", "strict", "jobs")}
+    config = PreparationConfig(filters, **settings)
     with CountLine(not shared["quiet"]) as progress:
         outcome = start(folder=shared["out"], config=config, progress=progress)
     if shared["as_json"]:
@@ -157,11 +158,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help="Processes, of one thread each.  [default: one per core, for a GPU this one]",
-)
+@option_jobs
 @click.option(
     "--shard", type=int, metavar="N", help="Utterances in a file of codes.  [default: as OUT_DIR was begun, or 1000]"
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from codec.cli.options import Name, option_device, option_json, option_model, option_quiet
+from codec.cli.options import Name, option_device, option_jobs, option_json, option_model, option_quiet
 from codec.cli.reporting import count
 from codec.cli.running import Failed
 from codec.progress import SpeedLine
@@ -28,7 +28,7 @@ from codec.progress import SpeedLine
 @click.option(
     "--output", "-o", metavar="DIR", type=Name(), help="Table, summary and report go here; a run begun there goes on."
 )
-@click.option("--jobs", type=int, help="Processes.  [default: one per core]")
+@option_jobs
 @click.option("--limit", type=int, metavar="N", help="Only N utterances, spread over the data.")
 @click.option(
     "--hop-length",

@@ -64,6 +64,11 @@ option_precision = click.option(
     show_default=True,
     help="Of the network's large products; bf16 is faster on some processors; encoding then gives mostly other codes.",
 )
+option_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    help="Processes, of one thread each; 0: only this one.  [default: one per core, for a GPU this one]",
+)
 option_sound_format = click.option(
     "--format",
     type=click.Choice(["wav", "flac", "ogg", "wav-float"]),

@@ -61,7 +61,7 @@ def prepare_folder(
         source,
         journal_of(folder, WHOLE, config),
         headers_only=config.headers_only,
-        num_workers=config.num_workers,
+        jobs=config.jobs,
         progress=progress,
     )
     candidates = [_candidate(path, path.relative_to(source), levels) for path in sounds]

@@ -321,7 +321,7 @@ def _list(
         corpus,
         journal_of(folder, part, config),
         headers_only=config.headers_only,
-        num_workers=config.num_workers,
+        jobs=config.jobs,
         progress=progress and (lambda step, done, total: progress(f"{step} {part}", done, total)),
     )
     candidates = [Candidate(path, path.stem, path.relative_to(corpus / part).parts[0], part) for path in chosen]

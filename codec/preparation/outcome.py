@@ -31,7 +31,7 @@ class PreparationConfig:
     seed: int = 0  # of everything drawn
     max_damaged: float = 0.001  # share of a part's files; more is a problem
     strict: bool = False  # every warning is a problem
-    num_workers: int | None = None  # processes; None takes one per core
+    jobs: int | None = None  # processes, see `survey`
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -39,8 +39,8 @@ class PreparationConfig:
             mistakes.append(f"subset must be a number of utterances, got {self.subset}")
         if not 0 <= self.max_damaged <= 1:
             mistakes.append(f"max_damaged must be between 0 and 1, got {self.max_damaged:g}")
-        if self.num_workers is not None and self.num_workers < 1:
-            mistakes.append(f"jobs must be at least 1, got {self.num_workers}")
+        if self.jobs is not None and self.jobs < 0:
+            mistakes.append(f"jobs must be at least 0, got {self.jobs}")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 

@@ -5,31 +5,28 @@ need no second look at the audio.
 """
 
 import json
-import multiprocessing
 import stat
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codec import audio
-from codec.errors import AudioError, CorpusError
+from codec.errors import AudioError
 from codec.input import parse_json
 from codec.output import naming
-from codec.processes import follow_parent
 from codec.progress import Progress
-from codec.workers import num_cores
+from codec.workers import Died, num_cores, work_in_batches
 
 SILENCE_DB = -50.0
 """A stretch whose root mean square is below this, relative to full scale, is silent."""
 STRETCH_SECONDS = 0.05
 FULL_SCALE = 0.999
 """Samples from here on count as clipped."""
-FILES_PER_TASK = 32
+FILES_PER_BATCH = 32
 _VERSION = 1  # of what is measured; a journal of another version is not used
 
 
@@ -106,7 +103,7 @@ def survey(
     journal: Path,
     *,
     headers_only: bool = False,
-    num_workers: int | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measure sound files, except those that the journal knows and that have not changed since.
@@ -116,72 +113,42 @@ def survey(
         root: the journal names files relative to it.
         journal: file that is added to as files are measured, so that an interrupted survey goes on where it stopped.
         headers_only: see `measure`.
-        num_workers: processes; None takes one per core.
+        jobs: processes, with one thread each; 0 does the work in this one. None takes one per core.
         progress: called with "measured", files done and files in all.
 
     Returns:
         A measurement for each path, in their order, whatever the number of processes.
 
     Raises:
-        CorpusError: a process died, as it does when memory runs out.
+        CodecError: processes end as soon as they begin.
         OSError: the journal cannot be written.
     """
-    names = [path.relative_to(root).as_posix() for path in paths]
+    names = {path: path.relative_to(root).as_posix() for path in paths}
     known = _read_journal(journal)
-    results = {name: known[name] for name, path in zip(names, paths, strict=True) if _is_current(known, name, path)}
-    missing = [(name, path) for name, path in zip(names, paths, strict=True) if name not in results]
-    tasks = [missing[start : start + FILES_PER_TASK] for start in range(0, len(missing), FILES_PER_TASK)]
+    results = {path: known[name] for path, name in names.items() if _is_current(known, name, path)}
+    missing = [path for path in paths if path not in results]
+    batches = [missing[start : start + FILES_PER_BATCH] for start in range(0, len(missing), FILES_PER_BATCH)]
     if progress:
         progress("measured", len(results), len(paths))
-    if tasks:
+    if batches:
         journal.parent.mkdir(parents=True, exist_ok=True)
+        jobs = num_cores() if jobs is None else jobs
         with naming(journal), open(journal, "ab") as stream:
             # The line break ends a line that a kill has cut.
             stream.write(("\n" * bool(stream.tell()) + json.dumps({"version": _VERSION}) + "\n").encode())
-            for task, measured in _in_parallel(tasks, headers_only, num_workers or num_cores()):
-                for (name, _), measurement in zip(task, measured, strict=True):
-                    results[name] = measurement
-                    stream.write((json.dumps({"path": name, **asdict(measurement)}) + "\n").encode())
+            for number, measured in work_in_batches(partial(_measure_all, headers_only=headers_only), batches, jobs):
+                for path, found in zip(batches[number], measured, strict=True):
+                    # What is not known to be as it was is measured again the next time.
+                    results[path] = Measurement(0, 0, str(found)) if isinstance(found, Died) else found
+                    stream.write((json.dumps({"path": names[path], **asdict(results[path])}) + "\n").encode())
                 stream.flush()
                 if progress:
                     progress("measured", len(results), len(paths))
-    return [results[name] for name in names]
+    return [results[path] for path in paths]
 
 
-Task = list[tuple[str, Path]]
-
-
-def _in_parallel(tasks: list[Task], headers_only: bool, num_workers: int) -> Iterator[tuple[Task, list[Measurement]]]:
-    """Tasks with their results, in the order in which they are finished; only a few are under way at a time."""
-    num_workers = min(num_workers, len(tasks))
-    if num_workers == 1:
-        yield from ((task, _measure_all(task, headers_only)) for task in tasks)
-        return
-    waiting = iter(tasks)
-    running: dict[Future[list[Measurement]], Task] = {}
-    # A forked process would share what other threads of this one hold.
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), follow_parent)
-    try:
-        while True:
-            for task in waiting:
-                running[pool.submit(_measure_all, task, headers_only)] = task
-                if len(running) >= 4 * num_workers:
-                    break
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise CorpusError(
-            "a process that measured files was killed, perhaps because memory ran out; run again with --jobs 1, "
-            "what was measured is kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _measure_all(task: Task, headers_only: bool) -> list[Measurement]:
-    return [measure(path, headers_only) for _, path in task]
+def _measure_all(paths: Sequence[Path], headers_only: bool) -> list[Measurement]:
+    return [measure(path, headers_only) for path in paths]
 
 
 def _read_journal(path: Path) -> dict[str, Measurement]:

@@ -36,7 +36,7 @@ from codec.tokenization.shards import (
     write_info,
     write_shard,
 )
-from codec.workers import Died, num_cores, work
+from codec.workers import Died, num_cores, work_in_batches
 
 UTTERANCES_PER_SHARD = 1000
 """About 1.6 hours of read speech, 0.8 MB of codes: what is lost at most of each shard that is under way."""
@@ -293,18 +293,13 @@ def _encode_all(
     batches: Sequence[Batch], jobs: int, arguments: tuple[str, str, str]
 ) -> Iterator[tuple[int, str, Encoded]]:
     """(shard, id, result) of each recording, in the order in which they are finished."""
-    if not batches:
-        return
     tasks = [recordings for _, recordings in batches]
-    for task, results in work(_encode, tasks, min(jobs, len(tasks)), _prepare, arguments):
-        number, recordings = batches[task]
-        if isinstance(results, Died):
-            if len(recordings) > 1:  # one of them is at fault
-                yield from _encode_all([(number, [recording]) for recording in recordings], jobs, arguments)
-                continue
-            results = [Unusable(str(results), file_state(recordings[0].path))]
+    for number, results in work_in_batches(_encode, tasks, jobs, _prepare, arguments):
+        shard, recordings = batches[number]
         for recording, result in zip(recordings, results, strict=True):
-            yield number, recording.id, result
+            if isinstance(result, Died):
+                result = Unusable(str(result), file_state(recording.path))
+            yield shard, recording.id, result
 
 
 def _whole_shards(

@@ -18,7 +18,7 @@ from codec.manifest import read_manifest
 from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
 
-ALONE = PreparationConfig(num_workers=1)
+ALONE = PreparationConfig(jobs=0)
 
 
 @pytest.fixture

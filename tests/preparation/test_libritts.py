@@ -20,7 +20,7 @@ from codec.preparation import survey as surveying
 from codec.preparation.libritts import FILE_COUNTS, VARIANTS, Sources, prepare_libritts
 from codec.preparation.outcome import PreparationConfig
 
-ALONE = PreparationConfig(num_workers=1)
+ALONE = PreparationConfig(jobs=0)
 ANY_SUM = Sources(check_sums=False)
 
 
@@ -92,7 +92,7 @@ def test_same_corpus_gives_the_same_bytes(root, packed, tmp_path):
     prepare_libritts(root, config=ALONE)
     assert tables(root / "manifests") == expected
     shutil.rmtree(root / "manifests")
-    prepare_libritts(root, config=PreparationConfig(num_workers=2))
+    prepare_libritts(root, config=PreparationConfig(jobs=2))
     assert tables(root / "manifests") == expected
     prepare_libritts(tmp_path / "unpacked", sources=Sources(packed, check_sums=False), config=ALONE)
     assert tables(tmp_path / "unpacked" / "manifests") == expected
@@ -427,7 +427,7 @@ def test_check_compares_a_manifest_with_its_files(root, capsys):
     [
         (["--min-seconds", "5", "--max-seconds", "2"], "min_seconds must be at least 0 and below max_seconds"),
         (["--subset", "-1"], "subset must be a number of utterances"),
-        (["--jobs", "0"], "jobs must be at least 1"),
+        (["--jobs", "-1"], "-1 is not in the range x>=0"),
         (["--max-damaged", "2"], "max_damaged must be between 0 and 1"),
         (["--variant", "libritts-x"], "libritts-x"),
         (["--archives", "nowhere"], "nowhere: no such folder"),

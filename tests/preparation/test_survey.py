@@ -20,8 +20,8 @@ from codec.preparation.survey import measure, survey
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> list[Path]:
-    """Twelve sound files of every condition; a task is two of them."""
-    monkeypatch.setattr(surveying, "FILES_PER_TASK", 2)
+    """Twelve sound files of every condition; a batch is two of them."""
+    monkeypatch.setattr(surveying, "FILES_PER_BATCH", 2)
     plant_damage(make_part(tmp_path, "train-clean-100") / "103" / "100")
     return classify_files(tmp_path)[0]
 
@@ -74,24 +74,24 @@ def test_file_that_cannot_be_used_says_why(headers_only, tmp_path):
     assert "cannot be opened" in measure(tmp_path / "none.wav", headers_only).problem
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
-def test_processes_change_nothing(num_workers, files, tmp_path):
-    alone = survey(files, tmp_path, tmp_path / "1.jsonl", num_workers=1)
-    assert survey(files, tmp_path, tmp_path / "n.jsonl", num_workers=num_workers) == alone
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_processes_change_nothing(jobs, files, tmp_path):
+    alone = survey(files, tmp_path, tmp_path / "1.jsonl", jobs=0)
+    assert survey(files, tmp_path, tmp_path / "n.jsonl", jobs=jobs) == alone
     assert sum(bool(found.problem) for found in alone) == 4
 
 
 def test_known_files_are_not_read_again_and_changed_ones_are(files, tmp_path, monkeypatch):
     journal = tmp_path / "j.jsonl"
-    first = survey(files, tmp_path, journal, num_workers=1)
+    first = survey(files, tmp_path, journal, jobs=0)
     measured = []
     monkeypatch.setattr(surveying, "measure", lambda path, headers: measured.append(path) or measure(path, headers))
     size = journal.stat().st_size
-    assert survey(files, tmp_path, journal, num_workers=1) == first
+    assert survey(files, tmp_path, journal, jobs=0) == first
     assert measured == []
     assert journal.stat().st_size == size
     write(files[0], noise(1.0))
-    changed = survey(files, tmp_path, journal, num_workers=1)
+    changed = survey(files, tmp_path, journal, jobs=0)
     assert measured == [files[0]]
     assert changed[0].num_samples == RATE
     assert changed[1:] == first[1:]
@@ -99,7 +99,7 @@ def test_known_files_are_not_read_again_and_changed_ones_are(files, tmp_path, mo
 
 def test_cut_or_foreign_lines_of_a_journal_are_measured_again(files, tmp_path):
     journal = tmp_path / "j.jsonl"
-    first = survey(files, tmp_path, journal, num_workers=1)
+    first = survey(files, tmp_path, journal, jobs=0)
     data = journal.read_bytes()
     for damaged in (
         data[:-20],
@@ -109,8 +109,8 @@ def test_cut_or_foreign_lines_of_a_journal_are_measured_again(files, tmp_path):
         b"",
     ):
         journal.write_bytes(damaged)
-        assert survey(files, tmp_path, journal, num_workers=1) == first
-        assert survey(files, tmp_path, journal, num_workers=1) == first
+        assert survey(files, tmp_path, journal, jobs=0) == first
+        assert survey(files, tmp_path, journal, jobs=0) == first
 
 
 def test_killed_survey_goes_on_where_it_stopped(files, tmp_path, monkeypatch):
@@ -119,19 +119,19 @@ def test_killed_survey_goes_on_where_it_stopped(files, tmp_path, monkeypatch):
         import os, signal
         from pathlib import Path
         from codec.preparation import survey as surveying
-        surveying.FILES_PER_TASK = 2
+        surveying.FILES_PER_BATCH = 2
         def kill(step, done, total):
             if done >= 6:
                 os.kill(os.getpid(), signal.SIGKILL)
         files = [Path(path) for path in {[str(path) for path in files]!r}]
-        surveying.survey(files, Path({str(tmp_path)!r}), Path({str(journal)!r}), num_workers=1, progress=kill)
+        surveying.survey(files, Path({str(tmp_path)!r}), Path({str(journal)!r}), jobs=0, progress=kill)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL
     steps = []
-    found = survey(files, tmp_path, journal, num_workers=1, progress=lambda *step: steps.append(step))
+    found = survey(files, tmp_path, journal, jobs=0, progress=lambda *step: steps.append(step))
     assert steps[0] == ("measured", 6, len(files))
-    assert found == survey(files, tmp_path, tmp_path / "other.jsonl", num_workers=1)
+    assert found == survey(files, tmp_path, tmp_path / "other.jsonl", jobs=0)
 
 
 def test_interrupted_survey_leaves_no_processes(files, tmp_path):
@@ -140,5 +140,31 @@ def test_interrupted_survey_leaves_no_processes(files, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        survey(files, tmp_path, tmp_path / "j.jsonl", num_workers=2, progress=interrupt)
+        survey(files, tmp_path, tmp_path / "j.jsonl", jobs=2, progress=interrupt)
     assert multiprocessing.active_children() == []
+
+
+def test_a_crash_costs_only_the_file_at_fault(files, tmp_path):
+    """It is told apart from the others of its batch, and tried again the next time."""
+    script, journal = tmp_path / "crash.py", tmp_path / "j.jsonl"
+    script.write_text(f"""
+import os, signal
+from pathlib import Path
+from codec.preparation import survey as surveying
+measure = surveying.measure
+def crash(path, *more):
+    if path.name == {files[1].name!r}:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return measure(path, *more)
+surveying.measure = crash
+if __name__ == "__main__":
+    files = [Path(path) for path in {[str(path) for path in files]!r}]
+    found = surveying.survey(files, Path({str(tmp_path)!r}), Path({str(journal)!r}), jobs=1)
+    print([number for number, one in enumerate(found) if one.problem == "the process that worked on it has died"])
+""")
+    done = subprocess.run([sys.executable, script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[1]\n")
+    steps = []
+    found = survey(files, tmp_path, journal, jobs=0, progress=lambda *step: steps.append(step))
+    assert steps[0] == ("measured", len(files) - 1, len(files))
+    assert found == [measure(path) for path in files]

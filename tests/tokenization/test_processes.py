@@ -13,7 +13,7 @@ from codec.errors import ConfigError
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
 from codec.tokenization.shards import Tokens
-from codec.workers import num_cores, work
+from codec.workers import num_cores, work_in_batches
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_a_gpu_is_used_by_this_process_alone(tmp_path, speech, model_directory, 
 
     def work_here(function, tasks, jobs, prepare, arguments):
         found.append((jobs, arguments[1]))
-        return work(function, tasks, 0, prepare, (arguments[0], "cpu", arguments[2]))
+        return work_in_batches(function, tasks, 0, prepare, (arguments[0], "cpu", arguments[2]))
 
     monkeypatch.setattr(corpus.weights, "choose_device", choose_as_if_there_were_a_gpu)
-    monkeypatch.setattr(corpus, "work", work_here)
+    monkeypatch.setattr(corpus, "work_in_batches", work_here)
     tokenize(tmp_path / "sounds", tmp_path / "tokens", model=str(model_directory), device=device, jobs=jobs)
     assert found == [(processes, best)]
 
@@ -61,9 +61,9 @@ def test_short_recordings_of_a_folder_go_together_and_long_ones_alone(
 
     def work_here(function, tasks, jobs, prepare, arguments):
         given.extend([recording.id for recording in task] for task in tasks)
-        return work(function, tasks, 0, prepare, arguments)
+        return work_in_batches(function, tasks, 0, prepare, arguments)
 
-    monkeypatch.setattr(corpus, "work", work_here)
+    monkeypatch.setattr(corpus, "work_in_batches", work_here)
     tokenize(folder, tmp_path / "tokens", model=str(model_directory), jobs=jobs)
     assert given[:2] == [["long0"], ["long1"]]
     assert [len(ids) for ids in given[2:]] == num_short

@@ -112,7 +112,7 @@ def test_a_cache_of_another_corpus_with_the_same_names_is_refused(training_folde
 
 def test_missing_files_of_a_manifest_are_counted_and_what_is_done_is_told(training_folder: Path, tmp_path: Path):
     shutil.copytree(training_folder, tmp_path / "audio")
-    prepare_folder(tmp_path / "audio", tmp_path, config=PreparationConfig(num_workers=1))
+    prepare_folder(tmp_path / "audio", tmp_path, config=PreparationConfig(jobs=0))
     told: list[tuple[str, int, int]] = []
     open_cache([tmp_path / "all.tsv"], tmp_path / "whole", 24000, lambda *values: told.append(values))
     assert told == [("decoded", number, 9) for number in range(1, 10)]
