@@ -113,6 +113,12 @@ def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:
     )
 
 
+def require_regular(path: Path) -> None:
+    """Raises AudioError where a list names what is there but is no file: a pipe would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise AudioError(f"{path}: is no regular file")
+
+
 def passed_over(folder: Path, paths: Iterable[Path]) -> str:
     """A sentence about those files of a folder that are sound which cannot be read; empty without any."""
     foreign = sorted(p for p in paths if p.suffix.lower() in FOREIGN_SUFFIXES and not p.name.startswith("."))

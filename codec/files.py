@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from codec.audio import SoundReader, SoundWriter, output_format
+from codec.audio import SoundReader, SoundWriter, output_format, require_regular
 from codec.bitstream import Block, Header, fit_name, packed_size
 from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
 from codec.errors import CodecError, ConfigError, FormatError, ModelError
@@ -153,7 +153,8 @@ def encode_sounds(
     """The codes that `encode_file` would write of each file, up to rounding; short recordings are encoded at once.
 
     Args:
-        sources: any sample rates and numbers of channels. Of few files: all short ones are read before any is encoded.
+        sources: regular files of any sample rates and numbers of channels. Few, as all short ones are read before any
+            is encoded.
         codec: a loaded model.
         precision: see `encode_file`.
 
@@ -201,6 +202,7 @@ def group_alike(seconds: Sequence[float], most: int = MAX_AT_ONCE) -> list[list[
 
 def _read_or_encode(source: str | os.PathLike[str], codec: Codec) -> Tensor | tuple[np.ndarray, int]:
     """The samples (T,) of a sound that can be encoded with others, else its codes and the number of its samples."""
+    require_regular(Path(source))
     with SoundReader(source, codec.sample_rate) as sound:
         counted = _Counted(sound, codec.sample_rate, None, None)
         blocks, start = iter(counted), list[np.ndarray]()

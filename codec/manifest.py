@@ -107,17 +107,21 @@ def require_unique_ids(utterances: Iterable[Utterance], path: Path) -> list[Utte
     return ordered
 
 
-def check_manifest(path: str | os.PathLike[str]) -> list[str]:
-    """What is wrong between a manifest and its sound files, a sentence each; empty when all is well.
+def check_manifest(path: str | os.PathLike[str]) -> tuple[list[Utterance], list[str]]:
+    """The utterances of a manifest, and what is wrong between it and its sound files.
 
     Headers are read, samples are not.
+
+    Returns:
+        See `read_manifest`; and a sentence for each that is wrong.
 
     Raises:
         CorpusError: see `read_manifest`.
     """
-    complaints = []
-    for number, utterance in enumerate(read_manifest(path), 2):
+    utterances, complaints = read_manifest(path), []
+    for number, utterance in enumerate(utterances, 2):
         try:
+            audio.require_regular(utterance.path)
             info = audio.info(utterance.path)
         except AudioError as error:
             complaints.append(f"{path}:{number}: {error}")
@@ -128,7 +132,7 @@ def check_manifest(path: str | os.PathLike[str]) -> list[str]:
                 f"{path}:{number}: {utterance.path} has {promised} samples at {info.sample_rate} Hz, "
                 f"the manifest says {utterance.num_samples} at {utterance.sample_rate} Hz"
             )
-    return complaints
+    return utterances, complaints
 
 
 def can_stand_in_manifest(value: str) -> bool:

@@ -1,6 +1,7 @@
 """The list of utterances: what is written is read, and a wrong line is named."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -105,17 +106,26 @@ def test_two_files_of_one_id_are_refused(tmp_path):
 def test_check_finds_what_does_not_agree_with_the_files(tmp_path, speech):
     good = utterance("a", speech, num_samples=audio.info(speech).num_samples)
     write_manifest(tmp_path / "good.tsv", [good])
-    assert check_manifest(tmp_path / "good.tsv") == []
+    assert check_manifest(tmp_path / "good.tsv") == ([good], [])
     wrong = [
         dataclasses.replace(good, num_samples=good.num_samples - 1),
         dataclasses.replace(good, id="b", sample_rate=16000),
         dataclasses.replace(good, id="c", path=tmp_path / "none.wav"),
     ]
     write_manifest(tmp_path / "wrong.tsv", wrong)
-    complaints = check_manifest(tmp_path / "wrong.tsv")
+    utterances, complaints = check_manifest(tmp_path / "wrong.tsv")
+    assert utterances == wrong
     assert [complaint.split(": ")[0].rsplit(":", 1)[1] for complaint in complaints] == ["2", "3", "4"]
     assert "the manifest says" in complaints[0]
     assert "cannot be opened" in complaints[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_check_does_not_wait_for_a_pipe(tmp_path):
+    pipe = tmp_path / "a.wav"
+    os.mkfifo(pipe)
+    write_manifest(tmp_path / "m.tsv", [utterance("a", pipe)])
+    assert check_manifest(tmp_path / "m.tsv")[1] == [f"{tmp_path / 'm.tsv'}:2: {pipe}: is no regular file"]
 
 
 def test_unknown_speakers_are_told_apart():

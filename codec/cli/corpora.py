@@ -120,12 +120,11 @@ def prepare_folder_command(source: Path, layout: str, dev: float, test: float, *
 @click.argument("manifest", type=Name(Path))
 def prepare_check_command(manifest: Path) -> None:
     """Compare a manifest with the headers of its sound files."""
-    from codec.manifest import check_manifest, read_manifest
+    from codec.manifest import check_manifest
 
-    complaints = check_manifest(manifest)
+    utterances, complaints = check_manifest(manifest)
     for complaint in complaints:
         complain(complaint)
-    utterances = read_manifest(manifest)
     if complaints:
         raise Failed(f"{len(complaints)} of {count(len(utterances), 'utterance')} do not agree with {manifest}")
     hours = sum(utterance.seconds for utterance in utterances) / 3600

@@ -49,12 +49,17 @@ def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
     """
     if data.is_dir() or not data.exists():
         return _in_folder(data)
-    references = {utterance.id: utterance.path for utterance in read_manifest(data)}
-    for id in references:
-        parts = PurePosixPath(id).parts
+    references, problems = {}, []
+    for utterance in read_manifest(data):
+        id, parts = utterance.id, PurePosixPath(utterance.id).parts
         if id.startswith("/") or not parts or ".." in parts:
             raise ConfigError(f"{data}: id {id!r} cannot name a file below a folder; ids are relative paths")
-    return dict(sorted(references.items())), []
+        try:
+            audio.require_regular(utterance.path)
+            references[id] = utterance.path
+        except AudioError as error:
+            problems.append(Problem(id, "", str(error)))
+    return dict(sorted(references.items())), problems
 
 
 def _in_folder(folder: Path) -> tuple[dict[str, Path], list[Problem]]:

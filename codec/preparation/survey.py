@@ -5,7 +5,6 @@ need no second look at the audio.
 """
 
 import json
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -56,9 +55,8 @@ def measure(path: Path, headers_only: bool = False) -> Measurement:
         status = path.stat()
     except OSError as error:
         return Measurement(0, 0, f"cannot be opened ({error.strerror})")
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-        return Measurement(0, 0, "is no regular file")
     try:
+        audio.require_regular(path)
         with audio.SoundReader(path) as sound:
             read = _header if headers_only and sound.info.num_samples is not None else _samples
             values = read(sound, status.st_size)

@@ -12,7 +12,8 @@ from codec.errors import AudioError, CodecError
 from codec.evaluation.delay import delay_of
 from codec.evaluation.evaluate import Options, evaluate_folders
 from codec.evaluation.metric import Pair
-from codec.evaluation.pairs import Item, choose_some, find_references, load_pair, pair_folders
+from codec.evaluation.pairs import Item, Problem, choose_some, find_references, load_pair, pair_folders
+from codec.manifest import Utterance, write_manifest
 
 
 def write(path: Path, wav: np.ndarray, rate: int = 24000) -> Path:
@@ -78,6 +79,16 @@ def test_file_whose_name_is_no_text_is_listed_and_the_rest_is_scored(tmp_path, w
     assert [row.id for row in result.rows] == ["1"]
     assert {problem.id for problem in result.problems} == {"caf\\udce9"}
     assert "rename it" in (tmp_path / "out" / "problems.tsv").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipe_in_a_manifest_is_named_and_not_waited_for(tmp_path, wav):
+    os.mkfifo(tmp_path / "a.wav")
+    paths = {"a": tmp_path / "a.wav", "b": write(tmp_path / "b.wav", wav)}
+    write_manifest(tmp_path / "m.tsv", [Utterance(id, path, len(wav), 24000, "s", "p") for id, path in paths.items()])
+    references, problems = find_references(tmp_path / "m.tsv")
+    assert references == {"b": paths["b"]}
+    assert problems == [Problem("a", "", f"{paths['a']}: is no regular file")]
 
 
 def test_no_pair_at_all_is_an_error(tmp_path, wav):

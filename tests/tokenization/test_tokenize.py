@@ -252,6 +252,17 @@ def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp
     assert "prepare the corpus again" in failed[2][2]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipe_in_a_manifest_is_named_and_not_waited_for(manifest, tmp_path, model_directory):
+    os.mkfifo(tmp_path / "8.wav")
+    with open(manifest, "a") as stream:
+        stream.write("8\t8.wav\t1.000\t24000\t24000\tanna\ttrain\n")
+    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory, utterances_per_shard=8)
+    assert list(tokens) == [str(number) for number in range(7)]
+    (line,) = (tmp_path / "tokens" / "00000.failed.tsv").read_text().splitlines()[1:]
+    assert line.split("\t")[:3] == ["8", str(tmp_path / "8.wav"), "is no regular file"]
+
+
 def test_sound_that_resampling_puts_out_of_range_fails_alone(recordings, tmp_path, model_directory):
     folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
     wave = np.where(np.arange(16000) % 80 < 40, 99.0, -99.0)  # overshoots its corners
