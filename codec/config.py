@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
@@ -91,7 +91,7 @@ def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
     try:
         values = OmegaConf.merge(OmegaConf.structured(Schema), saved, changes)
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_sentence(error)) from error
+        raise ConfigError(*_sentences(error)) from error
     return _checked(values, [], list(saved))  # type: ignore[arg-type]  # all that was saved was chosen
 
 
@@ -126,7 +126,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
                 for override in parsed
             ]
     except HydraException as error:
-        raise ConfigError(_one_sentence(error)) from error
+        raise ConfigError(*_sentences(error)) from error
     if empty := [override.input_line for override, values in zip(parsed, choices, strict=True) if not values]:
         raise ConfigError(f"{', '.join(map(repr, empty))}: there is no value to sweep over")
     base = [override for override in overrides if _key(override) == "training.run"]
@@ -135,9 +135,9 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         try:
             check(compose(list(combination)), is_here=False)
         except ConfigError as error:
-            mistakes |= dict.fromkeys(str(error).split("; "))
+            mistakes |= dict.fromkeys(error.args)
     if mistakes:
-        raise ConfigError("; ".join(mistakes))
+        raise ConfigError(*mistakes)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
@@ -160,7 +160,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
                 with_log_configuration=False,
             )
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_one_sentence(error)) from error
+            raise ConfigError(*_sentences(error)) from error
         except RuntimeError as error:
             if "srun" not in str(error):
                 raise
@@ -186,10 +186,9 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
         try:
             parts[name] = _read_model(composed.model) if name == "model" else OmegaConf.to_object(composed[name])
         except (ConfigError, OmegaConfBaseException) as error:
-            mistakes.append(_one_sentence(error))
+            mistakes += _sentences(error)
     if endless := list(_not_finite(composed)):
-        others = [sentence for mistake in mistakes for sentence in mistake.split("; ")]
-        raise ConfigError("; ".join([*_of_others(others, endless), *endless]))
+        raise ConfigError(*_of_others(mistakes, endless), *endless)
     config = Config(**parts)  # with the defaults of those that hold a mistake
     for name in ({"data", "training"} - set(parts)) & set(composed):
         vars(getattr(config, name)).update(OmegaConf.to_container(composed[name]))  # plain values, unchecked
@@ -199,7 +198,7 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
         except ModelError as error:
             mistakes.append(f"training.init: {error}")
     if mistakes:
-        raise ConfigError("; ".join([*mistakes, *_further_mistakes(config, mistakes)]))
+        raise ConfigError(*mistakes, *_further_mistakes(config, mistakes))
     return config
 
 
@@ -210,7 +209,7 @@ def _of_groups(discriminators: Any) -> Iterator[str]:
         try:
             OmegaConf.to_object(group)
         except (ConfigError, OmegaConfBaseException) as error:
-            yield from (f"adversary.discriminators.{name}.{each}" for each in _one_sentence(error).split("; "))
+            yield from (f"adversary.discriminators.{name}.{each}" for each in _sentences(error))
             discriminators[name] = OmegaConf.get_type(group)
 
 
@@ -219,11 +218,11 @@ def _further_mistakes(config: Config, mistakes: list[str]) -> list[str]:
     try:
         check(config)
     except ConfigError as error:
-        return _of_others(str(error).split("; "), mistakes)
+        return _of_others(error.args, mistakes)
     return []
 
 
-def _of_others(sentences: list[str], named: list[str]) -> list[str]:
+def _of_others(sentences: Iterable[str], named: list[str]) -> list[str]:
     """The sentences about settings that none of the others name."""
     setting = re.compile(rf"\b(?:{'|'.join(part.name for part in fields(Config))})\.(?:discriminators\.)?\w+")
     known = set(setting.findall(" ".join(named)))
@@ -255,12 +254,13 @@ def _take_over(config: Config, chosen: list[str]) -> None:
         try:
             values = read_json(path)
             merged: Any = OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
-            if mistakes := list(_of_groups(merged)):
-                raise ConfigError("; ".join(mistakes))
+            if found := list(_of_groups(merged)):
+                raise ConfigError(*found)
             config.adversary.discriminators = OmegaConf.to_object(merged)  # type: ignore[assignment]
         except (ValueError, OmegaConfBaseException) as error:
+            mistakes = "; ".join(_sentences(error))
             raise ModelError(
-                f"{path}: does not describe discriminators ({_one_sentence(error)}); remove it to begin with new ones"
+                f"{path}: does not describe discriminators ({mistakes}); remove it to begin with new ones"
             ) from error
 
 
@@ -280,14 +280,14 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
                 _hydra([*groups, override])
                 (values if "." in _key(override) else groups).append(override)
             except (HydraException, OmegaConfBaseException) as other:
-                mistakes.append(_one_sentence(other))
+                mistakes += _sentences(other)
             except (ValueError, TypeError):  # hydra's, without the name of the group
                 mistakes.append(f"{override!r}: {_key(override)} must be a name, see configs/")
-        unique = list(dict.fromkeys(mistakes or [_one_sentence(error)]))
+        unique = list(dict.fromkeys(mistakes or _sentences(error)))
         try:
             return _hydra([*groups, *values]), unique
         except (HydraException, OmegaConfBaseException):
-            raise ConfigError("; ".join(unique)) from error
+            raise ConfigError(*unique) from error
 
 
 def _hydra(overrides: list[str]) -> DictConfig:
@@ -336,7 +336,7 @@ def _read_model(values: Any) -> CodecConfig:
     try:
         return CodecConfig.from_dict(plain)  # type: ignore[arg-type]
     except ConfigError as error:
-        raise ConfigError(model_sentence(error)) from error
+        raise ConfigError(*map(model_sentence, error.args)) from error
 
 
 def _unknown(name: str) -> str:
@@ -360,12 +360,14 @@ def _no_variant(group: str, name: str) -> str:
     return f"{group}={name}: there is no such variant{', but ' + ', '.join(variants) if variants else ''}"
 
 
+def _sentences(error: Exception) -> Sequence[str]:
+    """One for each mistake: ours may be many, even where hydra or OmegaConf have wrapped them."""
+    ours = error if isinstance(error, ConfigError) else error.__cause__
+    return ours.args if isinstance(ours, ConfigError) else [_one_sentence(error)]
+
+
 def _one_sentence(error: Exception) -> str:
     """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
-    if isinstance(error, ConfigError):
-        return str(error)
-    if isinstance(error.__cause__, ConfigError):
-        return str(error.__cause__)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")

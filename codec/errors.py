@@ -19,7 +19,10 @@ class FormatError(CodecError, ValueError):
 
 
 class ConfigError(CodecError, ValueError):
-    """A setting is unknown, of the wrong type or out of range."""
+    """Settings are unknown, of the wrong type or out of range; `args` holds a sentence for each mistake."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 class ModelError(CodecError, ValueError):

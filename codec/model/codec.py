@@ -109,20 +109,20 @@ class CodecConfig:
         if not isinstance(values, dict):
             raise ConfigError("a model's config must be a JSON object")
         parts: dict[str, Any] = {}
-        mistakes = []
+        mistakes: list[str] = []
         for part, kinds in (("encoder", ENCODERS), ("quantizer", QUANTIZERS), ("decoder", DECODERS)):
             try:
                 parts[part] = _part_from_dict(part, values.get(part), kinds)
             except ConfigError as error:
-                mistakes.append(str(error))
+                mistakes += error.args
         known = [setting.name for setting in fields(cls)]
         mistakes += [f"{name} is no part of a model, known are {', '.join(known)}" for name in set(values) - set(known)]
         try:
             config = cls(values.get("sample_rate"), **parts)  # type: ignore[arg-type]  # checks it
         except ConfigError as error:
-            mistakes.append(str(error))
+            mistakes += error.args
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
         return config
 
 
@@ -144,7 +144,7 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
         elif type(value) is not expected and not (expected is float and type(value) is int):
             mistakes.append(f"{part}.{name} must be of type {expected.__name__}, got {value!r}")
     if mistakes:
-        raise ConfigError("; ".join(mistakes))
+        raise ConfigError(*mistakes)
     return config_class(**values)
 
 
@@ -195,7 +195,7 @@ class Codec(Rates, nn.Module):
                 f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
             )
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
     @property
     def fingerprint(self) -> str:

@@ -70,7 +70,7 @@ class SpectralDecoderConfig:
                 f"decoder.num_attention must be between 0 and num_blocks {self.num_blocks}, got {self.num_attention}"
             )
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class SpectralDecoder(nn.Module):

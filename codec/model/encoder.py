@@ -58,7 +58,7 @@ class SpectralEncoderConfig:
                 f"got {self.num_lags}"
             )
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class SpectralEncoder(nn.Module):

@@ -74,7 +74,7 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         if mistakes := self._mistakes():
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
     def _mistakes(self) -> list[str]:
         mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "codebook_weight")})
@@ -118,7 +118,7 @@ class Quantizer(nn.Module):
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
         if mistakes := too_small(self, "quantizer", LEAST_SIZES):
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
         self._kept: defaultdict[str, DerivedWeight] = defaultdict(DerivedWeight)
 
     def effective_codebook(self) -> Tensor:

@@ -41,7 +41,7 @@ class EMAVQConfig:
         if not 0 <= self.decay < 1:
             mistakes.append(f"quantizer.decay must lie in [0, 1), got {self.decay}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class FactorisedVQConfig:
     def __post_init__(self) -> None:
         least = {0: ("beta",), 1: ("codebook_dim", "factor_dim"), 2: ("codebook_size",)}
         if mistakes := too_small(self, "quantizer", least):
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 @dataclass
@@ -71,7 +71,7 @@ class FSQConfig:
 
     def __post_init__(self) -> None:
         if mistakes := too_small(self, "quantizer", LEAST_SIZES):
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
         levels = self.levels or fsq_levels(self.codebook_size)
         are_whole = all(type(level) is int for level in levels)
         if not are_whole or min(levels) < 3 or math.prod(levels) != self.codebook_size:
@@ -97,7 +97,7 @@ class LFQConfig:
         if self.codebook_size & (self.codebook_size - 1):
             mistakes.append(f"quantizer.codebook_size of lfq must be a power of two, got {self.codebook_size}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 @dataclass
@@ -112,7 +112,7 @@ class FeatureVQConfig:
 
     def __post_init__(self) -> None:
         if mistakes := too_small(self, "quantizer", LEAST_SIZES | {0: ("beta",)}):
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class EMAVQ(VQ):

@@ -50,7 +50,7 @@ class SEANetEncoderConfig:
         if not self.strides or min(self.strides) < 2:
             mistakes.append(f"encoder.strides must be numbers of at least 2, got {self.strides}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
     @property
     def hop_length(self) -> int:

@@ -47,7 +47,7 @@ class VocosDecoderConfig:
         if self.n_fft % (2 * max(self.hop_length, 1)):
             mistakes.append(f"decoder.n_fft must be an even multiple of hop_length {self.hop_length}, got {self.n_fft}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class VocosDecoder(nn.Module):

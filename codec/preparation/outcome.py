@@ -42,7 +42,7 @@ class PreparationConfig:
         if self.jobs is not None and self.jobs < 0:
             mistakes.append(f"jobs must be at least 0, got {self.jobs}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 @dataclass

@@ -61,7 +61,7 @@ class Filters:
             if not 0 <= getattr(self, name) <= 1:
                 mistakes.append(f"{name} must be between 0 and 1, got {getattr(self, name):g}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
     def verdict(self, measurement: Measurement) -> tuple[str, str] | None:
         """Reason and detail why a file is dropped; None where it is kept."""

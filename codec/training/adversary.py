@@ -58,7 +58,7 @@ class AdversaryConfig:
         if not self.max_gradient_norm > 0:
             mistakes.append(f"adversary.max_gradient_norm must be positive, got {self.max_gradient_norm:g}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class Adversary:

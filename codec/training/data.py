@@ -86,7 +86,7 @@ class DataConfig:
             if not 0 <= getattr(self, name) <= most:
                 mistakes.append(f"data.{name} must be between 0 and {most}, got {getattr(self, name)}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
     def _places(self) -> list[Any]:
         return self.train if isinstance(self.train, list) else [self.train]

@@ -58,7 +58,7 @@ class GroupConfig:
 
     def __post_init__(self) -> None:
         if mistakes := list(self._mistakes()):
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
     def _mistakes(self) -> Iterator[str]:
         """Each begins with the name of the setting, for groups of different names have the same settings."""

@@ -204,7 +204,7 @@ class MelLossConfig:
         if not self.floor > 0:
             mistakes.append(f"mel.floor must be positive, got {self.floor:g}")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class SpectralLosses(NamedTuple):

@@ -95,7 +95,7 @@ class TrainingConfig:
         if self.freeze and not self.init:
             mistakes.append("training.freeze needs training.init, a model whose parts are worth keeping")
         if mistakes:
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 _LEAST = {
@@ -141,7 +141,7 @@ def check(config: Config, num_processes: int = 1, *, is_here: bool = True) -> No
         *(_of_device(config.training, num_processes) if is_here else ()),
     ]
     if mistakes:
-        raise ConfigError("; ".join(mistakes))
+        raise ConfigError(*mistakes)
 
 
 def _of_data(config: Config, num_processes: int) -> Iterator[str]:
@@ -169,7 +169,7 @@ def _of_model(config: Config) -> Iterator[str]:
     try:
         hop_length = weights.blank(config.model).hop_length
     except ConfigError as error:
-        yield model_sentence(error)
+        yield from map(model_sentence, error.args)
         return
     except RuntimeError as error:
         yield f"no model of these sizes can be made here ({first_line(error)})"
@@ -182,9 +182,9 @@ def _of_model(config: Config) -> Iterator[str]:
         )
 
 
-def model_sentence(error: ConfigError) -> str:
+def model_sentence(mistake: str) -> str:
     """What a model says of its settings, as they are called here: there they are those of its own config.json."""
-    return re.sub(r"(?<![\w.])((encoder|quantizer|decoder)[.:]|sample_rate (must|and))", r"model.\1", str(error))
+    return re.sub(r"(?<![\w.])((encoder|quantizer|decoder)[.:]|sample_rate (must|and))", r"model.\1", mistake)
 
 
 def _of_spectra(config: Config) -> Iterator[str]:

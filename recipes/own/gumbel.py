@@ -23,7 +23,7 @@ class GumbelConfig:
 
     def __post_init__(self) -> None:
         if mistakes := too_small(self, "quantizer", LEAST_SIZES | {1e-3: ("temperature",)}):
-            raise ConfigError("; ".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class Gumbel(Quantizer):

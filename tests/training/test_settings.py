@@ -19,7 +19,7 @@ def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         check(compose(overrides), num_processes)
     assert "\n" not in str(caught.value)
-    return str(caught.value).split("; ")
+    return list(caught.value.args)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,13 @@ def test_every_part_names_all_its_values_out_of_range():
     settings += ["training.seed=-1"]
     with pytest.raises(ConfigError) as caught:
         compose(settings)
-    named = [sentence.split()[0] for sentence in str(caught.value).split("; ")]
+    named = [sentence.split()[0] for sentence in caught.value.args]
     assert sorted(named) == sorted([*(setting.split("=")[0] for setting in settings), "data.train"])
+
+
+def test_a_mistake_is_told_whole_whatever_is_in_it():
+    found = mistakes(['data.train="x; y"', "training.steps=-1"])
+    assert found == ["training.steps must be at least 1, got -1", "data.train: there is no x; y"]
 
 
 @pytest.mark.parametrize(

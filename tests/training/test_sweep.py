@@ -77,8 +77,7 @@ def test_the_mistakes_of_all_runs_are_named_once(training_folder: Path):
     data = f"data.train={training_folder}"
     with pytest.raises(ConfigError) as caught:
         sweep([data, "model.quantizer.codebook_dim=8,9", "training.steps=0,5", "data.batch_size=4,-1"], start)
-    found = str(caught.value).split("; ")
-    assert [sentence.split(" must be ")[0] for sentence in found] == [
+    assert [sentence.split(" must be ")[0] for sentence in caught.value.args] == [
         "training.steps",
         "data.batch_size",
         "model.encoder.latent_dim, model.quantizer.codebook_dim and model.decoder.latent_dim",
