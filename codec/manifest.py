@@ -136,7 +136,7 @@ def check_manifest(path: str | os.PathLike[str]) -> tuple[list[Utterance], list[
 
 
 def can_stand_in_manifest(value: str) -> bool:
-    """Whether a name is not empty and has neither tabs, line breaks or zeros nor bytes that are no text."""
+    """Whether a name is not empty and has neither tabs, line breaks or NUL characters nor bytes that are no text."""
     if value.isprintable():  # nearly every name, and none with what is looked for below; told much sooner
         return value != ""
     is_text = not any("\ud800" <= letter <= "\udfff" for letter in value)  # how Python shows bytes that are not UTF-8
@@ -218,7 +218,7 @@ def _utterance(values: list[str], folder: Path, where: str) -> Utterance:
         if not value:
             raise CorpusError(f"{where}: {column} is empty")
         if not can_stand_in_manifest(value):
-            raise CorpusError(f"{where}: {column} {value!r} has a line break or a zero in it")
+            raise CorpusError(f"{where}: {column} {value!r} has a line break or a NUL character in it")
     for column, value in (("samples", samples), ("sample_rate", sample_rate)):
         if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS and int(value) > 0):
             raise CorpusError(f"{where}: {column} must be a positive integer, got {value!r}")

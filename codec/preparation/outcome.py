@@ -1,6 +1,5 @@
 """What a preparation leaves: manifests, the list of rejected files, a summary, and sentences for people."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from codec import __version__
+from codec.digests import sha256
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import SUFFIX, Utterance, place_of, require_unique_ids, write_manifest
 from codec.output import write_json
@@ -104,7 +104,7 @@ def conclude(
             an earlier preparation removed.
         warnings: what was seen that may be meant.
         config: what was asked for.
-        progress: called with "written NAME", manifests and manifests in all.
+        progress: called with "written", manifests and manifests in all.
 
     Raises:
         CorpusError: two files of a list have the same id; nothing is written then.
@@ -205,7 +205,7 @@ def _summary(corpus: str, root: Path, outcome: Outcome, config: PreparationConfi
         for part in outcome.parts
     }
     manifests = {
-        name: {**_facts(utterances), "sha256": hashlib.sha256((outcome.folder / name).read_bytes()).hexdigest()}
+        name: {**_facts(utterances), "sha256": sha256(outcome.folder / name)}
         for name, utterances in outcome.manifests.items()
     }
     return {

@@ -338,7 +338,7 @@ def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, 
     """
     try:
         encoded = read_shard(folder, number, info).keys()
-        failed = _read_failed(folder, number)
+        failed = read_failed(folder, number)
     except FormatError:
         return set(paths)
     if not encoded | failed.keys() <= paths.keys():
@@ -418,13 +418,12 @@ def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
         raise FormatError(f"{path}: is not the table of a shard ({error}); run codec tokenize again") from error
 
 
-def count_failed(folder: Path, number: int) -> int:
-    """Utterances of a shard that could not be used."""
-    return len(_read_failed(folder, number))
+def read_failed(folder: Path, number: int) -> dict[str, str]:
+    """What the files were that a shard could not use, by id, see `file_state`.
 
-
-def _read_failed(folder: Path, number: int) -> dict[str, str]:
-    """What the files were that a shard could not use, by id, see `file_state`."""
+    Raises:
+        FormatError: its list of failures is not one.
+    """
     path = _path(folder, number, ".failed.tsv")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.is_file() else []
