@@ -86,8 +86,8 @@ def read_table(path: Path) -> Iterator[Row]:
     with open(path, encoding="utf-8", newline="") as table:
         for cells in csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE):
             try:
-                yield Row(**(cells | {"seconds": float(cells["seconds"] or SECONDS)}))
                 re.compile(cells["paths"])
+                yield Row(**(cells | {"seconds": float(cells["seconds"] or SECONDS)}))
             except (TypeError, ValueError, KeyError, re.error) as error:
                 raise CorpusError(f"{path}: a row of {cells.get('source')} cannot be understood ({error})") from error
 
@@ -115,18 +115,18 @@ def collect(rows: list[Row], folder: Path, template: str) -> None:
             for row, repository in repositories.items():
                 repository.fetch([id for _, id, of, _ in batch if of is row])
             for name, id, row, path in batch:
-                if not speakers[name].is_complete:
-                    try:
+                try:
+                    if not speakers[name].is_complete:
                         speakers[name].take(repositories[row].read(id, path))
-                    except AudioError as error:
-                        left_out.append((row.repository, path, str(error)))
+                except AudioError as error:
+                    left_out.append((row.repository, path, str(error)))
             later = {name: ids[FILES_AT_A_TIME:] for name, ids in waiting.items() if not speakers[name].is_complete}
             waiting = {name: ids for name, ids in later.items() if ids}
         for speaker in speakers.values():
             for is_wide in (True, False):
                 speaker.write(is_wide)
         if not clips.exists():
-            raise CorpusError(f"of {len(left_out)} files none can be used; {left_out[0][1]}: {left_out[0][2]}")
+            raise CorpusError("none of the files can be used, or all are too short")
         write_table(clips / "left_out.tsv", ("repository", "path", "reason"), left_out)
         clips.rename(folder)
 
@@ -241,16 +241,11 @@ def write_summary(output: Path, sources: dict[str, list[Row]]) -> None:
     lines = []
     for name in (name for name in sources if (output / name).exists()):
         clips = audio.find_files(output / name, {".opus"})
-        infos = [audio.info(clip) for clip in clips]
-        minutes = sum((info.num_samples or 0) / info.sample_rate for info in infos) / 60
-        rates = " ".join(f"{rate // 1000}" for rate in sorted({info.sample_rate for info in infos}, reverse=True))
-        num_left_out = len((output / name / "left_out.tsv").read_text().splitlines()) - 1
+        minutes = sum((info.num_samples or 0) / info.sample_rate for info in map(audio.info, clips)) / 60
         licences = ", ".join(dict.fromkeys(row.licence for row in sources[name]))
-        num_speakers = len({clip.parent for clip in clips})
-        lines.append((name, licences, f"{minutes:.1f}", num_speakers, len(clips), rates, num_left_out))
-    columns = ("source", "licence", "minutes", "speakers", "clips", "kHz", "files left out")
-    write_table(output / "sources.tsv", columns, lines)
-    minutes, num_speakers = sum(float(line[2]) for line in lines), sum(line[3] for line in lines)
+        lines.append((name, licences, round(minutes, 1), len({clip.parent for clip in clips}), len(clips)))
+    write_table(output / "sources.tsv", ("source", "licence", "minutes", "speakers", "clips"), lines)
+    minutes, num_speakers = sum(line[2] for line in lines), sum(line[3] for line in lines)
     print(f"{output}: {len(lines)} sources, {minutes:.0f} minutes, {num_speakers} speakers")
 
 
