@@ -143,9 +143,9 @@ class Repository:
 
     def files(self) -> Iterator[tuple[str, str, str]]:
         """Git id, path and speaker of every file that is meant."""
-        listing = self._git("ls-tree", "-r", "-z", "--format=%(objectname) %(path)", self._row.commit)
-        entries = [line.split(" ", 1) for line in listing.decode(errors="replace").split("\0")[:-1]]
-        found = [(id, match) for id, path in entries if (match := re.fullmatch(self._row.paths, path))]
+        listing = self._git("ls-tree", "-r", "-z", self._row.commit).decode(errors="replace")
+        entries = [line.split("\t", 1) for line in listing.split("\0")[:-1]]  # "mode type id", path
+        found = [(entry.split()[2], match) for entry, path in entries if (match := re.fullmatch(self._row.paths, path))]
         if not found:
             raise CorpusError(f"{self._row.repository}: has no files {self._row.paths}")
         for id, match in found:
