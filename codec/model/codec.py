@@ -59,6 +59,10 @@ MAX_FRAMES = 1536
 """Frames decoded at once: more would take more memory, and each no less time. A multiple of the attention's window:
 whole blocks of it are the fastest."""
 
+LARGEST_SETTING = 2**31
+"""Of settings that are integers, either way: far beyond any use, and what is computed from them fits 64 bits or torch
+says that it does not."""
+
 
 @functools.cache
 def add_quantizers_of_others() -> None:
@@ -138,11 +142,16 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
     mistakes = []
     for name, value in values.items():
         expected = type(getattr(defaults, name, None))
+        elements = value if type(value) is list else [value]
         if name not in known:
             listed = ", ".join(sorted(known))
             mistakes.append(f"{part}.{name} is not a setting of the {values['kind']} {part}, known are {listed}")
         elif type(value) is not expected and not (expected is float and type(value) is int):
             mistakes.append(f"{part}.{name} must be of type {expected.__name__}, got {value!r}")
+        elif expected is list and any(type(element) is not int for element in elements):
+            mistakes.append(f"{part}.{name} must be a list of integers, got {value}")
+        elif any(type(element) is int and abs(element) > LARGEST_SETTING for element in elements):
+            mistakes.append(f"{part}.{name} must lie within +-2**31, got {value}")
     if mistakes:
         raise ConfigError(*mistakes)
     return config_class(**values)
