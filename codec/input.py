@@ -7,7 +7,8 @@ through `codec.output`.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -30,3 +31,18 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether what JSON has held is of a type, as dataclasses state them: `str | None`, `dict[str, list[float]]`.
+
+    An integer may stand for a float; truth values are no numbers.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(is_of(value, argument) for argument in arguments)
+    if origin in (list, dict):
+        return type(value) is origin and all(
+            is_of(element, arguments[-1]) for element in (value if origin is list else value.values())
+        )
+    return type(value) is kind or (kind is float and type(value) is int)

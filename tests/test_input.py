@@ -1,8 +1,10 @@
 """What any program wrote as JSON is read, or refused as one kind of error."""
 
+from typing import Any
+
 import pytest
 
-from codec.input import parse_json, read_json
+from codec.input import is_of, parse_json, read_json
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":['])
@@ -26,3 +28,20 @@ def test_what_is_no_json_is_a_value_error(tmp_path, data):
 def test_names_in_utf8_are_read_whatever_the_system_prefers(tmp_path):
     (tmp_path / "a.json").write_bytes('{"Zoë": ["日本"]}'.encode())
     assert read_json(tmp_path / "a.json") == {"Zoë": ["日本"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fitting", "others"),
+    [
+        (int, [0, -3], [True, 1.0, "1", None]),
+        (float, [0.5, 3], [True, "0.5", None]),
+        (bool, [True], [1, None]),
+        (str | None, ["", None], [0, ["a"]]),
+        (list[int], [[], [2, 3]], [[2, "a"], [True], 2, {"a": 2}]),
+        (dict[str, dict[str, float]], [{}, {"a": {"b": 1.5}}], [{"a": 1.5}, {"a": {"b": "c"}}, []]),
+    ],
+    ids=str,
+)
+def test_values_are_of_the_type_that_is_stated(kind: Any, fitting: list[Any], others: list[Any]):
+    assert all(is_of(value, kind) for value in fitting)
+    assert not any(is_of(value, kind) for value in others)

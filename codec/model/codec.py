@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from codec.errors import AudioError, ConfigError, ModelError
+from codec.input import is_of
 from codec.limits import MAX_MAGNITUDE
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
@@ -137,20 +138,18 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
     if not isinstance(values, dict) or kind not in list(kinds):
         raise ConfigError(f"{part}.kind must be one of {', '.join(kinds)}, got {kind!r}")
     config_class = kinds[values["kind"]][0]
-    defaults = config_class()
-    known = {setting.name for setting in fields(config_class)}
+    types = get_type_hints(config_class)
+    known = {setting.name: types[setting.name] for setting in fields(config_class)}
     mistakes = []
     for name, value in values.items():
-        expected = type(getattr(defaults, name, None))
-        elements = value if type(value) is list else [value]
-        if name not in known:
+        integers = [each for each in (value if type(value) is list else [value]) if type(each) is int]
+        if (expected := known.get(name)) is None:
             listed = ", ".join(sorted(known))
             mistakes.append(f"{part}.{name} is not a setting of the {values['kind']} {part}, known are {listed}")
-        elif type(value) is not expected and not (expected is float and type(value) is int):
-            mistakes.append(f"{part}.{name} must be of type {expected.__name__}, got {value!r}")
-        elif expected is list and any(type(element) is not int for element in elements):
-            mistakes.append(f"{part}.{name} must be a list of integers, got {value}")
-        elif any(type(element) is int and abs(element) > LARGEST_SETTING for element in elements):
+        elif not is_of(value, expected):
+            called = expected if get_args(expected) else expected.__name__
+            mistakes.append(f"{part}.{name} must be of type {called}, got {value!r}")
+        elif any(abs(integer) > LARGEST_SETTING for integer in integers):
             mistakes.append(f"{part}.{name} must lie within +-2**31, got {value}")
     if mistakes:
         raise ConfigError(*mistakes)
