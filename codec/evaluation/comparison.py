@@ -1,21 +1,25 @@
 """Two evaluations of the same utterances, paired: which codec is better, and how sure that is."""
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import numpy as np
 
 from codec.errors import ConfigError
 from codec.evaluation.journal import Journal
-from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, tsv
-from codec.evaluation.statistics import summarise
-from codec.input import read_json
+from codec.evaluation.metric import Column
+from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME
+from codec.evaluation.statistics import bootstrap_interval
+from codec.input import is_of, read_json
 from codec.output import write_json, write_text
-from codec.tables import aligned
+from codec.tables import aligned, write_table
 
-_ABOUT = {"label", "unit", "better", "digits", "weight", "is_shown"}
-"""What a summary says of each column, as far as it is needed here."""
+_ABOUT = {name: kind for name, kind in get_type_hints(Column).items() if name != "name"}
+"""What a summary says of each column, as far as it is needed here, and its types."""
 
 
 def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[str, Any]:
@@ -71,15 +75,20 @@ def _compared(
     column: str, about: Mapping[str, Any], tables: Sequence[dict[str, dict[str, float]]], common: Sequence[str]
 ) -> dict[str, Any] | None:
     """One column of both tables, see `compare`; None where nothing can be said of it."""
-    ids = [id for id in common if all(column in table[id] for table in tables)]
+    weight = about["weight"]
+    ids = [
+        id
+        for id in common
+        if all(column in table[id] for table in tables) and (not weight or tables[0][id].get(weight, 0) > 0)
+    ]
     earlier, later = ([table[id][column] for id in ids] for table in tables)
     differences = [second - first for first, second in zip(earlier, later, strict=True)]
     if not ids or (not about["better"] and not any(differences)):
         return None
-    seconds = [tables[0][id]["seconds"] for id in ids]
-    weights = [tables[0][id][about["weight"]] for id in ids] if about["weight"] else None
+    weights = [tables[0][id][weight] for id in ids] if weight else None
+    first, second, difference = (float(np.average(values, weights=weights)) for values in (earlier, later, differences))
+    low, high = bootstrap_interval(differences, weights) or (None, None)
     sign = {"higher": 1, "lower": -1}.get(about["better"], 0)
-    found = summarise(differences, seconds, weights)
     return {
         "label": about["label"],
         "unit": about["unit"],
@@ -87,14 +96,14 @@ def _compared(
         "digits": about["digits"],
         "num": len(ids),
         "differences": dict(zip(ids, differences, strict=True)),
-        "first": summarise(earlier, seconds, weights)["mean"],
-        "second": summarise(later, seconds, weights)["mean"],
-        "difference": found["mean"],
-        "low": found["low"],
-        "high": found["high"],
+        "first": first,
+        "second": second,
+        "difference": difference,
+        "low": low,
+        "high": high,
         "num_better": sum(sign * difference > 0 for difference in differences),
         "num_worse": sum(sign * difference < 0 for difference in differences),
-        "verdict": _verdict(found["low"], found["high"], sign),
+        "verdict": _verdict(low, high, sign),
     }
 
 
@@ -140,15 +149,16 @@ def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "comparison.json", comparison)
-    write_text(folder / "differences.tsv", _differences_table(comparison))
+    differences = [values["differences"] for values in comparison["metrics"].values()]
+    write_table(
+        folder / "differences.tsv",
+        ["id", *comparison["metrics"]],
+        (
+            [id, *(f"{found[id]:.6g}" if id in found else "" for found in differences)]
+            for id in sorted(set().union(*differences))
+        ),
+    )
     write_text(folder / "comparison.html", comparison_page(comparison))
-
-
-def _differences_table(comparison: Mapping[str, Any]) -> str:
-    differences = {name: values["differences"] for name, values in comparison["metrics"].items()}
-    ids = sorted({id for found in differences.values() for id in found})
-    rows = [[id, *(f"{found[id]:.6g}" if id in found else "" for found in differences.values())] for id in ids]
-    return tsv(["id", *differences], rows)
 
 
 def _verdict(low: float | None, high: float | None, sign: int) -> str:
@@ -174,7 +184,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         _name(summary)
         _rates(summary)
         for about in summary["metrics"].values():
-            if not about.keys() >= _ABOUT or type(about["digits"]) is not int:
+            if not all(is_of(about[name], kind) for name, kind in _ABOUT.items()) or about["digits"] not in range(20):
                 raise ValueError
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
@@ -189,12 +199,15 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
     path = folder / SCORES_NAME
     try:
         with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"))
-        return {row.pop("id"): {name: float(value) for name, value in row.items() if value} for row in rows}
+            rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+        scores = {row.pop("id"): {name: float(value) for name, value in row.items() if value} for row in rows}
+        if not all(math.isfinite(value) for values in scores.values() for value in values.values()):
+            raise ValueError
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ConfigError(f"{path}: is not a table of scores") from error
+    return scores
 
 
 def _check_references(folders: tuple[Path, Path], ids: list[str]) -> None:

@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
 
 from codec.digests import sha256
 from codec.errors import ConfigError
-from codec.input import parse_json
+from codec.input import is_of, parse_json
 from codec.output import write_text
 
 if TYPE_CHECKING:
@@ -53,17 +53,18 @@ class Journal:
         path = folder / JOURNAL_NAME
         entries = _entries(path) if path.exists() else iter(())
         keys = {entry["id"]: entry.get("key") for entry in entries if entry["kind"] == "scores"}
-        return {id: key.split()[0] for id, key in keys.items() if key}
+        return {id: key.split()[0] for id, key in keys.items() if isinstance(key, str) and key.split()}
 
     def get(self, kind: str, id: str, record: type[Record]) -> Record | None:
         """The last entry of this kind and id, as the dataclass that was kept.
 
-        None where there is none, or where it has other fields: what another version kept is made again.
+        None where there is none, or where it has other fields, or of other types: what another version kept is made
+        again.
         """
-        entry = self._entries.get((kind, id))
-        if entry is None or set(entry) - {"kind"} != {field.name for field in dataclasses.fields(record)}:
-            return None
-        return record(**{name: value for name, value in entry.items() if name != "kind"})
+        entry = {name: value for name, value in self._entries.get((kind, id), {}).items() if name != "kind"}
+        types = get_type_hints(record)
+        is_whole = entry.keys() == types.keys() and all(is_of(value, types[name]) for name, value in entry.items())
+        return record(**entry) if is_whole else None
 
     def append(self, kind: str, record: "DataclassInstance") -> None:
         """Keep a dataclass with an `id`, on disk at once."""

@@ -1,14 +1,12 @@
 """The results of an evaluation as files and as a table for the terminal."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.evaluate import Evaluation
 from codec.output import write_json, write_text
-from codec.tables import aligned
+from codec.tables import aligned, write_table
 
 SCORES_NAME = "scores.tsv"
 PROBLEMS_NAME = "problems.tsv"
@@ -17,28 +15,31 @@ PAGE_NAME = "report.html"
 
 
 def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = True) -> None:
-    """Write `scores.tsv`, `problems.tsv`, `summary.json` and `report.html`, in the place of earlier ones."""
+    """Write `scores.tsv`, `problems.tsv`, `summary.json` and `report.html`, in the place of earlier ones.
+
+    A row of scores for each scored utterance; an empty cell has its reason among the problems.
+    """
     from codec.evaluation.page import page
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / SCORES_NAME, scores_table(evaluation))
-    write_text(folder / PROBLEMS_NAME, tsv(["id", "metric", "reason"], [
-        [problem.id, problem.metric or "all", problem.reason] for problem in evaluation.problems
-    ]))  # fmt: skip
-    write_text(folder / PAGE_NAME, page(evaluation, with_audio=with_audio))
-    write_json(folder / SUMMARY_NAME, evaluation.summary)
-
-
-def scores_table(evaluation: Evaluation) -> str:
-    """A row per scored utterance, tab separated; an empty cell has its reason in `problems.tsv`."""
     columns = list(evaluation.summary["metrics"])
     values = {column: evaluation.values(column) for column in columns}
-    rows = [
-        [row.id, f"{row.seconds:.3f}", str(row.surplus)]
-        + [f"{values[column][row.id]:.6g}" if row.id in values[column] else "" for column in columns]
-        for row in evaluation.rows
-    ]
-    return tsv(["id", "seconds", "surplus_samples", *columns], rows)
+    write_table(
+        folder / SCORES_NAME,
+        ["id", "seconds", "surplus_samples", *columns],
+        (
+            [row.id, f"{row.seconds:.3f}", row.surplus]
+            + [f"{values[column][row.id]:.6g}" if row.id in values[column] else "" for column in columns]
+            for row in evaluation.rows
+        ),
+    )
+    write_table(
+        folder / PROBLEMS_NAME,
+        ["id", "metric", "reason"],
+        ([problem.id, problem.metric or "all", problem.reason] for problem in evaluation.problems),
+    )
+    write_text(folder / PAGE_NAME, page(evaluation, with_audio=with_audio))
+    write_json(folder / SUMMARY_NAME, evaluation.summary)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -116,12 +117,3 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append("not computed:")
         notes += [f"  {entry['metric']}: {entry['reason']}; {entry['command']}" for entry in summary["not_computed"]]
     return notes if len(notes) > 1 else []
-
-
-def tsv(header: list[str], rows: list[list[str]]) -> str:
-    """A tab-separated table; tabs within a cell are escaped."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return stream.getvalue()

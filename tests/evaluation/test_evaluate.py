@@ -13,6 +13,7 @@ import pytest
 from codec import audio
 from codec.cli import run
 from codec.errors import AudioError, ConfigError
+from codec.evaluation.comparison import compare
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.journal import Journal, file_sum
 from codec.evaluation.report import table
@@ -23,7 +24,7 @@ FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with open(folder / "scores.tsv", encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
+        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def summary_of(folder: Path) -> dict:
@@ -62,6 +63,17 @@ def test_scores_of_two_folders(folders, tmp_path):
     assert summary["conditions"]["resampler"].startswith("sinc")
     assert summary["conditions"]["sample_rates"] == [24000]
     assert summary["conditions"]["versions"]["numpy"] == np.__version__
+
+
+def test_quotes_in_names_stay_as_they_are(folders, tmp_path):
+    """As in the lists of `codec prepare`, with which tables of scores are joined."""
+    name = 'say "hi" \\'
+    for folder in folders:
+        (folder / "speaker" / "talk1.wav").rename(folder / "speaker" / f"{name}.wav")
+    evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert {row["id"] for row in rows_of(tmp_path / "out")} == {f"speaker/{name}", "speaker/talk0", "speaker/talk2"}
+    compared = compare(tmp_path / "out", tmp_path / "out")
+    assert compared["metrics"]["mel"]["differences"].keys() == {f"speaker/{name}", "speaker/talk0", "speaker/talk2"}
 
 
 def test_several_processes_write_the_same_bytes(folders, tmp_path):
@@ -277,7 +289,14 @@ def test_run_that_was_killed_within_a_letter_goes_on(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda entry: entry.update(novelty=1), lambda entry: entry.pop("key")], ids=["added", "removed"]
+    "change",
+    [
+        lambda entry: entry.update(novelty=1),
+        lambda entry: entry.pop("key"),
+        lambda entry: entry.update(key=5),
+        lambda entry: entry.update(dict.fromkeys({"scores", "bitrate"} & entry.keys(), "high")),
+    ],
+    ids=["added", "removed", "other key", "other values"],
 )
 def test_entries_of_another_version_are_made_again(model_directory, data, tmp_path, change):
     first = evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)

@@ -281,10 +281,23 @@ def test_other_references_are_refused(two, folders):
         compare(*two)
 
 
+def test_references_of_which_nothing_is_kept_are_not_compared(two):
+    journal = two[0] / "journal.jsonl"
+    entries = [json.loads(line) | {"key": 5} for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert compare(*two)["num_common"] == 6
+
+
 def change_summary(folder: Path, **changes: Any) -> None:
     """Write other entries into a summary, or remove those that are to be None."""
     summary = json.loads((folder / "summary.json").read_text()) | changes
     (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if v is not None}))
+
+
+def change_column(folder: Path, **changes: Any) -> None:
+    """Write other entries into what a summary says of its one column."""
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    change_summary(folder, metrics={"mel": metrics["mel"] | changes})
 
 
 @pytest.mark.parametrize(
@@ -297,14 +310,19 @@ def change_summary(folder: Path, **changes: Any) -> None:
         (lambda folder: change_summary(folder, metrics=7), "is not the summary"),
         (lambda folder: change_summary(folder, metrics={"mel": 7}), "is not the summary"),
         (lambda folder: change_summary(folder, metrics={"mel": {"label": "mel"}}), "is not the summary"),
+        (lambda folder: change_column(folder, better=[1]), "is not the summary"),
+        (lambda folder: change_column(folder, digits=-1), "is not the summary"),
+        (lambda folder: change_column(folder, weight="words"), "no metric in common"),
         (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\ty\n"), "is not a table of scores"),
+        (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\tnan\n"), "is not a table of scores"),
+        (lambda folder: (folder / "scores.tsv").write_text("id\n" + "x" * 200_000), "is not a table of scores"),
         (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\t1\n"), "no utterance in common"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_refused(two, damage, what):
     damage(two[1])
     with pytest.raises(ConfigError, match=what):
-        compare(*two)
+        compare(*two[::-1])
 
 
 def test_writing_replaces_earlier_results(two, tmp_path):
