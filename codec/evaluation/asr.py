@@ -1,42 +1,30 @@
 """Word and character error rates: what a speech recogniser still understands."""
 
-from typing import Any
-
 import numpy as np
 
-from codec.errors import ModelError
-from codec.evaluation.hub import Source, describe, import_transformers, load_pretrained, obstacle_of
-from codec.evaluation.metric import Column, Metric, Pair, Settings, Undefined
+from codec.evaluation.hub import HubMetric
+from codec.evaluation.metric import Column, Pair, Settings, Undefined
 from codec.evaluation.text import normalise, num_errors
 
 SAMPLE_RATE = 16000
 MAX_SECONDS = 30.0  # of recognisers that generate; they see no more
 MIN_SECONDS = 0.1
-EXAMPLE = "facebook/hubert-large-ls960-ft"
 
 
-class _Recogniser(Metric):
+class _Recogniser(HubMetric):
     """A recogniser of `transformers`, by connectionist temporal classification or by generation (Whisper)."""
 
-    packages = ("torch", "transformers")
-    is_model = True
+    setting = "asr_model"
+    example = "facebook/hubert-large-ls960-ft"
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-
-        from codec.model.weights import choose_device
-
-        transformers = import_transformers()
-        source = Source(str(settings.asr_model), settings.allow_download)
-        self.device = choose_device(settings.device)
-        self.processor = load_pretrained(transformers.AutoProcessor, source, "a processor")
-        config = load_pretrained(transformers.AutoConfig, source, "a configuration")
-        self.is_generating = bool(config.is_encoder_decoder)
-        kind = transformers.AutoModelForSpeechSeq2Seq if self.is_generating else transformers.AutoModelForCTC
-        self.model = load_pretrained(kind, source, "a speech recogniser").float().eval().to(self.device)
-        rate = getattr(getattr(self.processor, "feature_extractor", self.processor), "sampling_rate", None)
-        if rate != SAMPLE_RATE:
-            raise ModelError(f"{source.name}: takes {rate} Hz, recognisers at {SAMPLE_RATE} Hz can be used")
+        self.processor = self.load("AutoProcessor", "a processor")
+        self.is_generating = bool(self.load("AutoConfig", "a configuration").is_encoder_decoder)
+        kind = "AutoModelForSpeechSeq2Seq" if self.is_generating else "AutoModelForCTC"
+        self.model = self.load(kind, "a speech recogniser").float().eval().to(self.device)
+        extractor = getattr(self.processor, "feature_extractor", self.processor)
+        self.check_rate(getattr(extractor, "sampling_rate", None), SAMPLE_RATE)
 
     def transcribe(self, wav: np.ndarray) -> str:
         """Normalised text of a wave (T,) at 16 kHz; greedy, without a language model."""
@@ -55,20 +43,6 @@ class _Recogniser(Metric):
         pair.require_seconds(MIN_SECONDS)
         if self.is_generating and pair.seconds > MAX_SECONDS:
             raise Undefined(f"lasts {pair.seconds:.1f} s, this recogniser takes at most {MAX_SECONDS:g} s")
-
-    @classmethod
-    def obstacle(cls, settings: Settings) -> tuple[str, str] | None:
-        return super().obstacle(settings) or obstacle_of(
-            settings.asr_model, f"--metrics {cls.name} --asr-model {EXAMPLE} --download"
-        )
-
-    @classmethod
-    def identity(cls, settings: Settings) -> str:
-        return f"{super().identity(settings)}/{describe(settings.asr_model)}"
-
-    @classmethod
-    def weights(cls, settings: Settings) -> dict[str, Any]:
-        return {"model": describe(settings.asr_model)}
 
 
 class WordErrors(_Recogniser):

@@ -6,14 +6,14 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from codec._torchaudio import import_torchaudio
 from codec.digests import sha256
 from codec.errors import ConfigError, ModelError
+from codec.evaluation.metric import Metric, Settings
 
 PROBE_SECONDS = 10.0
 
@@ -36,29 +36,68 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model is."""
+class HubMetric(Metric):
+    """A metric by a model of `transformers` that the user names."""
 
-    name: str
-    allow_download: bool
+    packages = ("torch", "transformers")
+    is_model = True
+    setting: ClassVar[str]
+    """Which of the `Settings` names the model."""
+    example: ClassVar[str]
+    """Id of a model that will do."""
 
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        from codec.model.weights import choose_device
 
-def load_pretrained(kind: Any, source: Source, what: str) -> Any:
-    """What `kind.from_pretrained` makes of it.
+        self.device = choose_device(settings.device)
 
-    Raises:
-        ModelError: it is not there, may not be fetched, or is not `what`.
-    """
-    is_local = os.path.exists(source.name)
-    obstacle = None if is_local else _obstacle_to_fetching() if source.allow_download else "allow it with --download"
-    try:
-        return kind.from_pretrained(source.name, local_files_only=is_local or obstacle is not None)
-    except Exception as error:  # of a dozen unrelated types
-        advice = f"; it was not fetched: {obstacle}" if obstacle else ""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise ModelError(f"{source.name}: cannot be loaded as {what} ({reason}){advice}") from error
+    def load(self, kind: str, what: str) -> Any:
+        """What `from_pretrained` of a class of `transformers` makes of the model that is named.
+
+        Raises:
+            ConfigError: `transformers` is not installed.
+            ModelError: it is not there, may not be fetched, or is not `what`.
+        """
+        loader = getattr(import_transformers(), kind)
+        name = str(self._named(self.settings))
+        is_local = os.path.exists(name)
+        is_allowed = self.settings.allow_download
+        obstacle = None if is_local else _obstacle_to_fetching() if is_allowed else "allow it with --download"
+        try:
+            return loader.from_pretrained(name, local_files_only=is_local or obstacle is not None)
+        except Exception as error:  # of a dozen unrelated types
+            advice = f"; it was not fetched: {obstacle}" if obstacle else ""
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[0] if lines else type(error).__name__
+            raise ModelError(f"{name}: cannot be loaded as {what} ({reason}){advice}") from error
+
+    def check_rate(self, rate: int | None, expected: int) -> None:
+        """Raise ModelError for a model that takes another sample rate, Hz."""
+        if rate != expected:
+            raise ModelError(f"{self._named(self.settings)}: takes {rate} Hz, a model at {expected} Hz is needed")
+
+    @classmethod
+    def obstacle(cls, settings: Settings) -> tuple[str, str] | None:
+        if found := super().obstacle(settings):
+            return found
+        if cls._named(settings) is None:
+            option = f"--{cls.setting.replace('_', '-')}"
+            return "no model is named", f"--metrics {cls.name} {option} {cls.example} --download"
+        return None
+
+    @classmethod
+    def identity(cls, settings: Settings) -> str:
+        return f"{super().identity(settings)}/{_describe(cls._named(settings))}"
+
+    @classmethod
+    def weights(cls, settings: Settings) -> dict[str, Any]:
+        return {"model": _describe(cls._named(settings))}
+
+    @classmethod
+    def _named(cls, settings: Settings) -> str | None:
+        name: str | None = getattr(settings, cls.setting)
+        return name
 
 
 @functools.lru_cache(maxsize=1)
@@ -74,12 +113,7 @@ def _obstacle_to_fetching() -> str | None:
         return f"{address} cannot be reached ({getattr(error, 'reason', None) or error})"
 
 
-def obstacle_of(name: str | None, command: str) -> tuple[str, str] | None:
-    """Why a model cannot be loaded, as far as can be seen without trying."""
-    return ("no model is named", command) if name is None else None
-
-
-def describe(name: str | None) -> str:
+def _describe(name: str | None) -> str:
     """The name, with a sum of the files where it is a folder, so that stored scores of other weights do not pass."""
     if name is None or not os.path.isdir(name):
         return str(name)
