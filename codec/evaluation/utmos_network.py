@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from codec.errors import ModelError
 from codec.evaluation.checkpoint import read_tensors
 from codec.evaluation.hub import import_transformers
+from codec.model.weights import check_fit
 
 LISTENER = 288  # the artificial listener whose ratings are the means of all
 DOMAIN = 0  # the main track
@@ -67,12 +68,7 @@ class UtmosNetwork(nn.Module):
         # What training masks with has no part in scoring, and not every file has it.
         found.setdefault("wav2vec2.masked_spec_embed", torch.zeros(self.wav2vec2.config.hidden_size))
         expected.setdefault("wav2vec2.masked_spec_embed", found["wav2vec2.masked_spec_embed"])
-        missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-        misshapen = sorted(name for name in set(found) & set(expected) if found[name].shape != expected[name].shape)
-        for names, what in ((missing, "lacks"), (surplus, "has unknown"), (misshapen, "has another shape for")):
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise ModelError(f"{path}: is not UTMOS22 strong: {what} {names[0]}{more}")
+        check_fit(expected, found, f"{path}: is not UTMOS22 strong")
         own = self.state_dict()
         self.load_state_dict({name: tensor for name, tensor in found.items() if name in own})
 

@@ -4,6 +4,7 @@ A model is named by the `fingerprint` of what defines its codes, so that codes m
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Co
     except RuntimeError as error:
         raise ModelError(f"{config_path}: no model of these sizes can be made here ({error})") from error
     tensors = read_tensors(weights_path)
-    _check_fit(codec.state_dict(), tensors, weights_path)
+    check_fit(codec.state_dict(), tensors, f"{weights_path}: does not fit its {CONFIG_NAME}")
     codec.load_state_dict(tensors)
     for name, tensor in codec.state_dict().items():
         if not tensor.sum().isfinite():  # a tenth of the time that a look at every value takes
@@ -125,6 +126,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: is not a whole safetensors file ({error}); copy or download it again") from error
 
 
+def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], complaint: str) -> None:
+    """Refuse weights that are not those of a network, before anything is copied.
+
+    Args:
+        expected: the state of the network.
+        found: what is to be loaded.
+        complaint: begins the sentence, with the file; the first weight that is missing, surplus or of another shape
+            ends it.
+
+    Raises:
+        ModelError: they do not fit.
+    """
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    misshapen = sorted(name for name in set(expected) & set(found) if expected[name].shape != found[name].shape)
+    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (misshapen, "has another shape for")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"{complaint}: {what} {names[0]}{more}")
+
+
 def choose_device(device: str | torch.device) -> torch.device:
     """The named device, or for "auto" a CUDA GPU where there is one, else the CPU. "mps" is an Apple GPU.
 
@@ -157,13 +178,3 @@ class _Undrawn(TorchFunctionMode):
         if func in _DRAWING:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
-
-
-def _check_fit(expected: dict[str, Any], found: dict[str, Tensor], path: Path) -> None:
-    """Report every weight that is missing, surplus or of another shape, before anything is copied."""
-    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    misshapen = sorted(name for name in set(expected) & set(found) if expected[name].shape != found[name].shape)
-    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (misshapen, "has another shape for")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(f"{path}: does not fit its {CONFIG_NAME}: {what} {names[0]}{more}")

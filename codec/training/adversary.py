@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
 
 from codec.errors import ConfigError, ModelError
-from codec.model.weights import read_tensors
+from codec.model.weights import check_fit, read_tensors
 from codec.output import open_output
 from codec.training import losses
 from codec.training.discriminators import DiscriminatorOutput, Discriminators, DiscriminatorsConfig, GroupConfig
@@ -166,13 +166,8 @@ class Adversary:
             state = read_tensors(path)
         except ModelError as error:
             raise ModelError(f"{error}, or remove it to begin with new discriminators") from error
-        ours = self.discriminators.state_dict()
-        odd = sorted(set(state) ^ set(ours)) or [key for key in ours if state[key].shape != ours[key].shape]
-        if odd:
-            raise ModelError(
-                f"{path}: made with other discriminator settings, {odd[0]} does not fit; leave `adversary` out to take "
-                "them over"
-            )
+        complaint = f"{path}: made with other discriminator settings (leave `adversary` out to take them over)"
+        check_fit(self.discriminators.state_dict(), state, complaint)
         self.discriminators.load_state_dict(state)
         self.has_learned = True
 
