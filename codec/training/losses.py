@@ -7,7 +7,6 @@ inputs.
 Shapes: B batch, T samples, F frequency bins, M mel bands, N frames. Waveforms are (B, T) or (B, 1, T).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,15 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
+from codec.evaluation.spectra import MEL_SCALES, mel_filters
 
-MEL_SCALES = ("htk", "slaney")
 ADVERSARIAL_LOSSES = ("hinge", "least-squares")
-
-# The Slaney scale: linear to 1000 Hz (15 mel), then 27 equal steps for every factor of 6.4 in frequency.
-_SLANEY_HZ_PER_MEL = 200.0 / 3.0
-_SLANEY_BREAK_HZ = 1000.0
-_SLANEY_BREAK_MEL = _SLANEY_BREAK_HZ / _SLANEY_HZ_PER_MEL
-_SLANEY_LOG_STEP = math.log(6.4) / 27.0
 
 _SMALLEST_MAGNITUDE = 1e-20  # that is divided by
 
@@ -33,65 +26,6 @@ _SMALLEST_MAGNITUDE = 1e-20  # that is divided by
 def _wide(values: Tensor) -> Tensor:
     """16-bit values as float32, others as they are."""
     return values.float() if values.dtype.itemsize < 4 else values
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Mel filters
-
-
-def hz_to_mel(hz: Tensor, scale: str) -> Tensor:
-    """Frequencies in Hz on the "htk" or "slaney" mel scale."""
-    if scale == "htk":
-        return 2595.0 * torch.log10(1.0 + hz / 700.0)
-    logarithmic = _SLANEY_BREAK_MEL + torch.log(hz.clamp(min=1e-9) / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP
-    return torch.where(hz < _SLANEY_BREAK_HZ, hz / _SLANEY_HZ_PER_MEL, logarithmic)
-
-
-def mel_to_hz(mel: Tensor, scale: str) -> Tensor:
-    """Inverse of `hz_to_mel`."""
-    if scale == "htk":
-        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
-    logarithmic = _SLANEY_BREAK_HZ * torch.exp(_SLANEY_LOG_STEP * (mel - _SLANEY_BREAK_MEL))
-    return torch.where(mel < _SLANEY_BREAK_MEL, mel * _SLANEY_HZ_PER_MEL, logarithmic)
-
-
-def mel_filterbank(
-    sample_rate: int,
-    n_fft: int,
-    num_mels: int,
-    *,
-    scale: str = "htk",
-    normalize: bool = False,
-) -> Tensor:
-    """Triangular filters from 0 Hz to half the sample rate whose corners are equally spaced on the mel scale.
-
-    Args:
-        sample_rate: Hz.
-        n_fft: STFT length; there are n_fft // 2 + 1 bins.
-        num_mels: number of filters.
-        scale: "htk" or "slaney".
-        normalize: give each filter unit area over Hz instead of unit height.
-
-    Returns:
-        (F, M) float32, F = n_fft // 2 + 1. A filter narrower than the bin spacing can be all zeros.
-
-    Raises:
-        ConfigError: unknown scale, or no filters.
-    """
-    if scale not in MEL_SCALES:
-        raise ConfigError(f"mel scale must be one of {', '.join(MEL_SCALES)}, got {scale!r}")
-    if num_mels < 1:
-        raise ConfigError(f"mel filters must be at least 1, got {num_mels}")
-    highest = hz_to_mel(torch.tensor(sample_rate / 2, dtype=torch.float64), scale)
-    steps = torch.linspace(0.0, 1.0, num_mels + 2, dtype=torch.float64)
-    corners = mel_to_hz(highest * steps, scale)  # (M + 2,)
-    bins = torch.linspace(0.0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)  # (F,)
-    rising = (bins[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])  # (F, M)
-    falling = (corners[2:] - bins[:, None]) / (corners[2:] - corners[1:-1])
-    filters = torch.minimum(rising, falling).clamp(min=0.0)
-    if normalize:
-        filters = filters * (2.0 / (corners[2:] - corners[:-2]))
-    return filters.float()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,8 +49,8 @@ class MelSpectrum(nn.Module):
     def __init__(self, sample_rate: int, n_fft: int, hop_length: int, num_mels: int, *, scale: str = "htk") -> None:
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
-        filters = mel_filterbank(sample_rate, n_fft, num_mels, scale=scale, normalize=scale == "slaney")
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        filters = torch.tensor(mel_filters(sample_rate, n_fft, num_mels, scale))  # a copy, theirs is kept for others
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, wav: Tensor) -> tuple[Tensor, Tensor]:

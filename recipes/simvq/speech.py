@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from codec import audio
 from codec.cli import positive
-from codec.training.losses import mel_filterbank
+from codec.evaluation.spectra import mel_filters
 
 SAMPLE_RATE, HOP, N_FFT, BANDS = 24000, 320, 1280, 80
 CONTEXT = 3  # frames, HOP samples apart
@@ -83,7 +83,7 @@ def _log_mel(path: Path, frame_rate: int) -> np.ndarray:
     torch.set_num_threads(1)
     wav = F.pad(torch.from_numpy(audio.read(path, SAMPLE_RATE)[0][0]), (0, N_FFT))
     spectra = torch.fft.rfft(wav.unfold(0, N_FFT, SAMPLE_RATE // frame_rate) * torch.hann_window(N_FFT)).abs()
-    return (spectra @ mel_filterbank(SAMPLE_RATE, N_FFT, BANDS)).clamp(min=1e-3).log().half().numpy()
+    return (spectra @ torch.tensor(mel_filters(SAMPLE_RATE, N_FFT, BANDS))).clamp(min=1e-3).log().half().numpy()
 
 
 def make_latents(
