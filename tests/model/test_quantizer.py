@@ -195,22 +195,6 @@ def test_vanilla_vq_moves_only_selected_codes():
     assert set(moved.tolist()) <= set(output.codes.flatten().tolist())
 
 
-def test_gradient_step_is_the_papers_update_rule():
-    """W <- (I - eta E[C^T d^T d C]) W + eta E[C^T d^T z] with rows as vectors; our loss is a mean over D elements."""
-    torch.manual_seed(0)
-    quantizer, eta = SimVQ(K, D, bias=False), 0.3
-    latent = latents(1, D, 200)
-    output = quantizer(latent)
-    output.loss.backward()
-    c, z = quantizer.codebook, latent[0].T
-    one_hot = torch.nn.functional.one_hot(output.codes[0], K).float()  # d, (N, K)
-    w = quantizer.projection.weight.detach().T.clone()
-    gram = c.T @ one_hot.T @ one_hot @ c / len(z)
-    expected = (torch.eye(D) - eta * gram) @ w + eta * c.T @ one_hot.T @ z / len(z)
-    torch.optim.SGD(quantizer.parameters(), lr=eta * D / 2).step()
-    torch.testing.assert_close(quantizer.projection.weight.detach().T, expected, atol=1e-6, rtol=1e-4)
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trailing", [(), (7,), (4, 5)], ids=["vectors", "speech", "images"])
 def test_every_step_is_the_papers_update_rule_in_float64(bias: bool, trailing: tuple[int, ...]):
@@ -231,19 +215,6 @@ def test_every_step_is_the_papers_update_rule_in_float64(bias: bool, trailing: t
         optimizer.step()
         found = quantizer.projection.weight.detach().double().numpy().T
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # float32 against float64
-
-
-def test_gradient_of_the_projection_equals_the_papers_update():
-    """dL/dW of mean ||C_k W^T - z||^2 is 2 / (N D) * sum (W c_k - z) c_k^T: the update rule's two terms."""
-    torch.manual_seed(0)
-    quantizer = SimVQ(K, D, bias=False)
-    latent = latents(1, D, 200)
-    output = quantizer(latent)
-    output.loss.backward()
-    selected = quantizer.codebook[output.codes[0]]  # d^T C, (N, D)
-    weight, z = quantizer.projection.weight.detach(), latent[0].T
-    expected = 2 / z.numel() * (weight @ selected.T @ selected - z.T @ selected)
-    torch.testing.assert_close(quantizer.projection.weight.grad, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_latent_gets_the_straight_through_gradient_and_the_commitment(quantizer: SimVQ):
@@ -331,12 +302,6 @@ def test_quantizer_is_public():
     assert quantizer(torch.randn(1, 4, 5)).codes.shape == (1, 5)
 
 
-def test_lookup_in_eval_mode_is_the_quantized_latent_bit_for_bit(quantizer: SimVQ):
-    quantizer.eval()
-    output = quantizer(latents(2, D, 30))
-    assert torch.equal(quantizer.lookup(output.codes), output.quantized)
-
-
 def test_effective_codebook_is_computed_once_in_eval_mode_and_follows_new_weights(quantizer: SimVQ):
     quantizer.eval()
     first = quantizer.effective_codebook()
@@ -389,15 +354,13 @@ def test_kept_codebook_follows_changes_in_place(quantizer: SimVQ):
     torch.testing.assert_close(quantizer.effective_codebook(), before + 1)
 
 
-@pytest.mark.parametrize(
-    ("value", "named"),
-    [(float("nan"), "dimension 2 of vector 1 is nan"), (-3e19, "dimension 2 of vector 1 is -3e[+]19")],
-)
+@pytest.mark.parametrize(("value", "named"), [(math.nan, "nan"), (math.inf, "inf"), (-3e19, "-3e[+]19")])
 def test_value_that_cannot_be_quantized_is_named(quantizer: SimVQ, value: float, named: str):
     latent = latents(1, D, 4)
     latent[0, 2, 1] = value
-    with pytest.raises(errors.ModelError, match=named):
-        quantizer.eval()(latent)
+    for is_training in (True, False):
+        with pytest.raises(errors.ModelError, match=f"dimension 2 of vector 1 is {named}"):
+            quantizer.train(is_training)(latent)
 
 
 def test_half_precision_latents_are_computed_in_float32_and_their_overflow_is_refused(quantizer: SimVQ):
@@ -428,16 +391,6 @@ def test_broken_weights_are_refused(quantizer: SimVQ):
 def test_impossible_settings_are_refused(settings: dict):
     with pytest.raises(errors.ConfigError, match=next(iter(settings))):
         VQConfig(**settings)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_latents_are_refused(quantizer: SimVQ, bad: float):
-    latent = latents(1, D, 4)
-    latent[0, 2, 1] = bad
-    for _ in range(2):
-        with pytest.raises(errors.ModelError, match="NaN or infinite"):
-            quantizer(latent)
-        quantizer.eval()
 
 
 def test_a_training_loop_can_leave_non_finite_latents_to_the_loss(quantizer: SimVQ):

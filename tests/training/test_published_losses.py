@@ -5,13 +5,12 @@ the definitions and how far float32 and float64 lie apart, which is what the tol
 """
 
 import json
-import math
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from parity import PARITY, fill
 
 from codec.config import compose
 from codec.model.upstream import our_discriminators
@@ -19,22 +18,8 @@ from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.discriminators import Discriminators
 from codec.training.losses import SpectralLoss, discriminator_loss
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
 GROUPS = {"mp": ["period"], "mr": ["resolution"], "dac": ["dac_period", "dac_spectrum"]}
 NAMES = {"mp": "multiperioddisc", "mr": "multiresddisc", "dac": "dac"}
-
-
-def filled(key, shape):
-    """A tensor by the fixtures' fill rule: a function of key and shape alone."""
-    seed = np.uint64(zlib.crc32(key.encode())) << np.uint64(32)
-    z = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) + seed
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    x = (2 * ((z >> np.uint64(11)).astype(np.float64) * 2.0**-53) - 1) * math.sqrt(3)
-    offset, scale = {"weight_g": (1, 0.1), "weight_v": (0, 1), "bias": (0, 0.05)}[key.rsplit(".", 1)[1]]
-    return torch.from_numpy((offset + scale * x).astype(np.float32).reshape(shape))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +34,7 @@ def paper(parity):
     """The published set, filled: every key of the fixtures is used, and every tensor has the stored checksum."""
     keys = json.loads((PARITY / "losses_keys.json").read_text())["keys"]
     keys = {key: entry for key, entry in keys.items() if "melspec" not in key}
-    state = {key: filled(key, entry["shape"]) for key, entry in keys.items()}
+    state = {key: torch.from_numpy(fill(key, entry["shape"])) for key, entry in keys.items()}
     assert all(zlib.crc32(state[key].numpy().tobytes()) == entry["crc32"] for key, entry in keys.items())
     discriminators = Discriminators(compose(["recipe=paper"]).adversary.discriminators)
     ours = our_discriminators("simvq", state)

@@ -3,7 +3,7 @@
 Every tensor of a published checkpoint is made from its key and shape alone, so tests can load "the published network"
 without a download. The rule is the one of ../shared/parity/README.md; this is an independent reading of it.
 
-    python tests/model/parity.py wavtokenizer-75 CHECKPOINT
+    python tests/parity.py wavtokenizer-75 CHECKPOINT
 
 writes such a checkpoint, which `codec import` reads.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
+PARITY = Path(__file__).resolve().parents[2] / "shared" / "parity"
 MODELS = ("wavtokenizer-75", "wavtokenizer-40", "simvq-4k", "simvq-8k")
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity, the reference tensors, is not here")
 
