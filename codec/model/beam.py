@@ -152,18 +152,22 @@ class _Beam:
         self.now_and_ahead = now_and_ahead
         self.of_parents = np.empty_like(now_and_ahead)  # in the order of the paths that were continued
         self.ahead_of_parents = self.of_parents[:, 1:]
-        self.said, self.new = np.empty_like(self.now), np.empty_like(self.ahead)
+        self.said = np.empty_like(self.now)  # `now`, raised to the floor
+        self.new = np.empty_like(self.ahead)  # what the codes that were chosen say to the frames ahead
         self.flat_new = self.new.reshape(num_all, -1)
 
         # What is said, times `signed`, plus `offsets` of the frame: vector - prediction, and the gains' logarithms.
         signs = np.array([-1, 1], np.float32).repeat(dim)
         self.signed = tables.expectation.numpy() * signs
         self.offsets = F.pad(vectors, (0, dim)).transpose(0, 1)[:, :, None].numpy() + signs * tables.offset.numpy()
+        # (B, M, 2 D): of each path the rest, vector - prediction, and the gains, at first as logarithms.
         self.told = np.empty((batch, num_paths, 2 * dim), np.float32)
         self.flat_told = self.told.reshape(num_all, 2 * dim)
+        # Of the paths that are continued: what they were told, and the two parts of their code, see `Tables.codes`.
         self.told_of_parents, self.chosen = np.empty_like(self.flat_told), np.empty_like(self.flat_told)
         self.rest, self.gains = self.flat_told[:, :dim], self.flat_told[:, dim:]
         self.innovation, self.gains_of_parents = self.chosen[:, :dim], self.told_of_parents[:, dim:]
+        # A query is (rest, gain) * gain, and the cost so far with ||rest||^2: a row for `search_table`.
         self.pairs, self.both = self.flat_told.reshape(num_all, 2, dim), self.gains[:, None]
         self.square, self.ones = np.empty_like(self.rest), np.ones(dim, np.float32)
         self.distance = np.empty(num_all, np.float32)

@@ -1,7 +1,7 @@
 """Published WavTokenizer and SimVQ checkpoints -> our model directories, and back to their key names.
 
-The one place that opens pickled files: always with torch's restricted loader, after a look at the classes the file asks
-for, and never by a list that can grow at run time. Everything is checked before anything is written.
+The one place that unpickles: always with torch's restricted loader, after a look at the classes the file asks for, and
+never by a list that can grow at run time. Everything is checked before anything is written.
 """
 
 import io

@@ -242,7 +242,7 @@ class Quantizer(nn.Module):
             squares, queries, keys, norms = self._terms_of_distances(vectors)
             piece = (USAGE_TILE if vectors.is_cuda else USAGE_PIECE) // self.codebook_size
             pieces = queries.split(max(USAGE_ROWS, piece))
-            with torch.no_grad():  # distances are but for the squares
+            with torch.no_grad():  # without ||z||^2, added below
                 nearest = torch.cat([torch.addmm(norms, piece, keys.T, alpha=-2).amin(1) for piece in pieces])
                 temperature = average((nearest + squares).mean()).clamp(min=1e-8)
             bias, scale = -norms / temperature, 2 / temperature

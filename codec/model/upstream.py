@@ -1,6 +1,7 @@
 """The published checkpoints' own words: their keys and settings, and what they are called here.
 
-Knows names and shapes only; files are opened in `importer`. Two kinds of checkpoint: "wavtokenizer" and "simvq".
+Knows names, shapes and how one form of a tensor becomes the other; files are opened in `importer`. Two kinds of
+checkpoint: "wavtokenizer" and "simvq".
 """
 
 import re

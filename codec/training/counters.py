@@ -21,11 +21,11 @@ class CodeUsage:
     def __init__(self, codebook_size: int, device: torch.device):
         self.counts = torch.zeros(codebook_size, device=device)
 
-    def add(self, codes: Tensor, counts: Tensor) -> None:
-        """Count the codes of a batch, if they count (scalar, bool); older batches fade by `MEMORY` each time."""
+    def add(self, codes: Tensor, is_valid: Tensor) -> None:
+        """Count the codes of a batch, if they are valid (scalar, bool); older batches fade by `MEMORY` each time."""
         codes = codes.flatten()
         # Not bincount, which reads the largest code back from a GPU to size its result.
-        fresh = torch.zeros_like(self.counts).index_add_(0, codes, counts.to(self.counts).expand(len(codes)))
+        fresh = torch.zeros_like(self.counts).index_add_(0, codes, is_valid.to(self.counts).expand(len(codes)))
         self.counts.mul_(MEMORY).add_(fresh)
 
     def attainable_perplexity(self, num_frames: float) -> float:
