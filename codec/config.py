@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from codec.errors import ConfigError, ModelError
 from codec.input import read_json
+from codec.limits import refuse
 from codec.model import catalogue
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig, add_quantizers_of_others
 from codec.training.adversary import AdversaryConfig
@@ -136,8 +137,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
             check(compose(list(combination)), is_here=False)
         except ConfigError as error:
             mistakes |= dict.fromkeys(error.args)
-    if mistakes:
-        raise ConfigError(*mistakes)
+    refuse(mistakes)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
@@ -254,8 +254,7 @@ def _take_over(config: Config, chosen: list[str]) -> None:
         try:
             values = read_json(path)
             merged: Any = OmegaConf.merge(OmegaConf.structured(DiscriminatorsConfig), values)
-            if found := list(_of_groups(merged)):
-                raise ConfigError(*found)
+            refuse(_of_groups(merged))
             config.adversary.discriminators = OmegaConf.to_object(merged)  # type: ignore[assignment]
         except (ValueError, OmegaConfBaseException) as error:
             mistakes = "; ".join(_sentences(error))

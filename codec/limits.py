@@ -1,6 +1,8 @@
 """What no setting may be below, and no sample beyond."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from codec.errors import ConfigError
 
 MAX_MAGNITUDE = 100.0
 """Of samples. Those beyond are integers that were made floats, not loud speech (full scale is 1)."""
@@ -20,3 +22,16 @@ def too_small(settings: object, group: str, least: Mapping[int, Sequence[str]]) 
         for name in names
         if (value := getattr(settings, name)) is not None and not value >= lowest
     ]
+
+
+def not_positive(settings: object, group: str, names: Sequence[str]) -> list[str]:
+    """A sentence about each of these settings that is 0, negative or NaN; see `too_small`."""
+    return [
+        f"{group}.{name} must be positive, got {value}" for name in names if not (value := getattr(settings, name)) > 0
+    ]
+
+
+def refuse(mistakes: Iterable[str]) -> None:
+    """Raise ConfigError with all sentences, if there are any."""
+    if mistakes := list(mistakes):
+        raise ConfigError(*mistakes)

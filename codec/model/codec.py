@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from codec.errors import AudioError, ConfigError, ModelError
 from codec.input import is_of
-from codec.limits import MAX_MAGNITUDE
+from codec.limits import MAX_MAGNITUDE, refuse
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
@@ -126,8 +126,7 @@ class CodecConfig:
             config = cls(values.get("sample_rate"), **parts)  # type: ignore[arg-type]  # checks it
         except ConfigError as error:
             mistakes += error.args
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
         return config
 
 
@@ -151,8 +150,7 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
             mistakes.append(f"{part}.{name} must be of type {called}, got {value!r}")
         elif any(abs(integer) > LARGEST_SETTING for integer in integers):
             mistakes.append(f"{part}.{name} must lie within +-2**31, got {value}")
-    if mistakes:
-        raise ConfigError(*mistakes)
+    refuse(mistakes)
     return config_class(**values)
 
 
@@ -202,8 +200,7 @@ class Codec(Rates, nn.Module):
             mistakes.append(
                 f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
             )
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
     @property
     def fingerprint(self) -> str:

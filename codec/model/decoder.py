@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention
 from codec.model.source import PitchPredictor, Source
 from codec.model.stft import CausalInverseSTFT
@@ -69,8 +68,7 @@ class SpectralDecoderConfig:
             mistakes.append(
                 f"decoder.num_attention must be between 0 and num_blocks {self.num_blocks}, got {self.num_attention}"
             )
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 class SpectralDecoder(nn.Module):

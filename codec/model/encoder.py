@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
 from codec.model.stft import log_magnitudes
@@ -57,8 +56,7 @@ class SpectralEncoderConfig:
                 f"encoder.num_lags must be between 1 and n_fft / {2 * DECIMATION} = {self.n_fft // (2 * DECIMATION)}, "
                 f"got {self.num_lags}"
             )
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 class SpectralEncoder(nn.Module):

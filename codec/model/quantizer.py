@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.layers import State
 from codec.model.search import (
     CODE_TILE,
@@ -73,8 +73,7 @@ class VQConfig:
     rotation_trick: bool = False  # rotate the gradient with the latent instead of copying it
 
     def __post_init__(self) -> None:
-        if mistakes := self._mistakes():
-            raise ConfigError(*mistakes)
+        refuse(self._mistakes())
 
     def _mistakes(self) -> list[str]:
         mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "codebook_weight")})
@@ -117,8 +116,7 @@ class Quantizer(nn.Module):
         self.checks_values = True
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
-        if mistakes := too_small(self, "quantizer", LEAST_SIZES):
-            raise ConfigError(*mistakes)
+        refuse(too_small(self, "quantizer", LEAST_SIZES))
         self._kept: defaultdict[str, DerivedWeight] = defaultdict(DerivedWeight)
 
     def effective_codebook(self) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.quantizer import LARGEST_VALUE, LEAST_SIZES, VQ, Quantizer, SimVQ
 from codec.model.search import linear, nearest_code
 
@@ -40,8 +40,7 @@ class EMAVQConfig:
         mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "kmeans_iterations", "dead_share")})
         if not 0 <= self.decay < 1:
             mistakes.append(f"quantizer.decay must lie in [0, 1), got {self.decay}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 @dataclass
@@ -56,8 +55,7 @@ class FactorisedVQConfig:
 
     def __post_init__(self) -> None:
         least = {0: ("beta",), 1: ("codebook_dim", "factor_dim"), 2: ("codebook_size",)}
-        if mistakes := too_small(self, "quantizer", least):
-            raise ConfigError(*mistakes)
+        refuse(too_small(self, "quantizer", least))
 
 
 @dataclass
@@ -70,8 +68,7 @@ class FSQConfig:
     levels: list[int] = field(default_factory=list)  # of each dimension; empty: 8 each, and 4 where 8 does not fit
 
     def __post_init__(self) -> None:
-        if mistakes := too_small(self, "quantizer", LEAST_SIZES):
-            raise ConfigError(*mistakes)
+        refuse(too_small(self, "quantizer", LEAST_SIZES))
         levels = self.levels or fsq_levels(self.codebook_size)
         are_whole = all(type(level) is int for level in levels)
         if not are_whole or min(levels) < 3 or math.prod(levels) != self.codebook_size:
@@ -96,8 +93,7 @@ class LFQConfig:
         mistakes = too_small(self, "quantizer", LEAST_SIZES | {0: ("beta", "entropy_weight", "diversity")})
         if self.codebook_size & (self.codebook_size - 1):
             mistakes.append(f"quantizer.codebook_size of lfq must be a power of two, got {self.codebook_size}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 @dataclass
@@ -111,8 +107,7 @@ class FeatureVQConfig:
     relative_loss: bool = True  # divide the loss by the variance of the effective codebook
 
     def __post_init__(self) -> None:
-        if mistakes := too_small(self, "quantizer", LEAST_SIZES | {0: ("beta",)}):
-            raise ConfigError(*mistakes)
+        refuse(too_small(self, "quantizer", LEAST_SIZES | {0: ("beta",)}))
 
 
 class EMAVQ(VQ):

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.timeconv import TimeConv1d, add_weight_norm
 
 CHUNK_SAMPLES = 48000
@@ -49,8 +48,7 @@ class SEANetEncoderConfig:
             mistakes.append(f"encoder.num_filters must be even, got {self.num_filters}")
         if not self.strides or min(self.strides) < 2:
             mistakes.append(f"encoder.strides must be numbers of at least 2, got {self.strides}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
     @property
     def hop_length(self) -> int:

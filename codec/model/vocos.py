@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.decoder import Synthesis
 from codec.model.stft import overlap_add
 from codec.model.timeconv import Linear, TimeConv1d, conv1d
@@ -46,8 +46,7 @@ class VocosDecoderConfig:
             mistakes.append(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
         if self.n_fft % (2 * max(self.hop_length, 1)):
             mistakes.append(f"decoder.n_fft must be an even multiple of hop_length {self.hop_length}, got {self.n_fft}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 class VocosDecoder(nn.Module):

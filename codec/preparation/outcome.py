@@ -8,7 +8,8 @@ from typing import Any
 
 from codec import __version__
 from codec.digests import sha256
-from codec.errors import ConfigError, CorpusError
+from codec.errors import CorpusError
+from codec.limits import refuse
 from codec.manifest import SUFFIX, Utterance, place_of, require_unique_ids, write_manifest
 from codec.output import write_json
 from codec.preparation.selection import Filters, Rejection, subset
@@ -41,8 +42,7 @@ class PreparationConfig:
             mistakes.append(f"max_damaged must be between 0 and 1, got {self.max_damaged:g}")
         if self.jobs is not None and self.jobs < 0:
             mistakes.append(f"jobs must be at least 0, got {self.jobs}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 @dataclass

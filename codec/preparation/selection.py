@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from codec.errors import ConfigError
+from codec.limits import refuse
 from codec.manifest import Utterance, can_stand_in_manifest
 from codec.preparation.survey import SILENCE_DB, Measurement
 
@@ -60,8 +60,7 @@ class Filters:
         for name in ("max_silent", "max_clipped"):
             if not 0 <= getattr(self, name) <= 1:
                 mistakes.append(f"{name} must be between 0 and 1, got {getattr(self, name):g}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
     def verdict(self, measurement: Measurement) -> tuple[str, str] | None:
         """Reason and detail why a file is dropped; None where it is kept."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
 
-from codec.errors import ConfigError, ModelError
+from codec.errors import ModelError
+from codec.limits import not_positive, refuse, too_small
 from codec.model.weights import check_fit, read_tensors
 from codec.output import open_output
 from codec.training import losses
 from codec.training.discriminators import DiscriminatorOutput, Discriminators, DiscriminatorsConfig, GroupConfig
-from codec.training.optimizer import adamw
+from codec.training.optimizer import adamw, wrong_betas
 
 
 class JointLosses(NamedTuple):
@@ -48,17 +49,13 @@ class AdversaryConfig:
 
     def __post_init__(self) -> None:
         self.betas = list(self.betas)
-        mistakes = []
-        if not self.learning_rate > 0:
-            mistakes.append(f"adversary.learning_rate must be positive, got {self.learning_rate:g}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            mistakes.append(f"adversary.betas must be two numbers in [0, 1), got {self.betas}")
-        if self.weight_decay < 0:
-            mistakes.append(f"adversary.weight_decay must not be negative, got {self.weight_decay:g}")
-        if not self.max_gradient_norm > 0:
-            mistakes.append(f"adversary.max_gradient_norm must be positive, got {self.max_gradient_norm:g}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(
+            [
+                *not_positive(self, "adversary", ("learning_rate", "max_gradient_norm")),
+                *wrong_betas(self.betas, "adversary.betas"),
+                *too_small(self, "adversary", {0: ("weight_decay",)}),
+            ]
+        )
 
 
 class Adversary:

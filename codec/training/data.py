@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from codec import audio
-from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import not_positive, refuse, too_small
 from codec.manifest import is_unknown
 from codec.training.cache import AudioCache, bandwidth_of
 from codec.training.degradation import degrade
@@ -72,10 +71,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})
+        mistakes += not_positive(self, "data", ("window_seconds",))
         if not all(isinstance(place, str) for place in self._places()):
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
-        if self.window_seconds <= 0:
-            mistakes.append(f"data.window_seconds must be positive, got {self.window_seconds}")
         for name, most in (
             ("speaker_balance", 1),
             ("degraded", 1),
@@ -85,8 +83,7 @@ class DataConfig:
         ):
             if not 0 <= getattr(self, name) <= most:
                 mistakes.append(f"data.{name} must be between 0 and {most}, got {getattr(self, name)}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
     def _places(self) -> list[Any]:
         return self.train if isinstance(self.train, list) else [self.train]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from codec.errors import ConfigError
+from codec.limits import refuse
 from codec.training.losses import ADVERSARIAL_LOSSES
 
 _SLOPE = 0.1  # of the leaky rectifier, in every published discriminator of this kind
@@ -57,8 +58,7 @@ class GroupConfig:
     """Make each clip zero-mean and scale it to a peak of 0.8 first, so that loudness is no clue."""
 
     def __post_init__(self) -> None:
-        if mistakes := list(self._mistakes()):
-            raise ConfigError(*mistakes)
+        refuse(self._mistakes())
 
     def _mistakes(self) -> Iterator[str]:
         """Each begins with the name of the setting, for groups of different names have the same settings."""

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import ConfigError
 from codec.evaluation.spectra import MEL_SCALES, mel_filters
+from codec.limits import not_positive, refuse
 
 ADVERSARIAL_LOSSES = ("hinge", "least-squares")
 
@@ -128,17 +128,14 @@ class MelLossConfig:
 
     def __post_init__(self) -> None:
         self.resolutions = [list(resolution) for resolution in self.resolutions]
-        mistakes = []
+        mistakes = not_positive(self, "mel", ("floor",))
         if not self.resolutions or any(len(r) != 3 or min(r) < 1 for r in self.resolutions):
             mistakes.append(
                 f"mel.resolutions must be triples of positive [n_fft, hop_length, num_mels], got {self.resolutions}"
             )
         if self.scale not in MEL_SCALES:
             mistakes.append(f"mel.scale must be one of {', '.join(MEL_SCALES)}, got {self.scale!r}")
-        if not self.floor > 0:
-            mistakes.append(f"mel.floor must be positive, got {self.floor:g}")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 class SpectralLosses(NamedTuple):

@@ -1,6 +1,6 @@
 """The optimizer of codec and discriminators: AdamW, whose rate is set anew for every step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,3 +32,10 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
+
+
+def wrong_betas(betas: Sequence[float], name: str) -> list[str]:
+    """A sentence about AdamW's decay rates, if they are none."""
+    if len(betas) == 2 and all(0 <= beta < 1 for beta in betas):
+        return []
+    return [f"{name} must be two numbers in [0, 1), got {betas}"]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from codec.errors import ConfigError, first_line
-from codec.limits import too_small
+from codec.limits import not_positive, refuse, too_small
 from codec.model import weights
 from codec.model.codec import ENCODERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
+from codec.training.optimizer import wrong_betas
 from codec.training.perception import Disturbance, Intelligibility
 
 PARTS = ("encoder", "quantizer", "decoder")
@@ -77,13 +78,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self.betas, self.freeze = list(self.betas), list(self.freeze)
         mistakes = too_small(self, "training", _LEAST)
-        for name in ("learning_rate", "quantizer_rate", "clip_norm", "adversarial_seconds"):
-            if not getattr(self, name) > 0:
-                mistakes.append(f"training.{name} must be positive, got {getattr(self, name)}")
+        mistakes += not_positive(
+            self, "training", ("learning_rate", "quantizer_rate", "clip_norm", "adversarial_seconds")
+        )
+        mistakes += wrong_betas(self.betas, "training.betas")
         if self.precision not in ("bf16", "float32"):
             mistakes.append(f"training.precision must be bf16 or float32, got {self.precision!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            mistakes.append(f"training.betas must be two numbers in [0, 1), got {self.betas}")
         if self.seed >= 1 << 32:
             mistakes.append(f"training.seed must be below 2 ** 32, got {self.seed}")
         if not self.run:
@@ -94,8 +94,7 @@ class TrainingConfig:
             mistakes.append(f"training.freeze takes at most two of {', '.join(PARTS)}, got {self.freeze}")
         if self.freeze and not self.init:
             mistakes.append("training.freeze needs training.init, a model whose parts are worth keeping")
-        if mistakes:
-            raise ConfigError(*mistakes)
+        refuse(mistakes)
 
 
 _LEAST = {
@@ -140,8 +139,7 @@ def check(config: Config, num_processes: int = 1, *, is_here: bool = True) -> No
         *_of_perception(config),
         *(_of_device(config.training, num_processes) if is_here else ()),
     ]
-    if mistakes:
-        raise ConfigError(*mistakes)
+    refuse(mistakes)
 
 
 def _of_data(config: Config, num_processes: int) -> Iterator[str]:

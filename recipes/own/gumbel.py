@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import ConfigError
-from codec.limits import too_small
+from codec.limits import refuse, too_small
 from codec.model.quantizer import LEAST_SIZES, Quantizer
 
 
@@ -22,8 +21,7 @@ class GumbelConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if mistakes := too_small(self, "quantizer", LEAST_SIZES | {1e-3: ("temperature",)}):
-            raise ConfigError(*mistakes)
+        refuse(too_small(self, "quantizer", LEAST_SIZES | {1e-3: ("temperature",)}))
 
 
 class Gumbel(Quantizer):

@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_old_weights_and_nothing_else(adversary, tmp_path
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"betas": [0.9]}, "betas must be two numbers"),
-        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive"),
     ],
 )
