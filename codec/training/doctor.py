@@ -21,6 +21,8 @@ from codec.training.run_files import LOG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STA
 
 RECENT = 9
 """Logged values that count as the present of a run; their median is compared."""
+BEYOND = 1e15
+"""What no setting reaches that is a number; one that does is damaged."""
 
 
 @dataclass
@@ -41,11 +43,12 @@ class Record:
         return max([self.saved_step, *(points[-1][0] for points in self.series.values())])
 
     def setting(self, name: str, default: Any = None) -> Any:
-        """A setting by its dotted name."""
+        """A setting by its dotted name; where the default is a number, one that can be counted with."""
         value: Any = self.config
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        return default if value is None else value
+        is_damaged = type(default) in (int, float) and not (type(value) in (int, float) and 0 < value < BEYOND)
+        return default if value is None or is_damaged else value
 
     def values(self, name: str) -> list[float]:
         """The finite values of a series."""
@@ -190,7 +193,7 @@ def _collapse(record: Record) -> Finding | None:
         "codebook collapse",
         True,
         f"perplexity of the recent codes is {now:.0f}, it was {best:.0f} at step {step}",
-        "a smaller training.commitment_weight or training.learning_rate, from a state before the fall or anew",
+        f"{_less_commitment(record)} or a smaller training.learning_rate, from a state before the fall or anew",
     )
 
 
@@ -200,14 +203,14 @@ def _few_codes(record: Record) -> Finding | None:
     is_new = len(record.values("codes/perplexity")) < RECENT
     if is_new or not (utilisation > 0 and now < FEW_CODES * attainable):
         return None
-    advice = "a smaller training.commitment_weight"
+    advice = _less_commitment(record)
     if not record.setting("training.init", ""):
         advice = (
             "a larger training.quantizer_start, so that latents have taken shape when the codebook is matched to them; "
             f"{advice}; a narrower latent (model.quantizer.codebook_dim)"
         )
         is_seanet = record.setting("model.encoder.kind", "") == "seanet"
-        if is_seanet and not record.setting("training.standardize_encoder", 0):
+        if is_seanet and not record.setting("training.standardize_encoder", False):
             advice = f"training.standardize_encoder=true, in a run from the start; {advice}"
     return Finding(
         "low perplexity",
@@ -215,6 +218,11 @@ def _few_codes(record: Record) -> Finding | None:
         f"the codes are used as unevenly as if there were {now:.0f} of {attainable:.0f}, utilisation {utilisation:.0%}",
         advice,
     )
+
+
+def _less_commitment(record: Record) -> str:
+    weight = record.setting("training.commitment_weight", math.nan)  # null in runs of earlier versions
+    return f"a training.commitment_weight below {weight:g}" if weight > 0 else "a smaller training.commitment_weight"
 
 
 def _attainable_perplexity(record: Record) -> float:

@@ -252,6 +252,29 @@ def test_damaged_lines_of_a_log_are_left_out(tmp_path: Path, line: str):
     assert str(diagnose(run)) == said
 
 
+@pytest.mark.parametrize(
+    "value", ["x", True, [], {}, 0, -1, math.nan, math.inf, 10**400], ids=lambda value: str(value)[:9]
+)
+def test_settings_that_are_no_number_count_as_missing(tmp_path: Path, value: object):
+    settings = ("training__steps", "training__log_every", "training__save_every", "training__commitment_weight")
+    settings += ("data__batch_size", "data__window_seconds", "model__sample_rate", "model__quantizer", "model__decoder")
+    nested = {"model__quantizer": {"codebook_size": value}, "model__decoder": {"hop_length": value}}
+    few = after(0, codes__perplexity=30.0)
+    damaged = write_run(tmp_path / "damaged", few, **dict.fromkeys(settings, value) | nested)
+    without = write_run(tmp_path / "without", few, **dict.fromkeys(settings))
+    said = diagnose(damaged).to_dict() | {"run": ""}
+    assert said == diagnose(without).to_dict() | {"run": ""}
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
+
+
+def test_the_weight_of_the_commitment_that_is_too_large_is_told(tmp_path: Path):
+    few = after(0, codes__perplexity=30.0)
+    (finding,) = diagnose(write_run(tmp_path / "run", few, training__commitment_weight=20.0)).findings
+    assert "a training.commitment_weight below 20;" in finding.advice
+    (finding,) = diagnose(write_run(tmp_path / "old", few, training__commitment_weight=None)).findings
+    assert "a smaller training.commitment_weight;" in finding.advice
+
+
 def test_values_that_are_null_and_a_missing_config_are_read(tmp_path: Path):
     run = write_run(tmp_path / "run", lambda step, values: {"loss/mel": None} if step % 200 == 0 else {})
     (run / "config.json").unlink()
