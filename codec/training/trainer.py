@@ -313,9 +313,11 @@ class Trainer:
             self.save(keep_previous=False)
         if self.ranks.is_first:
             check_room(self.run, self._num_state_bytes())
-            if changes := differences(read_settings(self.run), asdict(self.config)):
+            settings = asdict(self.config)
+            settings["training"]["commitment_weight"] = self.commitment_weight  # also where it was left to the quantizer
+            if changes := differences(read_settings(self.run), settings):
                 monitor.event(self.step, "settings", "; ".join(changes))
-            write_json(self.run / CONFIG_NAME, asdict(self.config))
+            write_json(self.run / CONFIG_NAME, settings)
 
     def _machine(self) -> str:
         """What trains, in words."""

@@ -28,7 +28,7 @@ from codec.config import compose
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
 from codec.training.data import Batch
 from codec.training.losses import limit_band
-from codec.training.run_files import PREVIOUS_NAME, STATE_NAME
+from codec.training.run_files import CONFIG_NAME, PREVIOUS_NAME, STATE_NAME
 from codec.training.state import flatten_optimizer, load_state, save_state
 from codec.training.trainer import Trainer
 
@@ -366,6 +366,14 @@ def test_changed_settings_are_noted(tiny_run: list[str], tmp_path: Path):
     events = [(record["event"], record["text"]) for record in records(tmp_path / "run") if "event" in record]
     assert ("resumed", "going on from state.safetensors, step 1") in events
     assert ("settings", "training.steps was 1 and is 2") in events
+
+
+@pytest.mark.parametrize(("relative", "weight"), [("true", 20), ("false", 1000)])
+def test_the_settings_of_a_run_say_the_weight_that_null_stands_for(
+    tiny_run: list[str], tmp_path: Path, relative: str, weight: float
+):
+    fit(tiny_run, "training.steps=1", f"model.quantizer.relative_loss={relative}")
+    assert json.loads((tmp_path / "run" / CONFIG_NAME).read_text())["training"]["commitment_weight"] == weight
 
 
 def test_a_run_too_short_to_quantize_says_so(tiny_run: list[str], tmp_path: Path):
