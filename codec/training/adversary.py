@@ -44,8 +44,6 @@ class AdversaryConfig:
     """AdamW's; >= 0. With weight normalisation it would mostly change the effective learning rate."""
     max_gradient_norm: float = 10.0
     """Longer gradients, over all discriminators together, are scaled down to this; > 0."""
-    relative_features: bool = False
-    """Divide each feature map's difference by the mean magnitude of the real map."""
 
     def __post_init__(self) -> None:
         self.betas = list(self.betas)
@@ -125,7 +123,7 @@ class Adversary:
         with parametrize.cached():
             output_real, output_fake = member(real), member(fake)
         adversarial = share * losses.generator_loss(output_fake.logits, group.loss)
-        matching = share * self._feature_matching(group, output_real, output_fake)
+        matching = share * losses.feature_matching_loss(_maps(group, output_real), _maps(group, output_fake))
         discriminator = share * losses.discriminator_loss(output_real.logits, output_fake.logits, group.loss)
         wanted = weights[0] * adversarial + weights[1] * matching
         wanted.backward(inputs=[fake], retain_graph=True)
@@ -168,12 +166,10 @@ class Adversary:
         self.discriminators.load_state_dict(state)
         self.has_learned = True
 
-    def _feature_matching(self, group: GroupConfig, real: DiscriminatorOutput, fake: DiscriminatorOutput) -> Tensor:
-        chosen = [
-            output.feature_maps[int(group.skip_first_map) :] + ([output.logits] if group.match_logits else [])
-            for output in (real, fake)
-        ]
-        return losses.feature_matching_loss(*chosen, relative=self.config.relative_features)
+
+def _maps(group: GroupConfig, output: DiscriminatorOutput) -> list[Tensor]:
+    """What takes part in feature matching."""
+    return output.feature_maps[int(group.skip_first_map) :] + ([output.logits] if group.match_logits else [])
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -228,21 +228,18 @@ def generator_loss(fake: Tensor, kind: str) -> Tensor:
     return {"hinge": hinge_generator_loss, "least-squares": least_squares_generator_loss}[kind](fake)
 
 
-def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor], *, relative: bool = False) -> Tensor:
+def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Sum over feature maps of their mean absolute difference.
 
     Args:
         real: the maps of the reference; no gradient reaches them.
         fake: the maps of the estimate, same shapes.
-        relative: divide each map's term by the mean magnitude of the real map, so that neither depth nor a
-            discriminator that scales its features up changes the weight of a map.
     """
     if len(real) != len(fake) or not real:
         raise ValueError(f"feature maps come in pairs, got {len(real)} real and {len(fake)} fake ones")
     losses = []
     for target, estimate in zip(real, fake, strict=True):
-        target = target.detach()
         wide = torch.promote_types(target.dtype, torch.float32)
-        loss = (estimate - target).abs().mean(dtype=wide)  # maps stay 16 bit under autocast, the sum does not
-        losses.append(loss / target.abs().mean(dtype=wide).clamp(min=1e-5) if relative else loss)
+        # Maps stay 16 bit under autocast, the sum does not.
+        losses.append((estimate - target.detach()).abs().mean(dtype=wide))
     return torch.stack(losses).sum()

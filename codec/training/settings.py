@@ -34,7 +34,6 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "bf16"  # of matrix products and convolutions; quantizer, spectra and losses stay in float32
-    compile: bool = False  # torch.compile the codec
     record: bool = False  # on an NVIDIA GPU: record a step as a CUDA graph, and replay it from then on
 
     steps: int = 200_000

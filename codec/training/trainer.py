@@ -123,9 +123,6 @@ class Trainer:
         self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
         self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
-        self._encode, self._synthesize = self.codec.encoder, self.codec.decoder.synthesize
-        if settings.compile:
-            self._encode, self._synthesize = torch.compile(self._encode), torch.compile(self._synthesize)
 
     def fit(self) -> Path:
         """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first.
@@ -187,7 +184,7 @@ class Trainer:
         """The part of a step that is the same for all steps of a phase."""
         settings = self.settings
         with self._autocast():
-            latent = self._encode(batch.wav)  # (B, 1, T) -> (B, D, N)
+            latent = self.codec.encoder(batch.wav)  # (B, 1, T) -> (B, D, N)
             quantized, quantizer_loss, usage_loss = self._quantize(latent)
         loss, scalars, heard, fake = self.judge(quantized, batch)  # (B, D, N) -> (B, 1, T)
         loss = loss + self.commitment_weight * quantizer_loss
@@ -236,7 +233,7 @@ class Trainer:
         """Decode the quantized latent (B, D, N) of a batch; all losses of its sound but the discriminators'."""
         settings, wav = self.settings, batch.wav
         with self._autocast():
-            fake, log_pitch = self._synthesize(quantized)  # (B, 1, N * hop), (B, N)
+            fake, log_pitch = self.codec.decoder.synthesize(quantized)  # (B, 1, N * hop), (B, N)
             fake = fake[..., : wav.shape[-1]]
         heard = wav
         if batch.bandwidth is not None:  # what a recording cannot tell is not judged
@@ -314,7 +311,9 @@ class Trainer:
         if self.ranks.is_first:
             check_room(self.run, self._num_state_bytes())
             settings = asdict(self.config)
-            settings["training"]["commitment_weight"] = self.commitment_weight  # also where it was left to the quantizer
+            settings["training"]["commitment_weight"] = (
+                self.commitment_weight
+            )  # also where it was left to the quantizer
             if changes := differences(read_settings(self.run), settings):
                 monitor.event(self.step, "settings", "; ".join(changes))
             write_json(self.run / CONFIG_NAME, settings)

@@ -376,6 +376,18 @@ def test_the_settings_of_a_run_say_the_weight_that_null_stands_for(
     assert json.loads((tmp_path / "run" / CONFIG_NAME).read_text())["training"]["commitment_weight"] == weight
 
 
+def test_a_run_whose_settings_name_some_that_are_gone_goes_on(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=1")
+    path = tmp_path / "run" / CONFIG_NAME
+    settings = json.loads(path.read_text())
+    settings["training"]["compile"], settings["adversary"]["relative_features"] = False, False
+    path.write_text(json.dumps(settings))
+    assert fit(tiny_run, "training.steps=2").step == 2
+    assert not [record for record in records(tmp_path / "run") if "compile" in record.get("text", "")]
+    tuned = [f"training.init={tmp_path / 'run' / 'last'}", f"training.run={tmp_path / 'tuned'}", "training.steps=1"]
+    assert fit([setting for setting in tiny_run if not setting.startswith("model.")], *tuned).step == 1
+
+
 def test_a_run_too_short_to_quantize_says_so(tiny_run: list[str], tmp_path: Path):
     fit(tiny_run, "training.steps=3")
     (said,) = (record["text"] for record in records(tmp_path / "run") if record.get("event") == "quantizer")
