@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import pi
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,11 @@ class DiscriminatorOutput(NamedTuple):
 class GroupConfig:
     """How the discriminators of one kind are judged; each kind adds its networks' settings."""
 
+    views: ClassVar[str]
+    """The setting that has a value for each discriminator of the group: what of the waveform it sees."""
+    per_layer: ClassVar[tuple[str, ...]] = ("channels", "kernel_sizes", "strides")
+    """The settings that have a value for each layer."""
+
     loss: str = "hinge"
     """"hinge" or "least-squares"."""
     reduction: str = "mean"
@@ -66,18 +71,17 @@ class GroupConfig:
             yield f"loss must be one of {', '.join(ADVERSARIAL_LOSSES)}, got {self.loss!r}"
         if self.reduction not in REDUCTIONS:
             yield f"reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}"
-        layers = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _PER_LAYER}
+        layers = {name: getattr(self, name) for name in self.per_layer}
         lengths = [len(values) for values in layers.values()]
         if len(set(lengths)) > 1 or 0 in lengths:
             yield f"{', '.join(layers)} must each have one value per layer, got {', '.join(map(str, lengths))} values"
-        if any(size < 1 or size % 2 == 0 for sizes in getattr(self, "kernel_sizes", []) for size in _as_list(sizes)):
-            yield f"kernel_sizes must be odd, got {self.kernel_sizes}"  # type: ignore[attr-defined]
-        if any(stride < 1 for strides in getattr(self, "strides", []) for stride in _as_list(strides)):
-            yield f"strides must be at least 1, got {self.strides}"  # type: ignore[attr-defined]
-        for view in _VIEWS:
-            values = getattr(self, view, None)
-            if values is not None and (not values or min(values) < 1):
-                yield f"{view} must be numbers from 1 on, at least one, got {values}"
+        if any(size < 1 or size % 2 == 0 for sizes in layers["kernel_sizes"] for size in _as_list(sizes)):
+            yield f"kernel_sizes must be odd, got {layers['kernel_sizes']}"
+        if any(stride < 1 for strides in layers["strides"] for stride in _as_list(strides)):
+            yield f"strides must be at least 1, got {layers['strides']}"
+        views = getattr(self, self.views)
+        if not views or min(views) < 1:
+            yield f"{self.views} must be numbers from 1 on, at least one, got {views}"
 
     def networks(self) -> list[nn.Module]:
         """One network per view of the waveform, not yet weight-normalised."""
@@ -95,13 +99,11 @@ class GroupConfig:
         return networks
 
 
-_VIEWS = ("periods", "factors", "n_ffts")
-_PER_LAYER = ("channels", "kernel_sizes", "strides", "groups")
-
-
 @dataclass
 class PeriodConfig(GroupConfig):
     """Discriminators that look at every P-th sample, where voiced speech repeats."""
+
+    views = "periods"
 
     periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
     """P of each discriminator, samples; primes overlap least."""
@@ -120,6 +122,9 @@ class PeriodConfig(GroupConfig):
 class ScaleConfig(GroupConfig):
     """Discriminators that look at the waveform at several sample rates."""
 
+    views = "factors"
+    per_layer = (*GroupConfig.per_layer, "groups")
+
     factors: list[int] = field(default_factory=lambda: [1, 2, 4])
     """Downsampling factor of each discriminator."""
     channels: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024, 1024])
@@ -137,6 +142,8 @@ class ScaleConfig(GroupConfig):
 class SpectrumConfig(GroupConfig):
     """Discriminators that look at STFTs of several resolutions. Kernels and strides are [frames, bins]."""
 
+    views = "n_ffts"
+
     n_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512])
     """Window and transform length of each discriminator, samples."""
     overlap: list[int] = field(default_factory=lambda: [4, 4, 4])
@@ -149,7 +156,7 @@ class SpectrumConfig(GroupConfig):
     is_complex: bool = True
     """Real and imaginary part as two channels, or the magnitude as one."""
     hann_window: bool = True
-    """Hann window and unitary scaling, or a rectangular window without scaling as in the published recipe."""
+    """Hann window and unitary scaling; false takes away both, as in the published recipe, and not the window alone."""
     compression: float = 0.5
     """Magnitudes are raised to this power, phases kept; in (0, 1]. Below 1 quiet bins count more."""
 
