@@ -77,6 +77,11 @@ class Adversary:
             self.discriminators.parameters(), config.learning_rate, config.betas, config.weight_decay, is_recorded
         )
 
+    def undecided_loss(self) -> float:
+        """The discriminators' loss if they tell nothing apart."""
+        members = self.discriminators.members()
+        return sum(share * losses.ADVERSARIAL_LOSSES[group.loss].undecided for group, share, _ in members)
+
     def joint_losses(
         self, real: Tensor, fake: Tensor, adversarial_weight: float = 1.0, feature_matching_weight: float = 1.0
     ) -> JointLosses:
@@ -122,9 +127,10 @@ class Adversary:
         """
         with parametrize.cached():
             output_real, output_fake = member(real), member(fake)
-        adversarial = share * losses.generator_loss(output_fake.logits, group.loss)
+        loss = losses.ADVERSARIAL_LOSSES[group.loss]
+        adversarial = share * loss.generator(output_fake.logits)
         matching = share * losses.feature_matching_loss(_maps(group, output_real), _maps(group, output_fake))
-        discriminator = share * losses.discriminator_loss(output_real.logits, output_fake.logits, group.loss)
+        discriminator = share * loss.discriminator(output_real.logits, output_fake.logits)
         wanted = weights[0] * adversarial + weights[1] * matching
         wanted.backward(inputs=[fake], retain_graph=True)
         discriminator.backward(inputs=list(member.parameters()))

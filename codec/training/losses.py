@@ -7,7 +7,7 @@ inputs.
 Shapes: B batch, T samples, F frequency bins, M mel bands, N frames. Waveforms are (B, T) or (B, 1, T).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from codec.evaluation.spectra import MEL_SCALES, mel_filters
 from codec.limits import not_positive, refuse
 
-ADVERSARIAL_LOSSES = ("hinge", "least-squares")
 
 _SMALLEST_MAGNITUDE = 1e-20  # that is divided by
 
@@ -218,14 +217,21 @@ def least_squares_generator_loss(fake: Tensor) -> Tensor:
     return (1.0 - _wide(fake)).square().mean()
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
-    """Loss of one discriminator on its logits; `kind` is "hinge" or "least-squares"."""
-    return {"hinge": hinge_discriminator_loss, "least-squares": least_squares_discriminator_loss}[kind](real, fake)
+class AdversarialLoss(NamedTuple):
+    """The losses of both sides under one discriminator, scalars."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    """Of the real and the fake logits."""
+    generator: Callable[[Tensor], Tensor]
+    """Of the fake logits."""
+    undecided: float
+    """The discriminator's loss if it tells nothing apart: the least that it has where both logits are equal."""
 
 
-def generator_loss(fake: Tensor, kind: str) -> Tensor:
-    """Loss of the generator under one discriminator; `kind` is "hinge" or "least-squares"."""
-    return {"hinge": hinge_generator_loss, "least-squares": least_squares_generator_loss}[kind](fake)
+ADVERSARIAL_LOSSES = {
+    "hinge": AdversarialLoss(hinge_discriminator_loss, hinge_generator_loss, undecided=2.0),
+    "least-squares": AdversarialLoss(least_squares_discriminator_loss, least_squares_generator_loss, undecided=0.5),
+}
 
 
 def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,6 @@ from torch.utils.tensorboard import SummaryWriter
 from codec.errors import CodecError
 from codec.training.alarms import Watch
 from codec.training.counters import perplexity
-from codec.training.discriminators import Discriminators
 from codec.training.run_files import LOG_NAME, append_record
 from codec.training.validation import ValidationResult
 
@@ -152,12 +151,6 @@ class Monitor:
             if not self._is_complaining:
                 print(f"codec: the logs cannot be written ({error.strerror or error})", file=sys.stderr, flush=True)
             self._is_complaining = True
-
-
-def undecided_loss(discriminators: Discriminators) -> float:
-    """The discriminators' loss if they tell nothing apart: logits of 0 (hinge) or 1/2 (least squares) everywhere."""
-    of_one = {"hinge": 2.0, "least-squares": 0.5}
-    return sum(share * of_one[group.loss] for group, share, _ in discriminators.members())
 
 
 def terminal_line(step: int, last_step: int, seconds_left: float, values: Mapping[str, float]) -> str:

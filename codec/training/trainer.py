@@ -35,7 +35,7 @@ from codec.training.interruption import StopRequest, stop_requests
 from codec.training.loader import Loader
 from codec.training.losses import SpectralLoss, limit_band
 from codec.training.memory import keep_freed_memory
-from codec.training.monitor import Monitor, undecided_loss
+from codec.training.monitor import Monitor
 from codec.training.optimizer import adamw, set_rate
 from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
@@ -343,7 +343,7 @@ class Trainer:
     def _monitor(self) -> Monitor:
         frames = self.config.data.batch_size * self.codec.num_frames(self.sampler.num_samples)
         attainable = self.usage.attainable_perplexity(frames)
-        watch = Watch(attainable, undecided_loss(self.adversary.discriminators))
+        watch = Watch(attainable, self.adversary.undecided_loss())
         return Monitor(self.run if self.ranks.is_first else None, self.step, self.settings.steps, watch)
 
     def _loader(self, monitor: Monitor) -> Loader:

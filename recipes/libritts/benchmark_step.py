@@ -36,7 +36,7 @@ from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
 from codec.model.vocos import VocosDecoder, VocosDecoderConfig
 from codec.training.data import Batch
 from codec.training.discriminators import Discriminators
-from codec.training.losses import SpectralLoss, discriminator_loss, generator_loss
+from codec.training.losses import ADVERSARIAL_LOSSES, SpectralLoss
 from codec.training.memory import keep_freed_memory
 from codec.training.trainer import Trainer
 
@@ -77,9 +77,10 @@ def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> C
         on_real, on_fake = discriminators(batch), discriminators(fake)
         total = torch.zeros((), device=device)
         for name, settings in discriminators.config.groups().items():
+            loss = ADVERSARIAL_LOSSES[settings.loss]
             share = 1.0 if settings.reduction == "sum" else 1.0 / len(on_fake[name])
             for real, estimate in zip(on_real[name], on_fake[name], strict=True):
-                total = total + share * generator_loss(estimate.logits, settings.loss)
+                total = total + share * loss.generator(estimate.logits)
                 real_maps, fake_maps = ([*output.feature_maps, output.logits] for output in (real, estimate))
                 if name.startswith("dac"):
                     real_maps = [m.detach() for m in real_maps]
@@ -92,9 +93,10 @@ def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> C
         on_real, on_fake = discriminators(batch), discriminators(fake)
         total = torch.zeros((), device=device)
         for name, settings in discriminators.config.groups().items():
+            loss = ADVERSARIAL_LOSSES[settings.loss]
             share = 1.0 if settings.reduction == "sum" else 1.0 / len(on_fake[name])
             for real, estimate in zip(on_real[name], on_fake[name], strict=True):
-                total = total + share * discriminator_loss(real.logits, estimate.logits, settings.loss)
+                total = total + share * loss.discriminator(real.logits, estimate.logits)
         return total
 
     def step() -> None:

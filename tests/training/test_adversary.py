@@ -93,6 +93,11 @@ def test_losses_follow_each_groups_definition(adversary, clips):
     torch.testing.assert_close(joint.generator.detach(), 0.7 * adversarial + 3 * matching)
 
 
+def test_undecided_is_the_loss_of_logits_that_tell_nothing_apart(adversary):
+    # A hinge for the average of two periods and for a spectrum; least squares for the sum of two scales.
+    assert adversary.undecided_loss() == 2 + 2 + 2 * 0.5
+
+
 def test_each_side_gets_the_gradient_of_its_own_loss(adversary, clips):
     real, fake = clips
     real.requires_grad_()

@@ -155,16 +155,22 @@ def test_least_squares_losses_follow_their_formula():
     assert losses.least_squares_generator_loss(fake).item() == pytest.approx((9.0 + 0.25) / 2)
 
 
-@pytest.mark.parametrize("kind", losses.ADVERSARIAL_LOSSES)
-def test_adversarial_losses_pull_in_opposite_directions(kind):
+@pytest.mark.parametrize("loss", losses.ADVERSARIAL_LOSSES.values(), ids=losses.ADVERSARIAL_LOSSES)
+def test_adversarial_losses_pull_in_opposite_directions(loss):
     undecided = torch.linspace(0.1, 0.9, 9)
     real, fake = undecided.clone().requires_grad_(), undecided.clone().requires_grad_()
-    losses.discriminator_loss(real, fake, kind).backward()
+    loss.discriminator(real, fake).backward()
     assert (real.grad < 0).all()
     assert (fake.grad > 0).all()
     fake.grad = None
-    losses.generator_loss(fake, kind).backward()
+    loss.generator(fake).backward()
     assert (fake.grad < 0).all()
+
+
+@pytest.mark.parametrize("loss", losses.ADVERSARIAL_LOSSES.values(), ids=losses.ADVERSARIAL_LOSSES)
+def test_the_least_loss_of_a_discriminator_that_tells_nothing_apart_is_told(loss):
+    logits = torch.linspace(-2, 2, 41)
+    assert min(loss.discriminator(same, same).item() for same in logits) == pytest.approx(loss.undecided)
 
 
 def test_feature_matching_is_zero_for_equal_maps_and_detaches_the_real_ones():

@@ -13,8 +13,7 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 from codec.training.alarms import PATIENCE, Watch
 from codec.training.counters import BrokenSteps, CodeUsage, Means, perplexity
-from codec.training.discriminators import Discriminators, DiscriminatorsConfig, ScaleConfig
-from codec.training.monitor import Monitor, effective_rank, terminal_line, undecided_loss
+from codec.training.monitor import Monitor, effective_rank, terminal_line
 from codec.training.run_files import append_record
 
 
@@ -72,11 +71,6 @@ def test_broken_steps_name_the_cause_first():
     assert broken.explain(broken.counts) == ""
     broken.add(torch.tensor(0.0), {"loss/mel": fine, "loss/total": fine})
     assert (broken.skipped_in_a_row, broken.skipped) == (0, 2)
-
-
-def test_undecided_loss_is_that_of_logits_of_zero():
-    discriminators = Discriminators(DiscriminatorsConfig(period=None, spectrum=None, scale=ScaleConfig(factors=[1, 2])))
-    assert undecided_loss(discriminators) == 2  # a hinge on either side, averaged over the group
 
 
 def test_the_terminal_line_stays_readable():

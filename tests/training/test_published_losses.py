@@ -16,7 +16,7 @@ from codec.config import compose
 from codec.model.upstream import our_discriminators
 from codec.training.adversary import Adversary, AdversaryConfig
 from codec.training.discriminators import Discriminators
-from codec.training.losses import SpectralLoss, discriminator_loss
+from codec.training.losses import ADVERSARIAL_LOSSES, SpectralLoss
 
 GROUPS = {"mp": ["period"], "mr": ["resolution"], "dac": ["dac_period", "dac_spectrum"]}
 NAMES = {"mp": "multiperioddisc", "mr": "multiresddisc", "dac": "dac"}
@@ -80,9 +80,8 @@ def test_published_discriminator_loss(part, parity, paper, outputs):
     total = 0.0
     for group in GROUPS[part]:
         settings = paper.config.groups()[group]
-        values = [
-            discriminator_loss(r.logits, f.logits, settings.loss) for r, f in zip(real[group], fake[group], strict=True)
-        ]
+        loss = ADVERSARIAL_LOSSES[settings.loss].discriminator
+        values = [loss(r.logits, f.logits) for r, f in zip(real[group], fake[group], strict=True)]
         total += sum(values).item() / (len(values) if settings.reduction == "mean" else 1)
     assert total == pytest.approx(parity[f"disc_{part}"].item(), rel=1e-6)
 
