@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import starmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,17 +60,17 @@ class AudioCache:
             self.sample_rate: int = index["sample_rate"]
             self.paths: list[str] = [clip["path"] for clip in index["clips"]]
             self.speakers: list[str] = [clip["speaker"] for clip in index["clips"]]
-            self.offsets = np.array([clip["offset"] for clip in index["clips"]], dtype=np.int64)
             self.lengths = np.array([clip["samples"] for clip in index["clips"]], dtype=np.int64)
+            self.offsets = np.cumsum(self.lengths) - self.lengths
             self.file_sizes: list[int] = [clip["bytes"] for clip in index["clips"]]
-            self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]])
+            self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]], dtype=np.float64)
             """Hz, at most half the cache's sample rate."""
             self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
         except NoCache:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise AudioError(f"{folder}: the audio cache is damaged ({error}); delete the folder") from error
-        if len(self.audio) != self.lengths.sum():
+        if len(self.audio) != self.lengths.sum() or (self.lengths < 0).any():
             raise AudioError(f"{folder}: its audio does not have the length of its index; delete the folder")
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
@@ -145,17 +146,16 @@ def _build_cache(
     cache_folder.mkdir(parents=True, exist_ok=True)
     sizes = [path.stat().st_size for path, _, _ in sounds]
     tasks = [(path, sample_rate) for path, _, _ in sounds]
-    clips, offset = [], 0
+    clips: list[dict[str, Any]] = []
     with (
         open_output(cache_folder / "audio.int16", overwrite=True) as stream,
         closing(_decode_all(tasks, is_small=sum(sizes) <= SMALL)) as decoded,
     ):
         try:
             for (_, name, speaker), size, (samples, bandwidth) in zip(sounds, sizes, decoded, strict=True):
-                clip = {"path": name, "bytes": size, "speaker": speaker, "offset": offset}
+                clip = {"path": name, "bytes": size, "speaker": speaker}
                 clips.append(clip | {"samples": len(samples), "bandwidth": bandwidth})
                 stream.write(samples.tobytes())
-                offset += len(samples)
                 if progress:
                     progress("decoded", len(clips), len(sounds))
         except BrokenProcessPool as error:
@@ -163,7 +163,7 @@ def _build_cache(
                 f"{_joined(sources)}: a process that decoded audio was killed; start again (a script of your own needs "
                 "`if __name__ == '__main__':` around what it does)"
             ) from error
-    if not offset:
+    if not any(clip["samples"] for clip in clips):
         raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
     write_json(cache_folder / INDEX_NAME, {"version": VERSION, "sample_rate": sample_rate, "clips": clips}, indent=None)
 

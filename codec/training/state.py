@@ -118,8 +118,10 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: is not a whole training state ({error})") from error
-    if counters is None:
+    if not isinstance(counters, dict):
         raise ModelError(f"{path}: is not a training state, it has no counters")
+    if nameless := [key for key in tensors if "/" not in key]:
+        raise ModelError(f"{path}: is not a training state, {nameless[0]} belongs to no part of one")
     if metadata.get("checksum") not in (None, str(_checksum(tensors))):
         raise ModelError(f"{path}: is not a whole training state (its checksum does not fit)")
     parts: dict[str, dict[str, Tensor]] = {}
@@ -204,10 +206,12 @@ def load_portable(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     """What `save_portable` wrote, in 32 bit.
 
     Raises:
-        ModelError: a file is missing, cut off, or of another moment of the run than the first.
+        ModelError: a file is missing, cut off, something else, or of another moment of the run than the first.
     """
     parts, counters = load_state(folder / "0.safetensors")
-    for index in range(1, counters["files"]):
+    if not isinstance(num_files := counters.get("files"), int):
+        raise ModelError(f"{folder}: is not a portable state, file 0 does not say how many files there are")
+    for index in range(1, num_files):
         more, more_counters = load_state(folder / f"{index}.safetensors")
         if more_counters != counters:
             raise ModelError(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from codec import __version__
-from codec.errors import CodecError, ConfigError
+from codec.errors import CodecError, ConfigError, ModelError
 from codec.model import weights
 from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME
 from codec.model.codec import Codec, CodecConfig
@@ -479,13 +479,14 @@ class Trainer:
             return None
         parts, counters = latest.parts, latest.counters
         saved = counters.get("settings", {})
-        if "model" in saved:  # by an older version perhaps, with fewer settings
+        if isinstance(saved, dict) and "model" in saved:  # by an older version perhaps, with fewer settings
             saved["model"] = CodecConfig.from_dict(saved["model"]).to_dict()
         if changes := differences(saved, defining_settings(self.config)):
             raise ConfigError(
                 f"{self.run}: its state was made with other settings, {'; '.join(changes)}; "
                 "go back to those, or choose another training.run"
             )
+        self._require_own(latest)
         if self.recorded is not None:
             self.recorded.forget()
         of_codec = parts["codec"]
@@ -509,6 +510,23 @@ class Trainer:
         self.broken.skipped_in_a_row.zero_()
         self.best_score = counters["best_score"]
         return latest
+
+    def _require_own(self, latest: Latest) -> None:
+        """Raise ModelError where a state lacks something that this run has, or has it otherwise."""
+        complaint = f"{self.run / latest.name}: is not a state of this run; delete it, or choose another training.run"
+        for name in ("step", "ema_updates", "skipped_steps", "best_score"):
+            if name not in latest.counters:
+                raise ModelError(f"{complaint}: lacks {name}")
+        ours = {
+            "codec": self.codec.state_dict(),
+            "ema": self.ema.shadow,
+            "discriminators": self.adversary.discriminators.state_dict(),
+        }
+        expected, found = (
+            {f"{part}/{name}": tensor for part in ours for name, tensor in parts.get(part, {}).items()}
+            for parts in (ours, latest.parts)
+        )
+        weights.check_fit(expected, found, complaint)
 
     def _open_cache(self, split: str, sources: list[Path]) -> AudioCache:
         with self.ranks.first_alone(), CountLine(self.ranks.is_first) as progress:

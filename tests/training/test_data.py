@@ -145,6 +145,31 @@ def test_a_damaged_cache_is_named(training_folder: Path, tmp_path: Path, name: s
         open_cache([training_folder], tmp_path, 24000)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"samples": -1}, {"samples": 10**30}, {"samples": None}, {"bandwidth": "wide"}], ids=str
+)
+def test_a_cache_with_a_damaged_clip_is_named(training_folder: Path, tmp_path: Path, changes: dict):
+    open_cache([training_folder], tmp_path, 24000)
+    index = json.loads((tmp_path / "clips.json").read_text())
+    if changes == {"samples": -1}:  # all together are as long as the audio
+        index["clips"][1]["samples"] += index["clips"][0]["samples"] + 1
+    index["clips"][0] |= changes
+    (tmp_path / "clips.json").write_text(json.dumps(index))
+    with pytest.raises(AudioError, match=r"delete the folder"):
+        open_cache([training_folder], tmp_path, 24000)
+
+
+def test_clips_lie_end_to_end_whatever_an_index_says(cache: AudioCache, training_folder: Path, tmp_path: Path):
+    """Indexes of earlier versions have a place for each, and one beyond the audio was waited for without end."""
+    open_cache([training_folder], tmp_path, 24000)
+    index = json.loads((tmp_path / "clips.json").read_text())
+    for clip in index["clips"]:
+        clip["offset"] = 10**9
+    (tmp_path / "clips.json").write_text(json.dumps(index))
+    same = open_cache([training_folder], tmp_path, 24000)
+    assert all(np.array_equal(same.clip(number), cache.clip(number)) for number in range(len(cache)))
+
+
 def test_a_cache_of_another_version_is_made_again(training_folder: Path, tmp_path: Path):
     open_cache([training_folder], tmp_path, 24000)
     index = json.loads((tmp_path / "clips.json").read_text())

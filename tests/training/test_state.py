@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from codec.errors import ConfigError, ModelError
@@ -71,6 +72,27 @@ def test_a_damaged_state_is_passed_over_with_a_sentence(tmp_path: Path, damage: 
     step, sentence = latest(tmp_path)
     assert step == 1
     assert sentence.startswith("" if damage == "missing" else f"{path}: is not a whole training state")
+
+
+@pytest.mark.parametrize(
+    ("key", "counters", "words"),
+    [
+        ("weight", '{"step": 1}', "weight belongs to no part of one"),
+        ("codec/weight", "5", "it has no counters"),
+        ("codec/weight", None, "it has no counters"),
+    ],
+)
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path, key: str, counters: str | None, words: str):
+    save_file({key: torch.zeros(3)}, tmp_path / STATE_NAME, {"counters": counters} if counters else None)
+    with pytest.raises(ModelError, match=rf"state\.safetensors: is not a training state, {words}$"):
+        load_state(tmp_path / STATE_NAME)
+
+
+@pytest.mark.parametrize("counters", [{"step": 1}, {"step": 1, "files": "2"}])
+def test_a_portable_state_that_does_not_count_its_files_is_refused(tmp_path: Path, counters: dict):
+    save_state(tmp_path / "0.safetensors", {"codec": {"weight": torch.zeros(3)}}, counters)
+    with pytest.raises(ModelError, match="is not a portable state, file 0 does not say how many files there are"):
+        load_portable(tmp_path)
 
 
 def test_damaged_states_alone_are_refused(tmp_path: Path):

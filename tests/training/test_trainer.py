@@ -360,6 +360,24 @@ def test_a_state_of_other_settings_is_refused_by_name(tiny_run: list[str], tmp_p
         Trainer(compose([*tiny_run, "model.decoder.width=48", "adversary.discriminators.period.periods=[5,7]"]))
 
 
+def test_a_state_of_foreign_tensors_or_without_counters_is_refused_in_a_sentence(tiny_run: list[str], tmp_path: Path):
+    fit(tiny_run, "training.steps=1")
+    path = tmp_path / "run" / STATE_NAME
+    parts, counters = load_state(path)
+    name, tensor = next(iter(parts["ema"].items()))
+    no_steps = {key: value for key, value in counters.items() if key != "step"}
+    for changed, values, foreign in (
+        (parts | {"ema": parts["ema"] | {name: tensor[..., :1]}}, counters, f"has another shape for ema/{name}"),
+        (parts | {"codec": parts["codec"] | {"another": torch.zeros(3)}}, counters, "has unknown codec/another"),
+        ({"codec": parts["codec"], "ema": parts["ema"]}, counters, "lacks discriminators/groups.*"),
+        (parts, no_steps, "lacks step"),
+    ):
+        save_state(path, changed, values)
+        sentence = rf"run/{STATE_NAME}: is not a state of this run; delete it, or choose .*run: {foreign}$"
+        with pytest.raises(ModelError, match=sentence):
+            Trainer(compose(tiny_run))
+
+
 def test_changed_settings_are_noted(tiny_run: list[str], tmp_path: Path):
     fit(tiny_run, "training.steps=1")
     fit(tiny_run, "training.steps=2")
