@@ -7,8 +7,9 @@ from codec.errors import ConfigError
 from codec.output import open_output
 
 CURVES = (
-    *("loss/mel", "loss/loudness", "loss/disturbance", "loss/intelligibility", "loss/pitch", "loss/quantizer"),
-    *("loss/adversarial", "loss/feature_matching", "loss/discriminator", "codes/utilisation", "codes/perplexity"),
+    *("loss/mel", "loss/loudness", "loss/convergence", "loss/disturbance", "loss/intelligibility", "loss/pitch"),
+    *("loss/quantizer", "loss/usage", "loss/adversarial", "loss/feature_matching", "loss/discriminator"),
+    *("codes/utilisation", "codes/perplexity"),
     *("validation/mel", "validation/pesq_wb", "validation/stoi"),
 )
 """What is drawn of a run, by the names in its log, as far as they are there."""

@@ -49,9 +49,7 @@ class Batch(NamedTuple):
 class DataConfig:
     """Which audio to train on and how to cut it."""
 
-    train: Any = (
-        ""  # manifest, or folder of sound files whose first folder below it names the speaker; or a list of them
-    )
+    train: Any = ""  # manifest, or folder of sound files, in it a folder for each speaker; or a list of both
     validation: str = ""  # the same of held-out speech; empty: no validation
     cache: str = "cache"  # where decoded audio is kept
     batch_size: int = 16  # windows per step, over all processes

@@ -29,13 +29,17 @@ LEVEL_RATIOS = 1e-2, 1e2  # in power, by which a recording may be
 RESPONSE_RATIOS = 1e-2, 1e2  # in power, by which a band may be louder all the time without disturbing
 RESPONSE_FLOOR = 1e3  # power, as all powers here with 1 at 0 dB SPL
 AUDIBLE_FRAME = 1e7  # power of a frame that tells something about the response
+AUDIBLE_BAND = 100.0  # times the threshold of hearing, the power of a band that does; P.862's
 MASKED_SHARE = 0.25  # of the loudness of the softer signal
-LARGEST_GAIN = 5.0  # in power, when a frame's level is evened out
+FRAME_FLOOR = 5e3  # power that is added to each frame's when its level is evened out; P.862's, as the next
+LEAST_GAIN, LARGEST_GAIN = 3e-4, 5.0  # in power, of a frame
 ASYMMETRY_OFFSET = 50.0  # power
 ASYMMETRY_EXPONENT = 1.2
 LEAST_ASYMMETRY, GREATEST_ASYMMETRY = 3.0, 12.0
 FLOOR = 0.01  # sone Bark
 MOST_DISTURBED = 45.0  # sone Bark; a frame cannot be worse
+IMPORTANCE_FLOOR, IMPORTANCE_UNIT = 1e5, 1e7  # power that is added to a frame's, and of one that counts as it is
+IMPORTANCE_EXPONENT = -0.04  # loud frames count a little less; all three P.862's
 SYLLABLE = 20  # frames, and half of them from one to the next
 WITHIN_SYLLABLE, BETWEEN_SYLLABLES = 6.0, 2.0  # the norms in which disturbances add up: the worst moment decides
 SYMMETRIC_WEIGHT, ASYMMETRIC_WEIGHT = 0.1, 0.0309
@@ -153,7 +157,7 @@ class Disturbance(nn.Module):
             # Roots have an infinite slope at 0, where an exact copy would be: hence the floors.
             symmetric = ((difference * self.widths).square().sum(-1) * total_width + FLOOR**2).sqrt() - FLOOR  # (B, N)
             asymmetric = (difference * added * self.widths).sum(-1)
-            importance = ((target.sum(-1) + 1e5) / 1e7) ** -0.04  # of loud frames a little less
+            importance = ((target.sum(-1) + IMPORTANCE_FLOOR) / IMPORTANCE_UNIT) ** IMPORTANCE_EXPONENT
             of_frames = torch.stack([symmetric, asymmetric], dim=1) * importance[:, None]  # (B, 2, N)
             of_recordings = _worst_moments(of_frames.clamp(max=MOST_DISTURBED))  # (B, 2)
             return (SYMMETRIC_WEIGHT * of_recordings[:, 0] + ASYMMETRIC_WEIGHT * of_recordings[:, 1]).mean()
@@ -173,15 +177,15 @@ class Disturbance(nn.Module):
         """How much more power the estimate has in each band than the target, over all audible frames, (B, 1, M)."""
         is_audible = ((target * (target > self.thresholds)).sum(-1, keepdim=True) > AUDIBLE_FRAME).float()
         means = [
-            (values * (values > 100 * self.thresholds) * is_audible).mean(1, keepdim=True) + RESPONSE_FLOOR
+            (values * (values > AUDIBLE_BAND * self.thresholds) * is_audible).mean(1, keepdim=True) + RESPONSE_FLOOR
             for values in (power, target)
         ]
         return (means[0] / means[1]).clamp(*RESPONSE_RATIOS)
 
     def _ratio_of_frames(self, target: Tensor, power: Tensor) -> Tensor:
         """By how much the power of each frame is to be raised to the target's, (B, N)."""
-        audible = [(values * (values > self.thresholds)).sum(-1) + 5e3 for values in (target, power)]
-        return (audible[0] / audible[1]).clamp(3e-4, LARGEST_GAIN)
+        audible = [(values * (values > self.thresholds)).sum(-1) + FRAME_FLOOR for values in (target, power)]
+        return (audible[0] / audible[1]).clamp(LEAST_GAIN, LARGEST_GAIN)
 
 
 def _worst_moments(of_frames: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ class Trainer:
         for name, weight, value_of in (
             ("pitch", settings.pitch_weight, lambda: self._pitch_loss(log_pitch, wav)),
             ("loudness", settings.loudness_weight, lambda: spectral.loudness),
-            ("spectral_convergence", settings.convergence_weight, lambda: spectral.convergence),
+            ("convergence", settings.convergence_weight, lambda: spectral.convergence),
             ("disturbance", settings.disturbance_weight, lambda: self.disturbance(heard, fake)),
             ("intelligibility", settings.intelligibility_weight, lambda: self.intelligibility(heard, fake)),
         ):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,9 +27,11 @@ pytest.importorskip("tensorboard", reason="training needs tensorboard")
 import codec
 from codec.config import compose
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
+from codec.training.curves import CURVES
 from codec.training.data import Batch
 from codec.training.losses import limit_band
 from codec.training.run_files import CONFIG_NAME, PREVIOUS_NAME, STATE_NAME
+from codec.training.settings import TrainingConfig
 from codec.training.state import flatten_optimizer, load_state, save_state
 from codec.training.trainer import Trainer
 
@@ -96,6 +99,17 @@ def test_losses_without_a_weight_are_not_computed(tiny_run: list[str]):
     trainer = Trainer(compose([*tiny_run, *none, "training.quantizer_start=-1"]))
     scalars = trainer.train_step(trainer.sampler.batch(0))
     assert {name for name in scalars if name.startswith("loss/")} == {"loss/quantizer", "loss/mel", "loss/total"}
+
+
+def test_every_loss_that_is_trained_has_a_curve_named_after_its_weight(tiny_run: list[str]):
+    settings = ["training.intelligibility_weight=1", "data.window_seconds=0.5", "training.quantizer_start=-1"]
+    trainer = Trainer(compose([*tiny_run, *settings, "training.adversarial_start=0"]))
+    names = {name for name in trainer.train_step(trainer.sampler.batch(0)) if name.startswith("loss/")}
+    assert names - {"loss/total"} == {name for name in CURVES if name.startswith("loss/")}
+    weights = {
+        f"loss/{field.name.removesuffix('_weight')}" for field in fields(TrainingConfig) if "_weight" in field.name
+    }
+    assert weights - names == {"loss/commitment"}  # of the quantizer's loss
 
 
 def test_training_lowers_the_mel_loss_and_writes_a_model(tiny_run: list[str], training_folder: Path, tmp_path: Path):
