@@ -10,9 +10,9 @@ of the output are cut to +-0.99 and written with 16 bits before they are scored,
 """
 
 import argparse
-import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from codec.errors import CorpusError
 from codec.evaluation.baselines import PUBLISHED
 from codec.evaluation.evaluate import Evaluation, Options, evaluate_folders, evaluate_model
 from codec.evaluation.metric import Settings
+from codec.evaluation.pairs import Item, load_pair
+from codec.evaluation.pesq import MAX_UTTERANCES, SAMPLE_RATE, count_utterances
 from codec.evaluation.report import table
 from codec.manifest import read_manifest
+from codec.output import write_json, write_text
+from codec.preparation.libritts import FILE_COUNTS, SPLITS
 
-COUNTS = {"test-clean": 4837, "test-other": 5120}
+COUNTS = {name: FILE_COUNTS[name][0] for name in SPLITS["test"]}
 """Utterances of each set. Four missing ones have changed a published comparison before."""
 
 COLUMNS = {"utmos22s": "UTMOS", "pesq_wb": "PESQ", "stoi": "STOI", "vuv_f1": "V/UV F1"}
@@ -37,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [row for name in COUNTS for row in evaluate(name, options)]
     text = markdown(rows)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.output / "table.md").write_text(text)
+    write_json(options.output / "table.json", rows)
+    write_text(options.output / "table.md", text)
     print(text)
 
 
@@ -102,22 +106,31 @@ def row_of(result: Evaluation, label: str, *, as_published: bool) -> dict[str, A
     }
     for column in COLUMNS:
         values = list(result.values(column).values())
-        failed = [published_value(column, problem.reason) for problem in result.problems if problem.metric == column]
         if as_published:
-            values += [value for value in failed if value is not None]
+            failed = [result.items[problem.id] for problem in result.problems if problem.metric == column]
+            values += [STAND_INS[column](item) for item in failed if column in STAND_INS]
         mean = sum(values) / len(values) if values else None
         row[column] = "nan" if mean is not None and math.isnan(mean) else mean
     row["utilisation"] = (summary.get("codes") or {}).get("utilisation")
     return row
 
 
-def published_value(column: str, reason: str) -> float | None:
-    """What the published script averages in for a pair without a value; None where it leaves the pair out."""
-    if column == "pesq_wb":
-        if "at least 0.25 s" in reason:
-            return -6.0
-        return -7.0 if "no utterance" in reason else math.nan
-    return 1e-5 if column == "stoi" else None
+def pesq_error(item: Item) -> float:
+    """The code of the error for which the `pesq` package has no value, or NaN where it has no code."""
+    import pesq  # a compiled extension
+
+    reference, estimate = load_pair(item, tolerance=math.inf)[0].at(SAMPLE_RATE)
+    if count_utterances(reference) > MAX_UTTERANCES:
+        return math.nan
+    try:
+        value = pesq.pesq(SAMPLE_RATE, reference, estimate, "wb", on_error=pesq.PesqError.RETURN_VALUES)
+    except ValueError:  # the levels of a silent estimate cannot be aligned
+        return math.nan
+    return float(value) if value < 0 else math.nan
+
+
+STAND_INS: dict[str, Callable[[Item], float]] = {"pesq_wb": pesq_error, "stoi": lambda item: 1e-5}
+"""What the published script averages in for a pair without a value; it leaves the pair out where there is none."""
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

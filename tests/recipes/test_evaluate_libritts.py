@@ -10,6 +10,7 @@ import pytest
 
 from codec import audio
 from codec.cli import exit_code
+from codec.evaluation.pairs import Item
 from codec.manifest import Utterance, write_manifest
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "libritts" / "evaluate.py"
@@ -111,24 +112,25 @@ def test_output_of_another_codec_is_scored(recipe, manifests):
 
 
 @pytest.mark.parametrize(
-    ("column", "reason", "value"),
-    [("pesq_wb", "PESQ finds no utterance in it", -7), ("stoi", "STOI needs 30 frames", 1e-5), ("vuv_f1", "any", None)],
+    ("speech_samples", "error"), [(3900, -6), (200, -7)], ids=["shorter than a quarter of a second", "no utterance"]
 )
-def test_published_stand_ins(recipe, column, reason, value):
-    assert recipe.published_value(column, reason) == value
-    assert math.isnan(recipe.published_value("pesq_wb", "PESQ gives no value (the estimate has no level)"))
+def test_pesq_stands_in_with_its_error(recipe, tmp_path, speech, speech_samples, error):
+    pytest.importorskip("pesq", reason="pesq is not installed: pip install 'codec[eval]'")
+    wav = audio.read(speech)[0][0][24000:][:speech_samples]
+    silence = np.zeros(8000 if error == -7 else 0, np.float32)
+    audio.write(tmp_path / "a.wav", np.concatenate([silence, wav, silence]), 16000)
+    assert recipe.pesq_error(Item("a", tmp_path / "a.wav", tmp_path / "a.wav")) == error
 
 
-def test_counts_are_those_of_the_corpus():
-    text = SCRIPT.read_text()
-    assert '"test-clean": 4837' in text
-    assert '"test-other": 5120' in text
+def test_more_utterances_than_pesq_has_room_for_have_no_stand_in(recipe, tmp_path):
+    bursts = np.concatenate([np.random.default_rng(0).normal(0, 0.1, 4000), np.zeros(4000)]).astype(np.float32)
+    audio.write(tmp_path / "a.wav", np.tile(bursts, 45), 16000)
+    assert math.isnan(recipe.pesq_error(Item("a", tmp_path / "a.wav", tmp_path / "a.wav")))
 
 
-def test_output_is_cut_to_the_published_peak(tmp_path):
-    from codec.evaluation.reconstruction import _cut
-
-    wav = np.array([0.0, 0.5, 0.995, -1.0, 0.2], np.float32)
-    audio.write(tmp_path / "a.wav", wav, 24000)
-    _cut(tmp_path / "a.wav", 0.99)
-    assert audio.read(tmp_path / "a.wav")[0][0] == pytest.approx([0, 0.5, 0.99, -0.99, 0.2], abs=1 / 32768)
+def test_output_is_cut_to_the_peak(recipe, manifests, model_directory, monkeypatch):
+    assert recipe.PEAK == 0.99
+    monkeypatch.setattr(recipe, "PEAK", 0.001)
+    assert run(recipe, arguments(manifests, "--model", str(model_directory), "--metrics", "mel")) == 0
+    peaks = [np.abs(audio.read(path)[0]).max() for path in (manifests.parent / "out").rglob("*.wav")]
+    assert peaks == pytest.approx([0.001] * 5, abs=1 / 32768)
