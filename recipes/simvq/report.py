@@ -12,7 +12,9 @@ from typing import Any
 import matplotlib
 import torch
 
+from codec import tables
 from codec.cli import positive
+from codec.output import open_output
 
 matplotlib.use("agg")
 
@@ -52,14 +54,12 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Tab-separated, a header first; floats with four digits."""
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
-            )
+    """Tab-separated, a header of the first row's names; floats with four digits, empty what a row does not have."""
+
+    def cell(value: Any) -> Any:
+        return f"{value:.4g}" if isinstance(value, float) else value
+
+    tables.write_table(path, rows[0], ([cell(row.get(name, "")) for name in rows[0]] for row in rows))
     print(f"wrote {path}")
 
 
@@ -88,7 +88,8 @@ def style(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """As PNG."""
-    figure.savefig(path, dpi=110)
+    with open_output(path, overwrite=True) as stream:
+        figure.savefig(stream, dpi=110, format="png")
     plt.close(figure)
     print(f"wrote {path}")
 
