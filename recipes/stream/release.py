@@ -1,19 +1,20 @@
 """Turn finished runs into the model in the box: weights, discriminators, card, curves and spectrogram samples.
 
-    python recipes/stream/release.py RUN ... --test ../shared/data/test --hardware "2 cores of ..."
+    python recipes/stream/release.py RUN ... --test ../shared/data/test --data recipes/stream/data.md --hardware "..."
     python recipes/stream/release.py ... --model runs/average                    # not the last run's own
     python recipes/stream/release.py ... --earlier-steps 7550 --earlier-hours 33.5    # those of the releases before
     python recipes/stream/release.py ... --dnsmos-weights ../shared/models/dnsmos     # how natural it sounds
 
-Runs are named in the order in which they were made. Everything the card says is read from them or measured here;
-nothing is typed in but the description of the machine and what went before.
+Runs are named in the order in which they were made. The numbers on the card are read from them or measured here; what
+it says of the data, the machine and the releases before are arguments. Its other words were found true of the model
+that is in the box now, and are to be read again for another.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -25,15 +26,19 @@ import torch
 import codec
 from codec import audio
 from codec.cli import exit_code, not_negative
+from codec.errors import ConfigError
 from codec.evaluation.evaluate import Options, evaluate_model
+from codec.evaluation.journal import JOURNAL_NAME
 from codec.evaluation.metric import Settings
 from codec.evaluation.utilisation import CodeCounter
 from codec.model import catalogue
+from codec.output import open_output, write_json, write_text
 from codec.streaming import StreamEncoder
 from codec.training.cache import AudioCache
 from codec.training.curves import draw_curves
-from codec.training.doctor import read_run
+from codec.training.doctor import Record, read_run
 from codec.training.monitor import spectrogram_pair
+from codec.training.run_files import CONFIG_NAME
 
 HERE = Path(__file__).parent
 BOX = Path(codec.__file__).parent / "pretrained" / "stream"
@@ -50,14 +55,24 @@ def main() -> None:
         "--discriminators", type=Path, metavar="RUN", help="run whose discriminators go beside the weights"
     )
     parser.add_argument("--dnsmos-weights", type=Path, help="folder of DNSMOS, to score how natural it sounds")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="text on what it was trained on, Markdown, for the card"
+    )
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
     parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the releases before")
+    parser.add_argument("--earlier-adversarial-steps", type=int, default=0, help="those of them with discriminators")
     parser.add_argument("--earlier-hours", type=not_negative, default=0, help="of audio that they saw")
     arguments = parser.parse_args()
 
-    audio.find_sounds(arguments.test)  # refuses what is none, before anything is replaced
+    # What is none is refused before anything is replaced.
+    audio.find_sounds(arguments.test)
+    records = [read_run(run) for run in arguments.runs]
+    for record in records:
+        if not record.config:
+            raise ConfigError(f"{record.run}: its settings, {CONFIG_NAME}, are missing or damaged")
+    data = arguments.data.read_text(encoding="utf-8", errors="replace")
     with replaced_as_a_whole(BOX, *(HERE / name for name in ("evaluation", "samples.png", "curves.png", "run.json"))):
-        release(arguments)
+        release(records, data, arguments)
 
 
 @contextmanager
@@ -86,9 +101,9 @@ def copy_to(target: Path, source: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def release(arguments: argparse.Namespace) -> None:
+def release(records: list[Record], data: str, arguments: argparse.Namespace) -> None:
     """Replace the model, its scores, pictures and card."""
-    curves, configs = read_curves(arguments.runs), [read_config(run) for run in arguments.runs]
+    curves = joined_curves(records)
     BOX.mkdir(parents=True, exist_ok=True)
     for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME):
         shutil.copyfile((arguments.model or arguments.runs[-1] / "last") / name, BOX / name)
@@ -101,39 +116,32 @@ def release(arguments: argparse.Namespace) -> None:
     summary = evaluate_model("stream", arguments.test, output=HERE / "evaluation", options=options).summary
     shutil.rmtree(HERE / "evaluation" / "estimates")
     shutil.rmtree(HERE / "evaluation" / "codes")
-    (HERE / "evaluation" / "journal.jsonl").unlink()
-    utilisation = use_of_codes(Path(configs[-1]["data"]["cache"]) / "train")
+    (HERE / "evaluation" / JOURNAL_NAME).unlink()
+    utilisation = use_of_codes(Path(records[-1].config["data"]["cache"]) / "train")
     draw_samples(arguments.test, HERE / "samples.png")
     draw_curves(curves, HERE / "curves.png", overwrite=True)
-    save_settings(configs, HERE / "run.json")
-    (BOX / catalogue.CARD_NAME).write_text(card(configs, curves, summary, utilisation, arguments))
+    save_settings(records, HERE / "run.json")
+    write_text(BOX / catalogue.CARD_NAME, card(records, curves, summary, utilisation, data, arguments))
 
 
-def save_settings(configs: list[dict], path: Path) -> None:
+def save_settings(records: list[Record], path: Path) -> None:
     """Write the settings of the runs, but for where their files lay."""
     places = {"train", "validation", "cache", "run", "init"}
     kept = [
         {
             part: {name: value for name, value in settings.items() if name not in places}
-            for part, settings in config.items()
+            for part, settings in record.config.items()
         }
-        for config in configs
+        for record in records
     ]
-    path.write_text(json.dumps(kept, indent=2) + "\n")
+    write_json(path, kept)
 
 
-def read_config(run: Path) -> dict:
-    """The settings of a run."""
-    values: dict = json.loads((run / "config.json").read_text())
-    return values
-
-
-def read_curves(runs: list[Path]) -> dict[str, list[tuple[int, float]]]:
+def joined_curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
     """What all runs have logged, by name, steps counted from the first one's start."""
     series: dict[str, list[tuple[int, float]]] = {}
     before = 0
-    for run in runs:
-        record = read_run(run)
+    for record in records:
         for name, points in record.series.items():
             series.setdefault(name, []).extend((before + step, value) for step, value in points)
         before += record.step
@@ -161,7 +169,8 @@ def draw_samples(folder: Path, path: Path, count: int = 4) -> None:
         images.append(spectrogram_pair(wav[0, 0], model.decode(model.encode(wav))[0, 0, : wav.shape[-1]]))
     width = min(image.shape[-1] for image in images)
     grid = torch.cat([torch.nn.functional.pad(image[..., :width], (2, 2), value=1) for image in images], dim=-1)
-    imsave(path, grid.permute(1, 2, 0).numpy())
+    with open_output(path, overwrite=True) as stream:
+        imsave(stream, grid.permute(1, 2, 0).numpy(), format="png")
 
 
 def score_rows(summary: dict) -> list[str]:
@@ -175,20 +184,21 @@ def score_rows(summary: dict) -> list[str]:
     return rows
 
 
-def card(configs: list[dict], curves: dict, summary: dict, utilisation: dict, arguments: argparse.Namespace) -> str:
+def card(
+    records: list[Record], curves: dict, summary: dict, utilisation: dict, data: str, arguments: argparse.Namespace
+) -> str:
     """The model card, Markdown."""
     model = codec.load("stream")
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    steps = [read_run(run).step for run in arguments.runs]
+    batches = [(record.config["data"]["batch_size"], record.config["data"]["window_seconds"]) for record in records]
     hours = arguments.earlier_hours + sum(
-        number * config["data"]["batch_size"] * config["data"]["window_seconds"] / 3600
-        for number, config in zip(steps, configs, strict=True)
+        record.step * size * seconds / 3600 for record, (size, seconds) in zip(records, batches, strict=True)
     )
-    log_every = configs[-1]["training"]["log_every"]
+    log_every = records[-1].config["training"]["log_every"]
     num_adversarial = len(curves.get("loss/adversarial", [])) * log_every
     runs = ", ".join(
-        f"{number} of {config['data']['batch_size']} windows of {config['data']['window_seconds']:g} s"
-        for number, config in zip(steps, configs, strict=True)
+        f"{record.step} of {size} windows of {seconds:g} s"
+        for record, (size, seconds) in zip(records, batches, strict=True)
     )
     codes = summary["codes"]
     dnsmos = arguments.dnsmos_weights
@@ -223,22 +233,13 @@ the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {
 
 - Commands: [recipes/stream](../../../recipes/stream/README.md), with the settings of
   [run.json](../../../recipes/stream/run.json).
-- Data: 14.6 h of speech. At first 8.2 h, read: at 24 kHz 6.5 h, 5324 clips, more than 223 speakers, English, French,
-  German, Chinese: LibriVox (public domain), Kathleen and GLOBE (CC0-1.0), LibriTTS and VCTK (CC BY 4.0: H. Zen et al.,
-  2019; J. Yamagishi et al., 2019), P. Matthes and AISHELL-3 (Apache-2.0), LJSpeech (public domain), GCompris voices
-  (public domain), Nabu Casa and Thorsten-Voice (CC0-1.0). At 16 kHz, to train the band below 7.3 kHz, 1.7 h, 602 clips:
-  LibriSpeech (CC BY 4.0: V. Panayotov et al., 2015) and Picovoice speech-to-intent (Apache-2.0). Then, for the last
-  runs, 6.3 h of that, with at most 3 MB of each named voice, and 6.4 h of more than 650 further voices, most of them at
-  16 kHz, each source with its licence in [speech.tsv](../../../recipes/stream/speech.tsv): sentences, words and orders
-  in English from many countries, German, Mandarin, Arabic, Portuguese, Hindi and others. Further credits:
-  speechocean762 (CC BY 4.0, J. Zhang et al., 2021), Speech Commands (CC BY 4.0, P. Warden, 2018), MLS (CC BY 4.0,
-  V. Pratap et al., 2020), CMU ARCTIC (J. Kominek, A. Black, 2003), EmoDB (F. Burkhardt et al., 2005).
+- Data: {textwrap.indent(data, "  ").strip()}
 - Steps: {arguments.earlier_steps} of the releases before, then
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
   and usage losses; discriminators (period, scale, complex STFT) took part in {num_adversarial} of these steps and in
-  about 10,000 of those before. Trained ones are kept beside the weights in the repository, for fine-tuning, and are
-  not in the wheel.
+  {arguments.earlier_adversarial_steps} of those before. Trained ones are kept beside the weights in the repository, for
+  fine-tuning, and are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 

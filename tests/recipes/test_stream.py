@@ -1,5 +1,6 @@
 """The scripts beside the recipe of the boxed model."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -14,8 +15,10 @@ from codec import audio
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import SimVQConfig
+from codec.training.doctor import Record
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stream"
+SPEECH = Path(__file__).parents[1] / "data"
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -145,6 +148,29 @@ def test_scores_of_a_single_file_have_no_interval(release: ModuleType):
     assert release.score_rows({"metrics": metrics}) == ["| PESQ | 2.00 |  | 1 |", "| PESQ | 2.00 | 1.50 .. 2.50 | 9 |"]
 
 
+def test_a_card_tells_the_data_that_it_is_given_and_what_the_runs_did(release: ModuleType):
+    config = {"data": {"batch_size": 4, "window_seconds": 1.5}, "training": {"log_every": 50}}
+    series = {"loss/adversarial": [(50, 1.0), (100, 1.0)]}
+    records = [Record(Path(name), config, series) for name in ("first", "second")]
+    summary = {"metrics": {}, "num_scored": 1, "num_utterances": 2, "seconds": 3.0}
+    codes = {"perplexity": 9.0, "entropy": 3.0, "utilisation": 0.5}
+    arguments = argparse.Namespace(test_name="speech", hardware="an abacus", dnsmos_weights=None)
+    arguments.earlier_steps, arguments.earlier_adversarial_steps, arguments.earlier_hours = 300, 30, 7
+    card = release.card(
+        records,
+        release.joined_curves(records),
+        summary | {"codes": codes},
+        codes | {"hours": 2.5},
+        "2.5 h of one speaker\n(CC0-1.0).\n",
+        arguments,
+    )
+    assert "- Data: 2.5 h of one speaker\n  (CC0-1.0).\n- Steps: 300 of the releases before, then\n" in card
+    assert "  100 of 4 windows of 1.5 s, 100 of 4 windows of 1.5 s;\n" in card
+    assert f"  {7 + 200 * 4 * 1.5 / 3600:.0f} h of audio seen." in card
+    assert "took part in 200 of these steps and in\n  30 of those before." in card
+    assert "LibriVox" not in card
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
@@ -153,7 +179,8 @@ def test_scores_of_a_single_file_have_no_interval(release: ModuleType):
         ("benchmark.py", ["--hours", "nan"], "--hours: must be a number from 0 on, got nan"),
         ("../simvq/toy.py", ["--steps", 0], "--steps: must be at least 1, got 0"),
         ("../simvq/cost.py", ["--runs", 0], "--runs: must be at least 1, got 0"),
-        ("release.py", ["run", "--test", "nowhere", "--hardware", "x"], "nowhere: no such folder"),
+        ("release.py", ["run", "--test", "nowhere", "--data", "x", "--hardware", "x"], "nowhere: no such folder"),
+        ("release.py", ["nowhere", "--test", SPEECH, "--data", "x", "--hardware", "x"], "there is no such folder"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(script: str, arguments: list[object], words: str):
