@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from codec.evaluation.spectra import MEL_SCALES, mel_filters
 from codec.limits import not_positive, refuse
 
-
 _SMALLEST_MAGNITUDE = 1e-20  # that is divided by
 
 
