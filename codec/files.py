@@ -489,7 +489,7 @@ class _Counted:
 
 
 def header_of(model: Codec, name: str = "") -> Header:
-    """What a file says of the codes in it, for `write_codes`: their rates, and the model that makes sound of them.
+    """The header of a file of codes, for `write_codes`: their rates, and the model that decodes them.
 
     Args:
         model: the codec that is to decode them, whoever wrote them: `Codec.encode` or a language model.

@@ -30,8 +30,8 @@ class StreamEncoder:
     """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
 
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
-    codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames are rounded otherwise, which can
-    decide between two codes that are equally near. Any model can do that.
+    codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames round differently, which can decide
+    between two codes that are equally near. Works with every model.
     """
 
     def __init__(self, codec: Codec):
@@ -118,15 +118,15 @@ class StreamEncoder:
 
 
 class StreamDecoder:
-    """Turns codes that arrive in pieces into sound: each code at once becomes hop_length samples.
+    """Turns codes that arrive in pieces into sound: each code becomes hop_length samples at once.
 
-    The same network as `Codec.decode`, driven with a state. Several signals can go forward together, which takes a
-    fraction of the time where few codes arrive at once. `select` and `join` let them leave, branch off and come at any
-    code, and each sounds as it does alone.
+    The same network as `Codec.decode`, driven with a state. Several signals can be decoded together, which takes a
+    fraction of the time where few codes arrive at once. With `select` and `join`, signals can leave, branch off and
+    join at any code, and each sounds as it would alone.
 
-    Keep the decoder as long as its signal lasts. The phase of the voice and the place in the noise are counted from the
-    first code on: a piece that is decoded afresh sounds like the whole after some 128 codes, but never has its samples,
-    so pieces that are joined end to end click.
+    Keep the decoder as long as its signal lasts. The phase of the voice and the position in the noise are counted from
+    the first code: a piece decoded afresh sounds like the whole after some 128 codes, but its samples never match, so
+    pieces joined end to end click.
 
     Raises:
         ModelError: the model's decoder looks at the whole clip.

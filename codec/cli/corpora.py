@@ -26,22 +26,20 @@ from codec.progress import CountLine
 
 @click.group()
 def prepare() -> None:
-    """Check a corpus and list it in manifests to train and evaluate on."""
+    """Check a corpus and write manifests to train and evaluate on."""
 
 
 def options_of_preparation(function: Function) -> Function:
     """What every preparation can be told."""
     options = [
-        click.option("--out", type=Name(Path), help="Where the manifests go.  [default: .../manifests]"),
+        click.option("--out", type=Name(Path), help="Where the manifests go.  [default: manifests, in the corpus]"),
         click.option("--min-seconds", default=0.5, show_default=True, help="Drop shorter files."),
         click.option("--max-seconds", default=40.0, show_default=True, help="Drop longer files."),
         click.option("--max-silent", default=0.9, show_default=True, help="Drop files with a larger silent share."),
-        click.option(
-            "--max-clipped", default=0.01, show_default=True, help="Drop files with more samples at full scale."
-        ),
+        click.option("--max-clipped", default=0.01, show_default=True, help="Drop files with a larger clipped share."),
         click.option("--headers-only", is_flag=True, help="Do not read samples: faster, finds less."),
-        click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, over all speakers."),
-        click.option("--seed", default=0, show_default=True, help="Of everything drawn."),
+        click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, from all speakers."),
+        click.option("--seed", default=0, show_default=True, help="For all random draws."),
         click.option("--max-damaged", default=0.001, show_default=True, help="Fail above this share of damaged files."),
         click.option("--strict", is_flag=True, help="Fail on any warning."),
         option_jobs,
@@ -61,11 +59,11 @@ def options_of_preparation(function: Function) -> Function:
 )
 @click.option("--archives", type=Name(Path), help="Folder of the .tar.gz files.  [default: ROOT]")
 @click.option("--download/--no-download", default=True, help="Fetch what is missing.  [default: download]")
-@click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Instead of openslr.org; may be repeated.")
+@click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Used instead of openslr.org; may be repeated.")
 @click.option("--keep-archives", is_flag=True, help="Keep fetched archives after unpacking.")
 @click.option("--no-sums", is_flag=True, help="Accept archives whose MD5 sum is not the published one.")
-@click.option("--filter-all", is_flag=True, help="Drop from dev and test too, not only from train.")
-@click.option("--exclude", type=Name(Path), multiple=True, metavar="LIST", help="File with paths to leave out.")
+@click.option("--filter-all", is_flag=True, help="Filter dev and test too, not only train.")
+@click.option("--exclude", type=Name(Path), multiple=True, metavar="LIST", help="File listing paths to leave out.")
 @options_of_preparation
 def prepare_libritts_command(
     root: Path,
@@ -80,10 +78,10 @@ def prepare_libritts_command(
     exclude: tuple[Path, ...],
     **shared: Any,
 ) -> None:
-    """LibriTTS or LibriTTS-R, from nothing, from archives or from a tree.
+    """LibriTTS or LibriTTS-R: downloaded, from archives or from an unpacked tree.
 
-    ROOT holds the folder LibriTTS (LibriTTS_R), or shall hold it. Parts that are named and are not there are fetched,
-    and all of them, 84 GB, where there is none. What is interrupted goes on where it stopped when it is started again.
+    ROOT holds the folder LibriTTS (LibriTTS_R), or will hold it. Parts that are named but missing are fetched; all of
+    them, 84 GB, if there are none. Run again after an interruption, the command resumes where it stopped.
     """
     from codec.preparation.libritts import MIRRORS, Sources, prepare_libritts
 
@@ -105,8 +103,8 @@ def prepare_libritts_command(
     show_default=True,
     help='Meaning of the folders above a file: "speaker", "part/speaker", "*/speaker", or "".',
 )
-@click.option("--dev", default=0.0, metavar="SHARE", help="Hold out this share of the utterances, with their speakers.")
-@click.option("--test", default=0.0, metavar="SHARE", help="The same for a second list.")
+@click.option("--dev", default=0.0, metavar="SHARE", help="Hold out this share of the utterances, by speaker.")
+@click.option("--test", default=0.0, metavar="SHARE", help="The same, for a test list.")
 @options_of_preparation
 def prepare_folder_command(source: Path, layout: str, dev: float, test: float, **shared: Any) -> None:
     """Any folder of sound files."""
@@ -159,7 +157,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
 @option_precision
 @option_jobs
 @click.option(
-    "--shard", type=int, metavar="N", help="Utterances in a file of codes.  [default: as OUT_DIR was begun, or 1000]"
+    "--shard", type=int, metavar="N", help="Utterances per file of codes.  [default: as OUT_DIR was begun, or 1000]"
 )
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
@@ -178,14 +176,14 @@ def tokenize(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Turn a whole corpus into codes, in few large files.
+    """Turn a whole corpus into codes, in a few large files.
 
     \b
     codec prepare folder recordings --out lists
     codec tokenize lists/all.tsv tokens
 
-    OUT_DIR gets a numpy array and a table for every N utterances. Started again, the command makes what is missing;
-    with --share several machines or GPUs make one corpus together. Utterances that cannot be used are named in
+    OUT_DIR gets a numpy array and a table for every N utterances. Run again, the command makes what is missing; with
+    --share, several machines or GPUs split a corpus between them. Utterances that cannot be used are listed in
     OUT_DIR/*.failed.tsv, and tried again once their files have changed.
     """
     from codec.tokenization.corpus import tokenize as tokenize_corpus

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from codec.cli.options import Name, option_device, option_jobs, option_json, option_model, option_quiet
+from codec.cli.options import Name, option_device, option_jobs, option_json_once, option_model, option_quiet
 from codec.cli.reporting import count
 from codec.cli.running import Failed
 from codec.progress import SpeedLine
@@ -14,19 +14,17 @@ from codec.progress import SpeedLine
 @click.command()
 @click.argument("folders", metavar="[REFERENCE ESTIMATE]", type=Name(), nargs=-1)
 @option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
-@click.option("--data", metavar="DIR|MANIFEST", type=Name(), help="What to encode with --model.")
+@click.option("--data", metavar="DIR|MANIFEST", type=Name(), help="Recordings to encode with --model.")
 @click.option(
-    "--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or core, paper (as SimVQ), full."
+    "--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or core, paper (SimVQ's), full."
 )
-@click.option(
-    "--utmos-weights", metavar="FILE", type=Name(), help="Checkpoint of UTMOS22 strong, in any of its layouts."
-)
+@click.option("--utmos-weights", metavar="FILE", type=Name(), help="UTMOS22 strong checkpoint, in any of its layouts.")
 @click.option("--dnsmos-weights", metavar="DIR", type=Name(), help="Folder with sig_bak_ovr.onnx and model_v8.onnx.")
-@click.option("--asr-model", metavar="DIR|ID", type=Name(), help="Speech recogniser of transformers, for wer and dwer.")
-@click.option("--speaker-model", metavar="DIR|ID", type=Name(), help="x-vector model of transformers, for speaker.")
-@click.option("--download", is_flag=True, help="Fetch weights of metrics that are not here.")
+@click.option("--asr-model", metavar="DIR|ID", type=Name(), help="transformers speech recogniser, for wer and dwer.")
+@click.option("--speaker-model", metavar="DIR|ID", type=Name(), help="transformers x-vector model, for speaker.")
+@click.option("--download", is_flag=True, help="Fetch metric weights that are missing.")
 @click.option(
-    "--output", "-o", metavar="DIR", type=Name(), help="Table, summary and report go here; a run begun there goes on."
+    "--output", "-o", metavar="DIR", type=Name(), help="Table, summary and report go here; resumes a run begun there."
 )
 @option_jobs
 @click.option("--limit", type=int, metavar="N", help="Only N utterances, spread over the data.")
@@ -34,16 +32,16 @@ from codec.progress import SpeedLine
     "--hop-length",
     type=int,
     metavar="SAMPLES",
-    help="By how much lengths may differ.  [default: the model's hop length; for folders 25 ms]",
+    help="How much lengths may differ.  [default: the model's hop length; for folders 25 ms]",
 )
-@click.option("--delay", type=int, default=0, metavar="SAMPLES", help="How late the codec is; removed before scoring.")
-@click.option("--no-audio", is_flag=True, help="No players in the report, which makes it small.")
+@click.option("--delay", type=int, default=0, metavar="SAMPLES", help="The codec's delay; removed before scoring.")
+@click.option("--no-audio", is_flag=True, help="No players in the report, to keep it small.")
 @click.option(
-    "--compare", nargs=2, metavar="A B", help="Compare two outputs of this command, utterance by utterance, instead."
+    "--compare", nargs=2, metavar="A B", help="Instead, compare two outputs of this command utterance by utterance."
 )
 @option_device
-@click.option("--strict", is_flag=True, help="Exit code 2 if anything at all has no score.")
-@option_json
+@click.option("--strict", is_flag=True, help="Exit with code 2 if anything has no score.")
+@option_json_once
 @option_quiet
 def evaluate(
     folders: tuple[str, ...],
@@ -67,12 +65,12 @@ def evaluate(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Score a codec, or the output of any other.
+    """Score a model, or the output of any codec.
 
     \b
     codec evaluate REFERENCE ESTIMATE            sound files of the same names in two folders
     codec evaluate --model stream --data DIR     encode, decode, score
-    codec evaluate --compare A B                 which of two is better, and how sure that is
+    codec evaluate --compare A B                 which of the two is better, and how certain that is
     """
     from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
     from codec.evaluation.metric import Settings

@@ -67,14 +67,14 @@ class _Job:
 @click.option(
     "--format",
     type=click.Choice(["codes", "npy", "json", "txt"]),
-    help="Where the suffix of OUTPUT does not say it; the last three are plain integers.",
+    help="Where the suffix of OUTPUT does not tell it; the last three are plain integers.",
 )
 @options_of_files
 def encode(model: str, format: str | None, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes.
 
-    INPUT is a sound file (wav, flac, ogg, opus, mp3 ...), several, a folder, or - for standard input. OUTPUT is a file
-    ending in .codes, .npy, .json or .txt, a folder, or - for standard output.
+    INPUT is one or more sound files (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a
+    file ending in .codes, .npy, .json or .txt, a folder, or - for standard output.
     """
     from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
@@ -103,8 +103,8 @@ def encode(model: str, format: str | None, device: str, precision: str, **shared
 @click.command()
 @option_model(None, "Boxed model, model directory or Hub id.  [default: the boxed one that made the codes]")
 @option_sound_format
-@click.option("--recover", is_flag=True, help="Of a damaged file keep what is intact, with silence in the holes.")
-@click.option("--force", is_flag=True, help="Decode with another model than made the codes.")
+@click.option("--recover", is_flag=True, help="Keep what is intact of a damaged file, with silence in the holes.")
+@click.option("--force", is_flag=True, help="Decode with a model that did not make the codes.")
 @click.option("--id", "chosen", multiple=True, help="Only this utterance of what codec tokenize made; may be repeated.")
 @options_of_files
 def decode(
@@ -119,9 +119,9 @@ def decode(
 ) -> None:
     """Turn codes back into speech.
 
-    INPUT is a file ending in .codes, .npy, .json or .txt, several, a folder of such, or one that codec tokenize has
-    made, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. Of what
-    comes in through a pipe, .codes are decoded as they come, the other formats once they have ended.
+    INPUT is one or more files ending in .codes, .npy, .json or .txt, a folder of them, a folder made by codec
+    tokenize, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output.
+    From a pipe, .codes are decoded as they arrive, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import DecodeReport, decode_codes, decode_file, load_for, load_model

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from codec.cli.options import Name, option_json, option_overwrite, option_quiet
+from codec.cli.options import Name, option_json_once, option_overwrite, option_quiet
 from codec.cli.reporting import count, table_of
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, sentence
@@ -12,12 +12,12 @@ from codec.errors import CodecError, sentence
 
 @click.command()
 @click.argument("paths", metavar="FILE...", type=Name(), nargs=-1, required=True)
-@option_json
+@option_json_once
 def info(paths: tuple[str, ...], as_json: bool) -> None:
-    """Tell what a file of codes, a sound file or a model is.
+    """Describe a file of codes, a sound file or a model.
 
     FILE is a .codes, .npy, .json or .txt file (also - for standard input), a sound file, a folder of tokens, a model
-    directory or the name of a boxed model. A damaged .codes file is described as far as it can be, with exit code 2.
+    directory or the name of a boxed model. A damaged .codes file is described as far as possible, with exit code 2.
     """
     from codec.inspection import inspect
 
@@ -38,7 +38,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@option_json
+@option_json_once
 def models(as_json: bool) -> None:
     """List the models in the box."""
     from codec.inspection import inspect_model
@@ -60,9 +60,9 @@ def models(as_json: bool) -> None:
 @click.command("import")
 @click.argument("path", metavar="CHECKPOINT", type=Name())
 @click.argument("directory", metavar="OUT_DIR", type=Name())
-@click.option("--from", "kind", type=click.Choice(["wavtokenizer", "simvq"]), required=True, help="Whose it is.")
+@click.option("--from", "kind", type=click.Choice(["wavtokenizer", "simvq"]), required=True, help="Where it is from.")
 @click.option(
-    "--config", metavar="YAML", type=Name(), help="What it was trained with; else the shapes of the weights tell."
+    "--config", metavar="YAML", type=Name(), help="What it was trained with; otherwise inferred from the weights."
 )
 @click.option(
     "--weights",
@@ -71,8 +71,8 @@ def models(as_json: bool) -> None:
     show_default=True,
     help="SimVQ's averaged weights, or those of the last step.",
 )
-@click.option("--keep-discriminators", is_flag=True, help="Keep them too, for fine-tuning.")
-@click.option("--with-simvq", is_flag=True, help="Put a SimVQ in the place of WavTokenizer's codebook; codes stay.")
+@click.option("--keep-discriminators", is_flag=True, help="Also keep these, for fine-tuning.")
+@click.option("--with-simvq", is_flag=True, help="Replace WavTokenizer's codebook with a SimVQ; codes stay the same.")
 @option_quiet
 def import_(
     path: str,
@@ -86,7 +86,7 @@ def import_(
 ) -> None:
     """Turn a published checkpoint into a model directory.
 
-    Every key of CHECKPOINT is accounted for in the report; a key that is unknown or of another shape is an error.
+    The report accounts for every key of CHECKPOINT; an unknown key, or one with another shape, is an error.
     """
     from codec.model.importer import import_checkpoint
 
@@ -110,8 +110,8 @@ def import_(
 def export(model: str, path: str, overwrite: bool) -> None:
     """Write a model's weights under the published key names, for other tools.
 
-    MODEL is a model directory of the reference family. OUTPUT ends in .ckpt for the published loaders, in .safetensors
-    for the state dict alone, or else is a PyTorch file of the state dict.
+    MODEL is a model directory of the reference family. OUTPUT with the suffix .ckpt is for the published loaders, with
+    .safetensors the state dict alone, with any other a PyTorch file of the state dict.
     """
     from codec.model.importer import export_checkpoint
 

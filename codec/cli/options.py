@@ -1,4 +1,4 @@
-"""What several commands can be told."""
+"""Options that several commands share."""
 
 import os
 import re
@@ -12,7 +12,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Name(click.ParamType):
-    """A path, or the name of a model. It cannot be empty, as a variable of a script is that was not set."""
+    """A path, or the name of a model. It cannot be empty, as an unset variable of a script would be."""
 
     name = "path"
 
@@ -55,29 +55,29 @@ option_device = click.option(
     metavar="auto|cpu|cuda|mps",
     default="auto",
     show_default=True,
-    help="Where to run; auto takes a CUDA GPU where there is one. The second GPU is cuda:1.",
+    help="Where to run; auto takes a CUDA GPU if there is one. The second GPU is cuda:1.",
 )
 option_precision = click.option(
     "--precision",
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors; encoding then gives mostly other codes.",
+    help="Of the network's large products; bf16 is faster on some processors, but most codes then differ.",
 )
 option_jobs = click.option(
     "--jobs",
     type=click.IntRange(min=0),
-    help="Processes, of one thread each; 0: only this one.  [default: one per core, for a GPU this one]",
+    help="Processes, one thread each; 0: only this one.  [default: one per core; on a GPU, this one]",
 )
 option_sound_format = click.option(
     "--format",
     type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
-    help="Where the suffix of OUTPUT does not say it.",
+    help="Where the suffix of OUTPUT does not tell it.",
 )
-option_overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-option_skip = click.option("--skip-existing", is_flag=True, help="Leave files that exist as they are, and go on.")
+option_overwrite = click.option("--overwrite", is_flag=True, help="Replace existing files.")
+option_skip = click.option("--skip-existing", is_flag=True, help="Leave existing files as they are, and go on.")
 option_json = click.option(
-    "--json", "as_json", is_flag=True, help="Report as JSON on standard output, a line per file."
+    "--json", "as_json", is_flag=True, help="Report as JSON on standard output, one line per file."
 )
 option_json_once = click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
 option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")

@@ -13,17 +13,17 @@ from codec.errors import CodecError
 
 @click.command()
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--multirun", "-m", is_flag=True, help="A run for each combination of values: KEY=A,B.")
+@click.option("--multirun", "-m", is_flag=True, help="One run per combination of values: KEY=A,B.")
 @click.option("--show", is_flag=True, help="Print all settings as YAML, and do not train.")
 def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
-    """Train a model, or go on with a run.
+    """Train a model, or resume a run.
 
     \b
     codec train recipe=stream-cpu data.train=FOLDER training.run=runs/mine
 
     Settings are those of configs/, composed by hydra. The model is written to RUN/last, the best so far to RUN/best.
-    Started again on the same run, training goes on exactly where its state was last saved. On several GPUs:
-    torchrun --nproc-per-node 4 -m codec train ... Of --multirun each run has a folder below training.run.
+    Run again with the same training.run, it resumes exactly from its last saved state. On several GPUs:
+    torchrun --nproc-per-node 4 -m codec train ... With --multirun, each run has a folder below training.run.
     """
     try:
         from codec.config import compose, sweep, to_yaml

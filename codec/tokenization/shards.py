@@ -166,13 +166,13 @@ class Places(Mapping[str, Place]):
 class Tokens(Mapping[str, np.ndarray]):
     """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
 
-    They are read when they are asked for, into an array of the caller's own. `places` holds what is known of each
-    utterance, and `places.id` the ids by number; `info` what is known of all. Another process gets what was read of
-    the tables, and opens the same files.
+    They are read when they are needed, into an array of the caller's own. `places` holds what is known of each
+    utterance, and `places.id` gives the ids by number; `info` holds what is known of all. A copy for another process
+    carries the tables, and reads the same files.
 
     Args:
         folder: of the tokens.
-        partial: be content with the shards that are there now, while `tokenize` makes the others.
+        partial: accept the shards that exist now, while `tokenize` makes the others.
 
     Attributes:
         shards: the numbers of those that are there.

@@ -209,16 +209,16 @@ The model in the box: speech at {model.sample_rate} Hz to {model.frame_rate:g} c
 {model.bitrate:g} kbit/s, causal and streaming. Encoder {parameters["encoder"]:.2f} M parameters, decoder
 {parameters["decoder"]:.2f} M, SimVQ with K = {model.codebook_size} codes of {model.quantizer.codebook_dim} dimensions
 for what the last {model.quantizer.memory} codes do not tell, chosen among {model.quantizer.num_paths} sequences with a
-delay of {model.quantizer.delay} frames. Weights are averages over training, in 16 bit. Fingerprint
+delay of {model.quantizer.delay} frames. The weights are averages over training, stored in 16 bits. Fingerprint
 `{model.fingerprint}`.
 
-**How good it is.** It was trained for hours on a CPU and for minutes on a GPU, not on GPUs for days: the words come
-through, the sound is rough. The table says how far it is from the field.
+**How good it is.** It was trained for hours on a CPU and minutes on a GPU, not for days on GPUs: the words come
+through, but the sound is rough. The table shows how far it is from the state of the art.
 
 ## Scores
 
 `codec evaluate --model stream --data {arguments.test_name}{more}`,
-{summary["num_scored"]} whole files of {summary["num_utterances"]}, {summary["seconds"]:.0f} s, on
+{summary["num_scored"]} of {summary["num_utterances"]} files, each whole, {summary["seconds"]:.0f} s, on
 {date.today():%Y-%m-%d}; means with 95 % bootstrap intervals over files.
 
 | metric | mean | 95 % | files |
@@ -234,7 +234,7 @@ the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {
 - Commands: [recipes/stream](../../../recipes/stream/README.md), with the settings of
   [run.json](../../../recipes/stream/run.json).
 - Data: {textwrap.indent(data, "  ").strip()}
-- Steps: {arguments.earlier_steps} of the releases before, then
+- Steps: {arguments.earlier_steps} in earlier releases, then
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
   and usage losses; discriminators (period, scale, complex STFT) took part in {num_adversarial} of these steps and in
@@ -245,10 +245,10 @@ the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {
 
 ## Limits
 
-A code says what its past does not, so the same sound has other codes after another past, and few come back when
-decoded sound is encoded again. Trained on read speech of one speaker at a time. Music, several voices at once and heavy
-noise are outside of what it has seen. Everything above about 11 kHz is a guess, since part of the training data ends
-there.
+A code says what its past does not, so the same sound gets different codes after a different past, and few come back
+when decoded sound is encoded again. Trained on read speech, one speaker at a time. Music, several voices at once
+and heavy noise are outside what it has seen. Everything above about 11 kHz is a guess, since part of the training data
+ends there.
 
 Licence of the weights: MIT; the training data's licences ask for the credits above.
 """
