@@ -238,8 +238,8 @@ the training set {100 * utilisation["utilisation"]:.1f} % are used, perplexity {
   {runs};
   {hours:.0f} h of audio seen. Log-mel, loudness, disturbance, intelligibility, spectral convergence, pitch, commitment
   and usage losses; discriminators (period, scale, complex STFT) took part in {num_adversarial} of these steps and in
-  {arguments.earlier_adversarial_steps} of those before. Trained ones are kept beside the weights in the repository, for
-  fine-tuning, and are not in the wheel.
+  {arguments.earlier_adversarial_steps} of the earlier ones. The trained discriminators are kept beside the weights in
+  the repository, for fine-tuning, but are not in the wheel.
 - Hardware: {arguments.hardware}.
 - Curves: [recipes/stream](../../../recipes/stream/README.md).
 

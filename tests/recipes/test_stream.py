@@ -164,10 +164,10 @@ def test_a_card_tells_the_data_that_it_is_given_and_what_the_runs_did(release: M
         "2.5 h of one speaker\n(CC0-1.0).\n",
         arguments,
     )
-    assert "- Data: 2.5 h of one speaker\n  (CC0-1.0).\n- Steps: 300 of the releases before, then\n" in card
+    assert "- Data: 2.5 h of one speaker\n  (CC0-1.0).\n- Steps: 300 in earlier releases, then\n" in card
     assert "  100 of 4 windows of 1.5 s, 100 of 4 windows of 1.5 s;\n" in card
     assert f"  {7 + 200 * 4 * 1.5 / 3600:.0f} h of audio seen." in card
-    assert "took part in 200 of these steps and in\n  30 of those before." in card
+    assert "took part in 200 of these steps and in\n  30 of the earlier ones." in card
     assert "LibriVox" not in card
 
 
