@@ -53,6 +53,10 @@ PARTS = {"model/encoder": ENCODERS, "model/quantizer": QUANTIZERS, "model/decode
 """Of a model; each is chosen as a whole, as in `model/quantizer=fsq`."""
 
 
+GONE = {"adversary": ("relative_features",), "training": ("compile",)}
+"""Settings of earlier versions, in the saved settings of runs; they were off unless somebody set them."""
+
+
 def _register() -> None:
     add_quantizers_of_others()
     OmegaConf.register_new_resolver("one_name", lambda name: name.replace("/", "."), replace=True)
@@ -90,10 +94,20 @@ def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
         ConfigError: they are not those of a run, or not of this version; all mistakes in one message.
     """
     try:
-        values = OmegaConf.merge(OmegaConf.structured(Schema), saved, changes)
+        values = OmegaConf.merge(OmegaConf.structured(Schema), _without_gone(saved), changes)
     except OmegaConfBaseException as error:
         raise ConfigError(*_sentences(error)) from error
     return _checked(values, [], list(saved))  # type: ignore[arg-type]  # all that was saved was chosen
+
+
+def _without_gone(saved: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run without those that only earlier versions had."""
+    return {
+        part: {name: value for name, value in values.items() if name not in GONE.get(part, ())}
+        if isinstance(values, dict)
+        else values
+        for part, values in saved.items()
+    }
 
 
 def to_yaml(config: Config) -> str:

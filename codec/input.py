@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -36,9 +36,15 @@ def parse_json(text: str | bytes) -> Any:
 def is_of(value: Any, kind: Any) -> bool:
     """Whether what JSON has held is of a type, as dataclasses state them: `str | None`, `dict[str, list[float]]`.
 
-    An integer may stand for a float; truth values are no numbers.
+    An integer may stand for a float; truth values are no numbers. Of a tuple's elements nothing is asked.
     """
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if tuple in (kind, origin):
+        return type(value) in (list, tuple)
     if origin in (Union, UnionType):
         return any(is_of(value, argument) for argument in arguments)
     if origin in (list, dict):

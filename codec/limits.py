@@ -1,4 +1,4 @@
-"""What no setting may be below, and no sample beyond."""
+"""What settings and samples may be, and how settings are refused."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

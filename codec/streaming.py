@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codec.errors import AudioError, ModelError
 from codec.model.codec import MAX_FRAMES, Codec, check_samples
@@ -313,7 +313,7 @@ def _form(state: Mapping[str, tuple[Tensor, ...]]) -> dict[str, list[Any]]:
 
 def _checked_model(codec: Codec) -> Codec:
     """A model as it is, or a ModelError."""
-    if not isinstance(codec, nn.Module):  # also one around a model, such as torch.compile makes
+    if not hasattr(codec, "require_float32"):  # which one around a model, such as torch.compile makes, has too
         raise ModelError(f"a stream takes a model as codec.load gives it, got {type(codec).__name__}")
     codec.require_float32()
     return codec

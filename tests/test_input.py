@@ -1,6 +1,6 @@
 """What any program wrote as JSON is read, or refused as one kind of error."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -38,6 +38,9 @@ def test_names_in_utf8_are_read_whatever_the_system_prefers(tmp_path):
         (bool, [True], [1, None]),
         (str | None, ["", None], [0, ["a"]]),
         (list[int], [[], [2, 3]], [[2, "a"], [True], 2, {"a": 2}]),
+        (Any, [None, 1, ["a"]], []),
+        (Literal["a", 3], ["a", 3], ["b", 4, None]),
+        (tuple[int, ...], [[1, 2], (1, 2)], [3, "a"]),
         (dict[str, dict[str, float]], [{}, {"a": {"b": 1.5}}], [{"a": 1.5}, {"a": {"b": "c"}}, []]),
     ],
     ids=str,

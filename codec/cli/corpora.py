@@ -184,7 +184,7 @@ def tokenize(
 
     OUT_DIR gets a numpy array and a table for every N utterances. Run again, the command makes what is missing; with
     --share, several machines or GPUs split a corpus between them. Utterances that cannot be used are listed in
-    OUT_DIR/*.failed.tsv, and tried again once their files have changed.
+    OUT_DIR/*.failed.tsv, and tried again once their files have changed. On a GPU the default is --jobs 0.
     """
     from codec.tokenization.corpus import tokenize as tokenize_corpus
 

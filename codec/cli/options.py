@@ -67,7 +67,7 @@ option_precision = click.option(
 option_jobs = click.option(
     "--jobs",
     type=click.IntRange(min=0),
-    help="Processes, one thread each; 0: only this one.  [default: one per core; on a GPU, this one]",
+    help="Processes, one thread each; 0: only this one.  [default: one per core]",
 )
 option_sound_format = click.option(
     "--format",

@@ -32,6 +32,8 @@ def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
 
     if not multirun and any(setting.lstrip("+").startswith("hydra.") for setting in settings):
         raise CodecError("hydra's own settings are for --multirun; the folder of a run is training.run")
+    if show and multirun:
+        raise click.UsageError("--show is for one run; leave out --multirun")
     if show:
         click.echo(to_yaml(compose(list(settings))), nl=False)
     elif multirun:

@@ -50,7 +50,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
     metrics, left_out = {}, []
     for column, about in summaries[0]["metrics"].items():
         if column in summaries[1]["metrics"] and about["is_shown"]:
-            if rates[0] != rates[1] and about.get("at_own_rate"):
+            if rates[0] != rates[1] and about["at_own_rate"]:
                 left_out.append(about["label"])
                 continue
             found = _compared(column, about, tables, common)
@@ -184,6 +184,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         _name(summary)
         _rates(summary)
         for about in summary["metrics"].values():
+            about.setdefault("at_own_rate", False)  # summaries of earlier versions do not say it
             if not all(is_of(about[name], kind) for name, kind in _ABOUT.items()) or about["digits"] not in range(20):
                 raise ValueError
     except OSError as error:

@@ -77,6 +77,9 @@ class Trainer:
         self.ranks = Ranks(settings.device)
         check(config, self.ranks.size)
         self.device = self.ranks.device(weights.choose_device(settings.device))
+        self.run = Path(settings.run)
+        # At once, before memory is taken and speech decoded; but a run that is refused leaves no folder behind.
+        self.lock = lock_run(self.run) if self.ranks.is_first and self.run.exists() else None
         torch.manual_seed(settings.seed)
         self.codec = initial_codec(config).to(self.device).train()
         self.codec.quantizer.checks_values = False  # the loss tells, and without waiting for the device
@@ -118,9 +121,9 @@ class Trainer:
         self.optimizer_start = 0  # the step at which the optimizers began without any memory
         self.num_returns = 0  # to an earlier state
         self.best_score = -math.inf
-        self.run = Path(settings.run)  # made only now: what is refused above leaves nothing behind
         self.run.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_run(self.run) if self.ranks.is_first else None  # as long as this trainer lives
+        if self.ranks.is_first and self.lock is None:
+            self.lock = lock_run(self.run)  # as long as this trainer lives
         self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
 
@@ -311,21 +314,19 @@ class Trainer:
         if self.ranks.is_first:
             check_room(self.run, self._num_state_bytes())
             settings = asdict(self.config)
-            settings["training"]["commitment_weight"] = (
-                self.commitment_weight
-            )  # also where it was left to the quantizer
+            # Also where it was left to the quantizer.
+            settings["training"]["commitment_weight"] = self.commitment_weight
             if changes := differences(read_settings(self.run), settings):
                 monitor.event(self.step, "settings", "; ".join(changes))
             write_json(self.run / CONFIG_NAME, settings)
 
     def _machine(self) -> str:
         """What trains, in words."""
-        is_gpu = self.device.type == "cuda"
-        device = (
-            torch.cuda.get_device_name(self.device) if is_gpu else f"{self.device}, {torch.get_num_threads()} threads"
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return (
+            f"codec {__version__}, torch {torch.__version__}, Python {platform.python_version()}, processes: "
+            f"{self.ranks.size}, device: {device}, threads: {torch.get_num_threads()}"
         )
-        versions = f"codec {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-        return f"{versions}, {self.ranks.size} processes, {device}"
 
     def _num_state_bytes(self) -> int:
         """Of a state once the optimizers have their two moments of everything that is trained."""
@@ -513,7 +514,7 @@ class Trainer:
 
     def _require_own(self, latest: Latest) -> None:
         """Raise ModelError where a state lacks something that this run has, or has it otherwise."""
-        complaint = f"{self.run / latest.name}: is not a state of this run; delete it, or choose another training.run"
+        complaint = f"{self.run / latest.name}: is not a state of this run (delete it, or choose another training.run)"
         for name in ("step", "ema_updates", "skipped_steps", "best_score"):
             if name not in latest.counters:
                 raise ModelError(f"{complaint}: lacks {name}")

@@ -36,7 +36,7 @@ class ValidationResult:
 
 @torch.no_grad()
 def validate(codec: Codec, clips: AudioCache, max_clips: int) -> ValidationResult:
-    """Round-trip clips and average what can be computed, as `codec evaluate` does.
+    """Round-trip clips and average what can be computed, with the metrics of `codec evaluate`.
 
     A clip without a PESQ is left out of the PESQ mean.
 

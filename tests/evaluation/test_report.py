@@ -288,6 +288,14 @@ def test_references_of_which_nothing_is_kept_are_not_compared(two):
     assert compare(*two)["num_common"] == 6
 
 
+def test_evaluations_of_earlier_versions_are_compared(two):
+    summary = json.loads((two[0] / "summary.json").read_text())
+    for about in summary["metrics"].values():
+        del about["at_own_rate"]
+    change_summary(two[0], **summary)
+    assert compare(*two)["metrics"]["mel"]["verdict"] == "second"
+
+
 def change_summary(folder: Path, **changes: Any) -> None:
     """Write other entries into a summary, or remove those that are to be None."""
     summary = json.loads((folder / "summary.json").read_text()) | changes

@@ -25,7 +25,7 @@ pytest.importorskip("hydra", reason="training needs hydra-core")
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 import codec
-from codec.config import compose
+from codec.config import compose, restore
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
 from codec.training.curves import CURVES
 from codec.training.data import Batch
@@ -156,7 +156,7 @@ def test_a_run_says_what_trains_it(tiny_run: list[str], tmp_path: Path):
     fit(tiny_run, "training.steps=1")
     (started,) = (record["text"] for record in records(tmp_path / "run") if record.get("event") == "started")
     assert started.startswith(f"codec {codec.__version__}, torch {torch.__version__}, Python ")
-    assert started.endswith("1 processes, cpu, 1 threads")
+    assert started.endswith(", processes: 1, device: cpu, threads: 1")
 
 
 def test_held_out_speech_is_first_judged_when_codes_mean_something(
@@ -387,7 +387,7 @@ def test_a_state_of_foreign_tensors_or_without_counters_is_refused_in_a_sentence
         (parts, no_steps, "lacks step"),
     ):
         save_state(path, changed, values)
-        sentence = rf"run/{STATE_NAME}: is not a state of this run; delete it, or choose .*run: {foreign}$"
+        sentence = rf"run/{STATE_NAME}: is not a state of this run \(delete it, or choose .*run\): {foreign}$"
         with pytest.raises(ModelError, match=sentence):
             Trainer(compose(tiny_run))
 
@@ -416,6 +416,7 @@ def test_a_run_whose_settings_name_some_that_are_gone_goes_on(tiny_run: list[str
     path.write_text(json.dumps(settings))
     assert fit(tiny_run, "training.steps=2").step == 2
     assert not [record for record in records(tmp_path / "run") if "compile" in record.get("text", "")]
+    assert restore(settings, {"training": {"steps": 7}}).training.steps == 7
     tuned = [f"training.init={tmp_path / 'run' / 'last'}", f"training.run={tmp_path / 'tuned'}", "training.steps=1"]
     assert fit([setting for setting in tiny_run if not setting.startswith("model.")], *tuned).step == 1
 
