@@ -57,35 +57,16 @@ def work(
         for number, task in enumerate(tasks):
             yield number, function(task)
         return
-    waiting = list(range(len(tasks)))[::-1]
-    suspects: list[int] = []
-    while waiting or suspects:
-        # After a crash those that were under way are tried alone, so that the one at fault is known.
-        alone = bool(suspects)
-        queue = suspects if alone else waiting
-        with _Pool(1 if alone else min(jobs, len(queue)), prepare, arguments) as pool:
-            running: dict[Future[Result], int] = {}
-            _require_start(pool)
-            try:
-                while queue or running:
-                    while queue and len(running) < (1 if alone else 2 * jobs):
-                        number = queue[-1]
-                        # Refused where a process has died meanwhile: then the task is still to be done.
-                        running[pool.submit(_do, function, tasks[number])] = number
-                        queue.pop()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        result = future.result()
-                        yield running.pop(future), result
-            except BrokenProcessPool:
-                lost = [number for future, number in running.items() if not _has_result(future)]
-                finished = [(number, future) for future, number in running.items() if _has_result(future)]
-                for number, future in finished:
-                    yield number, future.result()
-                if alone:
-                    for number in lost:
-                        yield number, Died("the process that worked on it has died")
-                else:
-                    suspects = lost[::-1]
+    suspects = []
+    with _Processes(min(jobs, len(tasks)), prepare, arguments) as processes:
+        for number, result in processes.share(function, tasks, range(len(tasks))):
+            if isinstance(result, Died):
+                suspects.append(number)
+            else:
+                yield number, result
+    if suspects:  # tried again alone, as all together may have taken too much memory
+        with _Processes(1, prepare, arguments) as processes:
+            yield from processes.share(function, tasks, suspects)
 
 
 def work_in_batches(
@@ -109,48 +90,81 @@ def work_in_batches(
             yield number, [singly[place][0] for place in range(len(singly))]
 
 
-def _require_start(pool: ProcessPoolExecutor) -> None:
-    """Refuse what would fail with every item, and so is no fault of any."""
-    try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
-        raise CodecError(
-            "the processes that share the work end as soon as they begin: memory must suffice for each of them, and a "
-            "script must start them below `if __name__ == '__main__':`; in Python, jobs=0 needs none"
-        ) from error
+class _Processes:
+    """Processes that do one task at a time, each in a pool of its own, so that one that dies harms no other.
 
-
-def _has_result(future: "Future[Any]") -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
-
-
-class _Pool:
-    """Processes that start from scratch, because a copy of a process with threads can hang."""
+    They start from scratch, because a copy of a process with threads can hang.
+    """
 
     def __init__(self, jobs: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]):
+        self._prepare, self._arguments = prepare, arguments
         # One thread each, of the libraries too; they read this when they are imported.
         self._environment = {name: os.environ.get(name) for name in _THREADS}
         os.environ.update(dict.fromkeys(_THREADS, "1"))
-        self._pool = ProcessPoolExecutor(
-            jobs,
-            multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(prepare, arguments),
-        )
+        self._pools = [self._new_pool() for _ in range(jobs)]
 
-    def __enter__(self) -> ProcessPoolExecutor:
-        return self._pool
+    def __enter__(self) -> "_Processes":
+        return self
 
     def __exit__(self, *exception: object) -> None:
-        if exception[0] is not None:  # nobody waits for what is under way, which may take hours
-            for process in list(self._pool._processes.values()):  # `terminate_workers` from Python 3.14 on
-                process.terminate()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            if exception[0] is not None:  # nobody waits for what is under way, which may take hours
+                for process in list(pool._processes.values()):  # `terminate_workers` from Python 3.14 on
+                    process.terminate()
+            pool.shutdown(cancel_futures=True)
         for name, value in self._environment.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+    def share(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Result | Died]]:
+        """The results of the tasks of these numbers, as they come."""
+        _require_start(self._pools)
+        waiting, idle = list(numbers)[::-1], list(range(len(self._pools)))
+        running: dict[Future[Result], tuple[int, int]] = {}
+        while waiting or running:
+            while waiting and idle:
+                place, number = idle.pop(), waiting.pop()
+                try:
+                    future = self._pools[place].submit(_do, function, tasks[number])
+                except BrokenProcessPool:  # it has died meanwhile, without a task
+                    self._renew(place)
+                    future = self._pools[place].submit(_do, function, tasks[number])
+                running[future] = place, number
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                place, number = running.pop(future)
+                result: Result | Died
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    self._renew(place)
+                    result = Died("the process that worked on it has died")
+                idle.append(place)
+                yield number, result
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self._prepare, self._arguments))
+
+    def _renew(self, place: int) -> None:
+        self._pools[place].shutdown()
+        self._pools[place] = self._new_pool()
+        _require_start([self._pools[place]])
+
+
+def _require_start(pools: Sequence[ProcessPoolExecutor]) -> None:
+    """Start all processes, and refuse what would fail with every item, and so is no fault of any."""
+    starting = [pool.submit(os.getpid) for pool in pools]
+    try:
+        starting[0].result()
+    except BrokenProcessPool as error:
+        raise CodecError(
+            "the processes that share the work end as soon as they begin: memory must suffice for each of them, and a "
+            "script must start them below `if __name__ == '__main__':`; in Python, jobs=0 needs none"
+        ) from error
 
 
 _mistake: BaseException | None = None
