@@ -37,6 +37,15 @@ def test_crash_takes_only_its_own_item():
     assert results == {number: number + 10 for number in (0, 1, 2, 4, 5, 6, 7)}
 
 
+@pytest.mark.slow
+def test_crashes_at_any_moment_are_survived():
+    """Also while other processes are only starting, which is a matter of chance."""
+    for _ in range(30):
+        results = dict(work(add, list(range(6)), 3, prepare, (10,)))
+        assert isinstance(results.pop(3), Died)
+        assert results == {number: number + 10 for number in (0, 1, 2, 4, 5)}
+
+
 def add_all(tasks: list[int]) -> list[int]:
     return [add(task) for task in tasks]
 
