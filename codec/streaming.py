@@ -17,6 +17,7 @@ from torch import Tensor
 from codec.errors import AudioError, ModelError
 from codec.model.codec import MAX_FRAMES, Codec, check_samples
 from codec.model.decoder import SpectralDecoderConfig
+from codec.model.encoder import NO_SAMPLE
 from codec.model.layers import State, join_rows, select_rows
 from codec.model.seanet import SEANetEncoder
 from codec.model.vocos import VocosDecoderConfig
@@ -86,7 +87,7 @@ class StreamEncoder:
             else:
                 num_codes = self.codec.num_frames(self._num_samples)
                 end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead_samples
-                codes = self._advance(torch.zeros(end - self._num_samples))
+                codes = self._advance(torch.full((end - self._num_samples,), NO_SAMPLE))
         codes = torch.cat([codes, self.codec.quantizer.finish(self._state)[0].cpu()])
         self.reset()
         return codes

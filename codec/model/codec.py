@@ -13,7 +13,7 @@ from codec.errors import AudioError, ConfigError, ModelError
 from codec.input import is_of
 from codec.limits import MAX_MAGNITUDE, refuse
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
-from codec.model.encoder import SpectralEncoder, SpectralEncoderConfig
+from codec.model.encoder import NO_SAMPLE, SpectralEncoder, SpectralEncoderConfig
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
 from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig
 from codec.model.rivals import (
@@ -299,7 +299,7 @@ class Codec(Rates, nn.Module):
         if self.is_streamable:
             inside = torch.arange(wav.shape[-1], device=wav.device) < torch.tensor(ends, device=wav.device)[:, None]
             padded = self.quantizer.encode(
-                self.encoder(wav * inside[:, None]), num_frames=list(map(self.num_frames, ends))
+                self.encoder(wav.where(inside[:, None], NO_SAMPLE)), num_frames=list(map(self.num_frames, ends))
             )
             for item, end in enumerate(ends):
                 codes[item, : self.num_frames(end)] = padded[item, : self.num_frames(end)]

@@ -18,6 +18,8 @@ from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
 from codec.model.stft import log_magnitudes
 from codec.model.timeconv import Linear
 
+NO_SAMPLE = float("nan")
+"""Stands where a signal has ended."""
 OFFSET_STEP = 2.0**-20
 """In which samples are counted: fine enough for 16 bits and more, coarse enough for the loudest in an int32."""
 OFFSET_HOPS = 300
@@ -94,12 +96,12 @@ class SpectralEncoder(nn.Module):
         """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length)."""
         num_frames = -(-wav.shape[-1] // self.hop_length)
         padding = num_frames * self.hop_length + self.lookahead_samples - wav.shape[-1]
-        return self.encode_frames(F.pad(wav, (0, padding)))
+        return self.encode_frames(F.pad(wav, (0, padding), value=NO_SAMPLE))
 
     def encode_frames(self, wav: Tensor, state: State | None = None) -> Tensor:
         """Encode the frames whose lookahead is complete: (B, 1, N * hop + lookahead) -> (B, D, N).
 
-        With a state, `wav` must begin where the frames of the last call ended.
+        With a state, `wav` must begin where the frames of the last call ended. Behind a signal's end it is `NO_SAMPLE`.
         """
         num_ahead = self.config.lookahead
         if state is not None and self in state:  # the windows that overlap with the last call's are known
@@ -115,8 +117,12 @@ class SpectralEncoder(nn.Module):
         """(B, N * hop + lookahead) -> (B, N, features): long spectrum, short ones, correlation."""
         config = self.config
         with torch.autocast(wav.device.type, enabled=False):
-            frames = wav.float().unfold(-1, config.n_fft, config.hop_length)  # (B, N, n_fft)
-            frames = frames - self._offsets(frames, state)
+            is_sound = ~wav.isnan()
+            frames, inside = (
+                part.float().unfold(-1, config.n_fft, config.hop_length) for part in (wav.where(is_sound, 0), is_sound)
+            )  # (B, N, n_fft)
+            # Only there, as an offset that ends with the signal would be heard as a step.
+            frames = torch.addcmul(frames, inside, self._offsets(frames, inside, state), value=-1)
             long = log_magnitudes(frames)  # (B, N, n_fft // 2 + 1)
             # The short windows are centred on the long one's middle, where its weight lies.
             start = (self.window_ahead - config.short_n_fft + self.short_hop_length) // 2
@@ -127,18 +133,15 @@ class SpectralEncoder(nn.Module):
             # Log-magnitudes of speech lie around -6 with a spread of about 2.
             return torch.cat([(long + 6) / 2, (short + 6) / 2, correlation], dim=-1)
 
-    def _offsets(self, frames: Tensor, state: State | None) -> Tensor:
+    def _offsets(self, frames: Tensor, inside: Tensor, state: State | None) -> Tensor:
         """Mean of the last `OFFSET_HOPS` hops of samples up to the end of each frame: (B, N, n_fft) -> (B, N, 1).
 
         An offset, as cheap sound cards add it, is nothing that is heard, but fills the lowest bins of every window.
         """
         hop = self.hop_length
-        # Sums and numbers of samples. Whole numbers add up to the same however a recording is cut.
-        sums = (frames[..., -hop:] / OFFSET_STEP).int().sum(-1)  # (B, N) int64
-        heard = torch.stack([sums, torch.full_like(sums, hop)], dim=1)
+        heard = _counted(frames[..., -hop:], inside[..., -hop:])
         if state is None or self not in state:
-            first = (frames[:, :1, :-hop] / OFFSET_STEP).int().sum(-1)
-            first = torch.stack([first, torch.full_like(first, self.window_ahead)], dim=1)
+            first = _counted(frames[:, :1, :-hop], inside[:, :1, :-hop])
             past = F.pad(first, (OFFSET_HOPS - 1, 0))
         else:
             past = state[self]
@@ -147,4 +150,9 @@ class SpectralEncoder(nn.Module):
             state[self] = heard[..., -OFFSET_HOPS:].clone()
         total = heard.cumsum(2)
         sums, counts = (total[..., OFFSET_HOPS:] - total[..., :-OFFSET_HOPS]).unbind(1)
-        return (sums * OFFSET_STEP / counts)[..., None]
+        return (sums * OFFSET_STEP / counts.clamp(min=1))[..., None]
+
+
+def _counted(samples: Tensor, inside: Tensor) -> Tensor:
+    """Sums and numbers of samples, (B, N, T) -> (B, 2, N) int64: whole numbers add up to the same in any order."""
+    return torch.stack([(samples / OFFSET_STEP).int().sum(-1), inside.int().sum(-1)], dim=1)

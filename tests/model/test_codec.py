@@ -63,7 +63,7 @@ def test_items_of_a_padded_batch_equal_single_files_whatever_the_padding(codec: 
 
 def test_an_offset_is_not_heard(codec: Codec):
     wav = noise(1, 1, 20000)
-    num_complete = (20000 - codec.encoder.lookahead_samples) // 320  # beyond the end there are zeros, not the offset
+    num_complete = (20000 - codec.encoder.lookahead_samples) // 320  # later windows are nearly empty, which rounding decides
     with torch.inference_mode():
         expected, latent = codec.encoder(wav)[..., :num_complete], codec.encoder(wav + 0.3)[..., :num_complete]
     torch.testing.assert_close(latent, expected, atol=1e-3, rtol=0)
@@ -128,7 +128,7 @@ def test_a_training_loop_without_value_checks_looks_at_no_samples(codec: Codec):
     """So that it does not wait for the device; the loss tells."""
     model = copy.deepcopy(codec).train()
     model.quantizer.checks_values = False
-    assert not model(torch.full((1, 1, 640), torch.nan)).quantizer_loss.isfinite()
+    assert not model(torch.full((1, 1, 640), torch.inf)).quantizer_loss.isfinite()
     with pytest.raises(AudioError, match=r"shape \(B, 1, T\)"):
         model(torch.zeros(640))
 
