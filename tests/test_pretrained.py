@@ -94,7 +94,7 @@ def test_an_offset_that_ends_with_the_recording_is_not_heard(model: codec.Codec,
     """As cheap sound cards add one; it ends in silence, where a step would click."""
     wav = torch.from_numpy(np.pad(soundfile.read(speech, dtype="float32")[0], (0, 12000)))
     encoder = codec.StreamEncoder(model)
-    codes = torch.cat([encoder.push(wav + 0.01), encoder.flush()])
+    streamed = torch.cat([encoder.push(wav + 0.01), encoder.flush()])
     batch = model.encode(torch.stack([wav + 0.01, torch.zeros_like(wav)])[:, None], torch.tensor([len(wav) - 99, 320]))
-    for codes in (codes, batch[0]):
+    for codes in (streamed, batch[0]):
         assert model.decode(codes[None])[..., -320:].abs().max() < 10 ** (-70 / 20)
