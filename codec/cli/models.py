@@ -108,7 +108,7 @@ def import_(
 @click.argument("path", metavar="OUTPUT", type=Name())
 @option_overwrite
 def export(model: str, path: str, overwrite: bool) -> None:
-    """Write a model's weights under the published key names, for other tools.
+    """Write a model's weights under their published names.
 
     MODEL is a model directory of the reference family. OUTPUT with the suffix .ckpt is for the published loaders, with
     .safetensors the state dict alone, with any other a PyTorch file of the state dict.

@@ -38,6 +38,9 @@ class PipeClosed(Exception):
 class Commands(click.Group):
     """The group of all commands; click would end the process itself when a pipe is closed."""
 
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which they are needed
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)

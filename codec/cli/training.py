@@ -64,7 +64,7 @@ def _train(config: Any) -> None:
 @option_json_once
 @option_overwrite
 def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> None:
-    """Say which known failures a training run resembles, and what to try."""
+    """Say which known failures a run resembles, and what to try."""
     from codec.training.doctor import diagnose, read_run
 
     record = read_run(Path(folder))

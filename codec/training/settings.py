@@ -10,7 +10,7 @@ import torch
 
 from codec.errors import ConfigError, first_line
 from codec.limits import not_positive, refuse, too_small
-from codec.model import weights
+from codec.model import catalogue, weights
 from codec.model.codec import ENCODERS, CodecConfig
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
@@ -150,6 +150,8 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
     run = Path(config.training.run)
     if run.exists() and not run.is_dir():
         yield f"training.run must name a folder, {run} is a file"
+    if (run / catalogue.WEIGHTS_NAME).exists():
+        yield f"training.run: {run} holds a model, which training would damage; choose another folder"
     if data.batch_size % num_processes:
         yield f"data.batch_size must be a multiple of the {num_processes} processes, got {data.batch_size}"
     if (seconds := data.batch_size * data.window_seconds) > MAX_BATCH_SECONDS:

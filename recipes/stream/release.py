@@ -11,6 +11,7 @@ that is in the box now, and are to be read again for another.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -70,7 +71,9 @@ def main() -> None:
     for record in records:
         if not record.config:
             raise ConfigError(f"{record.run}: its settings, {CONFIG_NAME}, are missing or damaged")
-    data = arguments.data.read_text(encoding="utf-8", errors="replace")
+    # The card lies elsewhere than the text, whose links are from its own folder.
+    text = arguments.data.read_text(encoding="utf-8", errors="replace")
+    data = re.sub(r"\]\((?!\w+:)", "](../../../recipes/stream/", text)
     with replaced_as_a_whole(BOX, *(HERE / name for name in ("evaluation", "samples.png", "curves.png", "run.json"))):
         release(records, data, arguments)
 

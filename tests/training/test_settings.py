@@ -11,8 +11,11 @@ pytest.importorskip("hydra", reason="training needs hydra-core")
 from codec.cli import run
 from codec.config import compose
 from codec.errors import ConfigError
+from codec.model import catalogue
 from codec.model.codec import QUANTIZERS
 from codec.training.settings import check, defining_settings, differences
+
+BOXED = catalogue.boxed_models()["stream"]
 
 
 def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
@@ -311,6 +314,7 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         (["data.train="], "data.train must name a manifest or a folder"),
         (["data.validation=/nowhere"], "data.validation: there is no /nowhere"),
         ([f"training.run={__file__}"], f"training.run must name a folder, {__file__} is a file"),
+        ([f"training.run={BOXED}"], f"{BOXED} holds a model, which training would damage; choose another folder"),
         (["training.standardize_encoder=true"], "is for a seanet encoder, model.encoder.kind is spectral"),
         (["data.window_seconds=0.01"], "is 240 samples, shorter than a frame, which has 320"),
         (["model.encoder.hop_length=160"], "the same hop length, got 160 and 320"),
