@@ -18,11 +18,11 @@ def delay_of(pair: Pair) -> int | None:
     correlation is weak, because the codec does not keep the waveform.
     """
     reference, estimate = (wav - wav.mean() for wav in (pair.reference, pair.estimate))
-    reach = min(round(MAX_SECONDS * pair.sample_rate), len(reference) - 1)
+    reach = round(MAX_SECONDS * pair.sample_rate)
     size = 1 << (len(reference) + reach).bit_length()
     spectrum = np.fft.rfft(estimate, size) * np.conj(np.fft.rfft(reference, size))
     correlation = np.fft.irfft(spectrum, size)
-    lags = np.concatenate([correlation[-reach:], correlation[: reach + 1]]) if reach else correlation[:1]
-    best = int(np.argmax(lags))
+    lags = np.arange(-reach, reach + 1)
+    best = int(lags[np.argmax(correlation[lags])])
     scale = float(np.linalg.norm(reference) * np.linalg.norm(estimate))
-    return best - reach if scale > 0 and lags[best] > CLEAR * scale else None
+    return best if scale > 0 and correlation[best] > CLEAR * scale else None
