@@ -123,6 +123,12 @@ def test_mcd_ignores_the_level_and_measures_tilt_in_db():
     assert difference == pytest.approx([0, 0, 0.7, *[0] * 10], abs=1e-12)
 
 
+def test_estoi_leaves_the_random_numbers_of_others_alone(pair):
+    before = np.random.get_state()
+    score("estoi", pair)
+    np.testing.assert_equal(np.random.get_state(), before)
+
+
 # -- no value is no number
 
 
@@ -150,7 +156,7 @@ def test_silent_estimate_is_undefined(name, reference):
         score(name, Pair(reference, np.zeros_like(reference), 24000))
 
 
-@pytest.mark.parametrize("name", ["pesq_wb", "pesq_nb", "stoi", "estoi", "si_sdr"])
+@pytest.mark.parametrize("name", ["pesq_wb", "pesq_nb", "stoi", "estoi", "si_sdr", "stft"])
 def test_silent_reference_is_undefined(name, reference):
     with pytest.raises(Undefined, match=r"."):
         score(name, Pair(np.zeros_like(reference), reference, 24000))
@@ -178,6 +184,14 @@ def test_utterances_are_counted_across_pauses(reference):
     assert count_utterances(np.concatenate([wav, pause, wav])) == pytest.approx(2 * once, abs=1)
     assert count_utterances(pause) == 0
     assert count_utterances(pause[:10]) == 0
+
+
+@pytest.mark.parametrize(("power", "count"), [(1.05, 0), (1.15, 1)])
+def test_an_utterance_is_two_deviations_above_the_background(power, count):
+    """Powers spread evenly over 0 .. 1 have mean 1/2 and deviation 1/sqrt(12): two above the mean is 1.08."""
+    background = np.random.default_rng(0).permutation(np.linspace(0, 1, 1000))
+    powers = np.concatenate([background, np.full(60, power), background])
+    assert count_utterances(np.repeat(np.sqrt(powers), 64)) == count
 
 
 # -- names
