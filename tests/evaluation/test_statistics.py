@@ -72,6 +72,9 @@ def test_code_statistics_of_an_even_and_of_a_collapsed_codebook():
     assert even["entropy"] == pytest.approx(3)
     assert even["entropy_share"] == pytest.approx(1)
     assert even["num_codes"] == 16
+    two = CodeCounter(8)
+    two.add(np.array([3, 5]))
+    assert two.statistics()["entropy_share"] == pytest.approx(1 / 3)  # one bit of three
     collapsed = CodeCounter(8)
     collapsed.add(np.zeros(10, np.int64))
     assert collapsed.statistics()["utilisation"] == 0.125
