@@ -41,3 +41,11 @@ def test_the_sound_teaches_the_pitch_nothing_and_its_own_loss_all_of_it(decoder:
     assert all(p.grad is None for p in decoder.pitch.parameters())
     log_pitch.square().mean().backward()
     assert all(p.grad.any() for p in decoder.pitch.parameters())
+
+
+def test_autocast_rounds_no_phase_outside_training(decoder: SpectralDecoder):
+    x = torch.randn(1, 6, 8)
+    expected = decoder.eval()._filter_values(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decoder._filter_values(x), expected)
+        assert not torch.equal(decoder.train()._filter_values(x), expected)

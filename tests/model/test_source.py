@@ -21,19 +21,31 @@ def pulses_of(source: Source, pitch: torch.Tensor) -> torch.Tensor:
     return source._pulses(pitch, pitch[:, :1], torch.zeros(len(pitch), 1, dtype=torch.float64))[0]
 
 
-@pytest.mark.parametrize("pitch", [60.0, 100.0, 217.3, 480.0])
-def test_pulses_are_all_harmonics_below_nyquist_in_phase(source: Source, pitch: float):
-    time = torch.arange(1, 20 * HOP + 1, dtype=torch.float64) / RATE
-    num_harmonics = RATE / 2 / pitch - 1
-    expected = torch.zeros_like(time)
+def sum_of_harmonics(cycles: torch.Tensor, highest: float) -> torch.Tensor:
+    """At the phase (T,) of the first, those that are below Nyquist at a pitch of `highest` Hz."""
+    num_harmonics = RATE / 2 / highest - 1
+    total = torch.zeros_like(cycles)
     for harmonic in range(1, math.floor(num_harmonics) + 2):
         amplitude = min(1.0, num_harmonics - harmonic + 1)  # the last one is faded
-        expected += amplitude * torch.cos(2 * math.pi * harmonic * pitch * time)
-    expected *= math.sqrt(2 / num_harmonics)
+        total += amplitude * torch.cos(2 * math.pi * harmonic * cycles)
+    return total * math.sqrt(2 / num_harmonics)
+
+
+@pytest.mark.parametrize("pitch", [60.0, 100.0, 217.3, 480.0])
+def test_pulses_are_all_harmonics_below_nyquist_in_phase(source: Source, pitch: float):
+    expected = sum_of_harmonics(torch.arange(1, 20 * HOP + 1, dtype=torch.float64) / RATE * pitch, pitch)
     pulses = pulses_of(source, torch.full((1, 20), pitch, dtype=torch.float64))[0]
     # Single precision within a hop, times the slope of the hundredth harmonic.
     torch.testing.assert_close(pulses.double(), expected, atol=2e-2, rtol=0)
     assert abs(float(pulses.square().mean()) - 1) < 0.1
+
+
+@pytest.mark.parametrize(("start", "end"), [(100.0, 400.0), (400.0, 100.0)], ids=["rising", "falling"])
+def test_all_harmonics_of_a_hop_are_below_nyquist_however_steep_it_is(source: Source, start: float, end: float):
+    pitch = start + (end - start) * torch.arange(1, HOP + 1, dtype=torch.float64) / HOP
+    pulses = source._pulses(*torch.tensor([[[end]], [[start]], [[0.0]]], dtype=torch.float64))[0][0]
+    expected = sum_of_harmonics(torch.cumsum(pitch / RATE, dim=0), max(start, end))
+    torch.testing.assert_close(pulses.double(), expected, atol=2e-2, rtol=0)
 
 
 def test_a_glide_has_no_jumps_in_phase(source: Source):
@@ -77,6 +89,16 @@ def test_noise_is_white_and_of_unit_power(source: Source):
     # 200 frames with three quarters of overlap: about 50 independent ones, a relative error of 1/7 per bin.
     assert abs(float(noise.mean()) / expected - 1) < 0.05
     assert (noise[2:-2] / expected - 1).abs().max() < 0.8
+
+
+def test_only_training_hears_other_noise_each_time(source: Source):
+    pitch = torch.full((1, 4), 100.0, dtype=torch.float64)
+    assert torch.equal(source(pitch).noise, source(pitch).noise)
+    first, second = source.train()(pitch), source(pitch)
+    assert not torch.equal(first.noise, second.noise)
+    assert torch.equal(first.pulses, second.pulses)
+    with torch.no_grad():
+        assert torch.equal(source(pitch).noise, source(pitch).noise)
 
 
 def test_pitch_stays_within_its_limits():
