@@ -252,6 +252,27 @@ def test_codes_that_are_not_chosen_are_replaced_by_latents_of_the_batch():
     assert (torch.cdist(quantizer.codebook[:10], vectors).amin(1) < 15).all()
 
 
+def with_far_codes() -> Quantizer:
+    """A quantizer that replaces at once what is not chosen, and of which ten codes never are."""
+    quantizer = make("ema", decay=0.0, kmeans_iterations=0)
+    quantizer.match(latents(200))
+    with torch.no_grad():
+        quantizer.codebook[:10] += 1000
+    return quantizer
+
+
+def test_codes_are_replaced_by_finite_latents_only():
+    quantizer, batch = with_far_codes(), latents(200, seed=2)
+    before = quantizer.codebook.clone()
+    quantizer.checks_values = False
+    batch[1] = math.nan
+    quantizer(batch)
+    is_replaced = (quantizer.codebook != before).any(dim=1)[:10]
+    assert is_replaced.any()
+    fresh = quantizer.codebook[:10][is_replaced]
+    assert (fresh[:, None] == batch[0].T).all(dim=2).any(dim=1).all()
+
+
 def test_a_code_that_is_chosen_moves_to_the_mean_of_its_latents():
     quantizer = make("ema", decay=0.8, dead_share=0.0)
     quantizer.match(latents(300))
@@ -333,6 +354,18 @@ def test_all_processes_start_with_the_codebook_of_the_first(monkeypatch: pytest.
     assert not sent
     torch.testing.assert_close(first.codebook, started)
     torch.testing.assert_close(second.codebook, started)
+
+
+def test_all_processes_replace_codes_by_latents_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    sent: list[torch.Tensor] = []
+    fake = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, all_reduce=lambda tensor: None)
+    monkeypatch.setattr(rivals, "dist", fake)
+    first, second = with_far_codes(), with_far_codes()
+    fake.broadcast = lambda tensor, source: sent.append(tensor.clone())
+    first(latents(200, seed=2))
+    fake.broadcast = lambda tensor, source: tensor.copy_(sent.pop(0))
+    second(latents(200, seed=3))
+    assert torch.equal(second.codebook[:10], first.codebook[:10])
 
 
 # -- the others
