@@ -65,3 +65,11 @@ def test_attention_equals_the_masked_formula():
         heads.append(score.softmax(dim=-1) @ value[:, columns])
     expected = x + layer.scale * layer.output(torch.cat(heads, dim=-1)[None])
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("score", "counts"), [(-64.0, True), (-80.0, False)])
+def test_attention_whose_products_would_lose_bits_counts_as_nothing(score: float, counts: bool):
+    """Floats below 1e-38 have fewer bits: exp(-80) = 2e-35 times a small value is one of them, exp(-64) = 2e-28 not."""
+    scores, values = torch.tensor([[0.0, score]]), torch.tensor([[0.0], [1.0]])
+    heard = build("attention")._attend(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2, 1), values[None, None], scores)
+    assert heard.bool().item() == counts
