@@ -31,6 +31,21 @@ def not_positive(settings: object, group: str, names: Sequence[str]) -> list[str
     ]
 
 
+def excess(num_damaged: int, num_all: int, max_damaged: float, remark: str) -> str:
+    """The end of a sentence about files that cannot be used, where they are too many; else empty.
+
+    Args:
+        num_damaged: of the files.
+        num_all: files.
+        max_damaged: share of them that is allowed.
+        remark: what else is to be said, before how to allow more.
+    """
+    if num_damaged <= max_damaged * num_all:
+        return ""
+    enough = min(1000 * num_damaged // num_all + 1, 1000) / 1000
+    return f", which is more than {100 * max_damaged:g} %; {remark}, accept that with --max-damaged {enough:g}"
+
+
 def refuse(mistakes: Iterable[str]) -> None:
     """Raise ConfigError with all sentences, if there are any."""
     if mistakes := list(mistakes):

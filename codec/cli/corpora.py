@@ -15,6 +15,7 @@ from codec.cli.options import (
     option_device,
     option_jobs,
     option_json_once,
+    option_max_damaged,
     option_model,
     option_precision,
     option_quiet,
@@ -40,7 +41,7 @@ def options_of_preparation(function: Function) -> Function:
         click.option("--headers-only", is_flag=True, help="Do not read samples: faster, finds less."),
         click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, from all speakers."),
         click.option("--seed", default=0, show_default=True, help="For all random draws."),
-        click.option("--max-damaged", default=0.001, show_default=True, help="Fail above this share of damaged files."),
+        option_max_damaged,
         click.option("--strict", is_flag=True, help="Fail on any warning."),
         option_jobs,
         option_json_once,
@@ -162,6 +163,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."
 )
+@option_max_damaged
 @option_json_once
 @option_quiet
 def tokenize(
@@ -173,6 +175,7 @@ def tokenize(
     jobs: int | None,
     shard: int | None,
     share: str,
+    max_damaged: float,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -184,8 +187,10 @@ def tokenize(
 
     OUT_DIR gets a numpy array and a table for every N utterances. Run again, the command makes what is missing; with
     --share, several machines or GPUs split a corpus between them. Utterances that cannot be used are listed in
-    OUT_DIR/*.failed.tsv, and tried again once their files have changed. On a GPU the default is --jobs 0.
+    OUT_DIR/*.failed.tsv, and tried again once their files have changed; up to --max-damaged of a share may fail. On a
+    GPU the default is --jobs 0.
     """
+    from codec.limits import excess
     from codec.tokenization.corpus import tokenize as tokenize_corpus
 
     first, _, of = share.partition("/")
@@ -214,5 +219,9 @@ def tokenize(
             err=True,
         )
     if report.num_failed:
-        total = count(report.num_failed + report.num_utterances, "utterance")
-        raise Failed(f"{report.num_failed} of {total} could not be used, see {os.path.join(target, '*.failed.tsv')}")
+        total, failures = report.num_failed + report.num_utterances, os.path.join(target, "*.failed.tsv")
+        sentence = f"{report.num_failed} of {count(total, 'utterance')} could not be used"
+        if too_many := excess(report.num_failed, total, max_damaged, f"see {failures}"):
+            raise Failed(sentence + too_many)
+        if not quiet:
+            complain(f"warning: {sentence}, see {failures}")

@@ -69,6 +69,13 @@ option_jobs = click.option(
     type=click.IntRange(min=0),
     help="Processes, one thread each; 0: only this one.  [default: one per core]",
 )
+option_max_damaged = click.option(
+    "--max-damaged",
+    type=click.FloatRange(0, 1),
+    default=0.001,
+    show_default=True,
+    help="Fail above this share of damaged files.",
+)
 option_sound_format = click.option(
     "--format",
     type=click.Choice(["wav", "flac", "ogg", "wav-float"]),

@@ -9,7 +9,7 @@ from typing import Any
 from codec import __version__
 from codec.digests import sha256
 from codec.errors import CorpusError
-from codec.limits import refuse
+from codec.limits import excess, refuse
 from codec.manifest import SUFFIX, Utterance, place_of, require_unique_ids, write_manifest
 from codec.output import write_json
 from codec.preparation.selection import Filters, Rejection, subset
@@ -167,15 +167,8 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
     if damaged:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(r.reason for r in damaged).items()))
         sentence = f"{part.name}: {len(damaged)} of {expected} files cannot be used ({reasons})"
-        is_too_much = len(damaged) > max_damaged * expected
-        if is_too_much:
-            enough = min(1000 * len(damaged) // expected + 1, 1000) / 1000
-            outcome.problems.append(
-                f"{sentence}, which is more than {100 * max_damaged:g} %; the lists are written without them, accept "
-                f"that with --max-damaged {enough:g}"
-            )
-        else:
-            outcome.warnings.append(sentence)
+        too_many = excess(len(damaged), expected, max_damaged, "the lists are written without them")
+        (outcome.problems if too_many else outcome.warnings).append(sentence + too_many)
     if part.published and part.num_files not in part.published:
         difference = part.num_files - part.published[0]
         outcome.warnings.append(

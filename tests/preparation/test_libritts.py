@@ -428,7 +428,7 @@ def test_check_compares_a_manifest_with_its_files(root, capsys):
         (["--min-seconds", "5", "--max-seconds", "2"], "min_seconds must be at least 0 and below max_seconds"),
         (["--subset", "-1"], "subset must be a number of utterances"),
         (["--jobs", "-1"], "-1 is not in the range x>=0"),
-        (["--max-damaged", "2"], "max_damaged must be between 0 and 1"),
+        (["--max-damaged", "2"], "2.0 is not in the range 0<=x<=1"),
         (["--variant", "libritts-x"], "libritts-x"),
         (["--archives", "nowhere"], "nowhere: no such folder"),
     ],

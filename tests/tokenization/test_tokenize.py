@@ -240,7 +240,12 @@ def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp
         assert run([*arguments, "--shard", "3"]) == 2
         output = capsys.readouterr().err
         assert "4 utterances" in output
-        assert "3 of 7 utterances could not be used, see " in output
+        assert "3 of 7 utterances could not be used, which is more than 0.1 %; see " in output
+        assert output.endswith("*.failed.tsv, accept that with --max-damaged 0.429\n")
+    assert run([*arguments, "--max-damaged", "0.429"]) == 0
+    assert capsys.readouterr().err.endswith(
+        f"codec: warning: 3 of 7 utterances could not be used, see {tmp_path / 'tokens' / '*.failed.tsv'}\n"
+    )
     assert list(Tokens(tmp_path / "tokens")) == ["2", "3", "5", "6"]
     failed = [
         line.split("\t")
