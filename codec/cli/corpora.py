@@ -42,6 +42,13 @@ def options_of_preparation(function: Function) -> Function:
         click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, from all speakers."),
         click.option("--seed", default=0, show_default=True, help="For all random draws."),
         option_max_damaged,
+        click.option(
+            "--exclude",
+            type=Name(Path),
+            multiple=True,
+            metavar="LIST",
+            help="Leave out the files in a manifest or a text file of ids or paths; may be repeated.",
+        ),
         click.option("--strict", is_flag=True, help="Fail on any warning."),
         option_jobs,
         option_json_once,
@@ -64,7 +71,6 @@ def options_of_preparation(function: Function) -> Function:
 @click.option("--keep-archives", is_flag=True, help="Keep fetched archives after unpacking.")
 @click.option("--no-sums", is_flag=True, help="Accept archives whose MD5 sum is not the published one.")
 @click.option("--filter-all", is_flag=True, help="Filter dev and test too, not only train.")
-@click.option("--exclude", type=Name(Path), multiple=True, metavar="LIST", help="File listing paths to leave out.")
 @options_of_preparation
 def prepare_libritts_command(
     root: Path,
@@ -76,7 +82,6 @@ def prepare_libritts_command(
     keep_archives: bool,
     no_sums: bool,
     filter_all: bool,
-    exclude: tuple[Path, ...],
     **shared: Any,
 ) -> None:
     """LibriTTS or LibriTTS-R: downloaded, from archives or from an unpacked tree.
@@ -91,7 +96,7 @@ def prepare_libritts_command(
     _prepare(
         shared,
         lambda **given: prepare_libritts(
-            root, variant=variant, parts=names, sources=sources, filter_all=filter_all, exclude=exclude, **given
+            root, variant=variant, parts=names, sources=sources, filter_all=filter_all, **given
         ),
     )
 
@@ -139,7 +144,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
     settings = {name: shared[name] for name in ("headers_only", "subset", "seed", "max_damaged", "strict", "jobs")}
     config = PreparationConfig(filters, **settings)
     with CountLine(not shared["quiet"]) as progress:
-        outcome = start(folder=shared["out"], config=config, progress=progress)
+        outcome = start(folder=shared["out"], exclude=shared["exclude"], config=config, progress=progress)
     if shared["as_json"]:
         click.echo(json.dumps(outcome.summary))
     elif not shared["quiet"]:

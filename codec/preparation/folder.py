@@ -1,6 +1,8 @@
 """Any folder of sound files: who speaks, and in which part, is told by the folders above a file."""
 
+import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,15 @@ from codec import audio
 from codec.errors import ConfigError, CorpusError
 from codec.manifest import UNKNOWN_SPEAKER, Utterance
 from codec.preparation.outcome import SURVEY_FOLDER, Outcome, Part, PreparationConfig, conclude, refuse_file
-from codec.preparation.selection import Candidate, Rejection, hold_out, select, shared_speakers
+from codec.preparation.selection import (
+    Candidate,
+    Rejection,
+    exclusion,
+    hold_out,
+    read_excluded,
+    select,
+    shared_speakers,
+)
 from codec.preparation.survey import survey
 from codec.progress import Progress
 
@@ -25,6 +35,7 @@ def prepare_folder(
     *,
     layout: str = "speaker",
     held_out: dict[str, float] | None = None,
+    exclude: Sequence[Path] = (),
     config: PreparationConfig | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -38,11 +49,12 @@ def prepare_folder(
         layout: what the folders above a file mean, from `source` down: "speaker", "part/speaker", "*/speaker", or ""
             where they mean nothing.
         held_out: name -> share of the utterances, for manifests that have no speaker in common with the others.
+        exclude: lists of files to leave out, by id or by path, absolute or below `source`; see `read_excluded`.
         config: filters and the like.
         progress: see `survey`.
 
     Raises:
-        CorpusError: there is no such folder, or no sound file in it.
+        CorpusError: there is no such folder, no sound file in it, or a list of files to leave out cannot be read.
         ConfigError: the layout or a share makes no sense.
     """
     config = config or PreparationConfig()
@@ -56,17 +68,27 @@ def prepare_folder(
     unread = audio.passed_over(source, foreign)
     if not sounds:
         raise CorpusError(unread or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
+    listed, candidates, rejections = read_excluded(exclude), [], []
+    for path in sounds:
+        name = path.relative_to(source)
+        candidate = _candidate(path, name, levels)
+        if listed.isdisjoint((candidate.id, name.as_posix(), os.path.abspath(path))):
+            candidates.append(candidate)
+        else:
+            rejections.append(exclusion(candidate.part, path))
+    warnings = [unread] if unread else []
+    if exclude and not rejections:
+        warnings.append(f"{', '.join(map(str, exclude))}: names no file of {source}")
     measurements = survey(
-        sounds,
+        [candidate.path for candidate in candidates],
         source,
         journal_of(folder, WHOLE, config),
         headers_only=config.headers_only,
         jobs=config.jobs,
         progress=progress,
     )
-    candidates = [_candidate(path, path.relative_to(source), levels) for path in sounds]
-    utterances, rejections = select(candidates, measurements, config.filters)
-    rejections += [stub(_candidate(path, path.relative_to(source), levels).part, path) for path in stubs]
+    utterances, others = select(candidates, measurements, config.filters)
+    rejections += others + [stub(_candidate(path, path.relative_to(source), levels).part, path) for path in stubs]
     groups: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         groups[utterance.part].append(utterance)
@@ -76,13 +98,11 @@ def prepare_folder(
     if held_out:
         drawn = hold_out(utterances, held_out, config.seed)
         lists = {name: [replace(utterance, part=name) for utterance in drawn[name]] for name in drawn}
-    warnings = [
+    warnings += [
         f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common, "
         f"{', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
         for (a, b), speakers in shared_speakers(lists).items()
     ]
-    if unread:
-        warnings.append(unread)
     return conclude("folder", source, folder, parts, lists, warnings, config, progress)
 
 

@@ -15,7 +15,7 @@ from codec.manifest import Utterance
 from codec.preparation.archives import require_space, unpack
 from codec.preparation.folder import classify_files, journal_of, stub
 from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude, refuse_file
-from codec.preparation.selection import Candidate, Rejection, select, shared_speakers
+from codec.preparation.selection import Candidate, Rejection, exclusion, read_excluded, select, shared_speakers
 from codec.preparation.survey import Measurement, survey
 from codec.progress import Progress
 
@@ -134,7 +134,7 @@ def prepare_libritts(
         sources: where parts come from that are not unpacked yet.
         filter_all: apply the filters to dev and test parts too. By default these are never thinned, because results on
             thinned lists compare with nothing; what the filters would have dropped is reported.
-        exclude: lists of files to leave out, a path or id per line, such as LibriTTS-R's lists of failed restorations.
+        exclude: lists of files to leave out, see `read_excluded`, such as LibriTTS-R's of failed restorations.
         config: filters and the like.
         progress: see `survey`, `codec.download.download` and `archives.unpack`.
 
@@ -161,7 +161,8 @@ def prepare_libritts(
     refuse_file(folder)
     wanted = _wanted(parts, corpus, facts, root, sources)
     _obtain(wanted, corpus, facts, root, sources, progress)
-    excluded = _excluded([*exclude, *sorted(corpus.glob("*_bad_sample_list.txt"))])
+    lists_of_excluded = [*exclude, *sorted(corpus.glob("*_bad_sample_list.txt"))]
+    excluded = {Path(name).name.removesuffix(".wav") for name in read_excluded(lists_of_excluded)}  # ids are file names
     results, warnings = [], _absent(parts, wanted)
     for part in wanted:
         filters = config.filters if filter_all or part in SPLITS["train"] else None
@@ -312,7 +313,7 @@ def _list(
         Rejection(part, path, "misplaced", "is not where its name says, SPEAKER/CHAPTER") for path in misplaced
     ]
     named = [path for path in sounds if path.stem in excluded]
-    rejections += [Rejection(part, path, "excluded", "is in a list of files to leave out") for path in named]
+    rejections += [exclusion(part, path) for path in named]
     rejections += _missing(part, corpus, {path.stem for path in sounds})
     left_out = {*misplaced, *named}
     chosen = [path for path in sounds if path not in left_out]
@@ -366,18 +367,6 @@ def _odd(utterances: Sequence[Utterance], measured: dict[Path, Measurement], con
         for utterance, verdict in verdicts
         if verdict
     ]
-
-
-def _excluded(lists: Sequence[Path]) -> set[str]:
-    """Ids named by lists of paths or ids."""
-    excluded = set()
-    for path in lists:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorpusError(f"{path}: is no list of files to leave out ({error})") from error
-        excluded |= {Path(line.strip()).name.removesuffix(".wav") for line in lines if line.strip()}
-    return excluded
 
 
 def _require_disjoint(splits: dict[str, list[Utterance]]) -> None:

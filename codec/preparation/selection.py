@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from codec.errors import CorpusError
 from codec.limits import refuse
-from codec.manifest import Utterance, can_stand_in_manifest
+from codec.manifest import Utterance, can_stand_in_manifest, read_manifest
 from codec.preparation.survey import SILENCE_DB, Measurement
 
 DAMAGE = frozenset({"unreadable", "no sound", "rate", "channels", "misplaced", "duplicate", "name", "missing"})
@@ -75,6 +76,30 @@ class Filters:
             clipped = f"{100 * measurement.clipped_share:.2f} % of its samples are at full scale"
             return "clipped", f"{clipped}, at most {100 * self.max_clipped:g} % is wanted"
         return None
+
+
+def read_excluded(lists: Iterable[Path]) -> set[str]:
+    """What lists of files to leave out name: the ids of a manifest, or ids and paths as they stand, one a line.
+
+    Raises:
+        CorpusError: a list cannot be read.
+    """
+    names = set()
+    for path in lists:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorpusError(f"{path}: is no list of files to leave out ({error})") from error
+        if lines and "\t" in lines[0]:
+            names |= {utterance.id for utterance in read_manifest(path)}
+        else:
+            names |= {line.strip() for line in lines if line.strip()}
+    return names
+
+
+def exclusion(part: str, path: Path) -> Rejection:
+    """The rejection of a file that such a list names."""
+    return Rejection(part, path, "excluded", "is in a list of files to leave out")
 
 
 def select(

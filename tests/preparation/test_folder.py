@@ -130,6 +130,30 @@ def test_same_name_with_another_suffix_is_rejected(folder):
     assert [(r.path.name, r.reason) for r in outcome.rejections] == [("1.wav", "duplicate"), ("._1.wav", "stub")]
 
 
+def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path, capsys):
+    prepare_folder(folder, tmp_path / "old", config=ALONE)
+    for name in ("fay/10.wav", "fay/11.wav", "fay/12.wav", "fay/13.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        soundfile.write(folder / name, noise(), RATE)
+    (tmp_path / "some.txt").write_text(f"fay/11\nfay/12.wav\n{folder / 'fay' / '13.wav'}\n")
+    arguments = ["prepare", "folder", str(folder), "--out", str(tmp_path / "new"), "--jobs", "1"]
+    lists = [str(tmp_path / "old" / "all.tsv"), str(tmp_path / "some.txt")]
+    assert run([*arguments, "--exclude", lists[0], "--exclude", lists[1]]) == 0
+    assert [utterance.id for utterance in read_manifest(tmp_path / "new" / "all.tsv")] == ["fay/10"]
+    reasons = [reason for _, _, reason, _ in rows(tmp_path / "new" / "rejected.tsv")]
+    assert (reasons.count("excluded"), reasons.count("stub"), len(reasons)) == (11, 1, 12)
+    measured = (tmp_path / "new" / ".survey" / "all.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["path"] for line in measured] == ["fay/10.wav"]
+    capsys.readouterr()
+    (tmp_path / "some.txt").write_text("10.wav\n")
+    assert run([*arguments, "--exclude", lists[1]]) == 0
+    assert f"warning: {lists[1]}: names no file of {folder}" in capsys.readouterr().err
+    assert run([*arguments, "--exclude", str(tmp_path / "none.txt")]) == 2
+    assert "none.txt: is no list of files to leave out" in capsys.readouterr().err
+    assert run([*arguments, "--exclude", str(tmp_path / "new" / "rejected.tsv")]) == 2
+    assert "rejected.tsv:1: is not a manifest, its first line lacks the columns id" in capsys.readouterr().err
+
+
 def test_name_that_fits_no_table_is_rejected(folder):
     shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "anna" / "a\tb.wav")
     shutil.copy(folder / "train" / "anna" / "1.wav", os.fsencode(folder / "train" / "anna") + b"/\xff.wav")
