@@ -44,10 +44,10 @@ def inspect_codes(path: str) -> dict[str, Any]:
 def inspect_tokens(path: str) -> dict[str, Any]:
     """What a folder of tokens holds so far, and what it was made with; all of it is read and checked."""
     tokens = Tokens(path, partial=True)
-    for number in tokens.shards:
-        read_shard(tokens.folder, number, tokens.info)
+    for folder, number in tokens.shards:
+        read_shard(folder, number, tokens.info)
     size = tokens.info.utterances_per_shard
-    num_listed = sum(min(size, tokens.info.utterances - number * size) for number in tokens.shards)
+    num_listed = sum(min(size, tokens.info.utterances - number * size) for _, number in tokens.shards)
     return {
         "tokens": path,
         "num_utterances": len(tokens),

@@ -94,16 +94,19 @@ _ROW = np.dtype(
 class Places(Mapping[str, Place]):
     """The places of U utterances by id, each made when it is asked for: of millions, objects would fill the memory.
 
+    Args:
+        shards: the table of each.
+
     Attributes:
         speakers: all there are, each once.
         parts: the same.
     """
 
-    def __init__(self, shards: Iterable[tuple[int, Iterable[Place]]]):
+    def __init__(self, shards: Iterable[Iterable[Place]]):
         rows, ids, sums = [np.zeros(0, _ROW)], [], [np.zeros(0, np.uint32)]
         speakers: dict[str, int] = {}
         parts: dict[str, int] = {}
-        for number, places in shards:
+        for number, places in enumerate(shards):
             table, names = [], []
             for id, start, codes, samples, speaker, part, crc32 in places:
                 names.append(id.encode())
@@ -132,7 +135,7 @@ class Places(Mapping[str, Place]):
 
     @property
     def speaker_numbers(self) -> np.ndarray:
-        """Where each utterance's speaker stands in `speakers`, of these shards alone: (U,) int32."""
+        """Where each utterance's speaker stands in `speakers`, of these folders alone: (U,) int32."""
         return self._rows["speaker"]
 
     def id(self, number: int) -> str:
@@ -143,7 +146,7 @@ class Places(Mapping[str, Place]):
         return self._ids[end - self._rows["id_bytes"][number] : end].decode()
 
     def locate(self, id: str) -> tuple[int, Place]:
-        """The number of the shard, and the place in it. Raises KeyError."""
+        """Which of the shards it is in, and the place there. Raises KeyError."""
         key = np.uint32(zlib.crc32(f"{id}".encode(errors="backslashreplace")))
         first, last = self._sums.searchsorted(key, "left"), self._sums.searchsorted(key, "right")
         for number in self._order[first:last]:
@@ -152,6 +155,17 @@ class Places(Mapping[str, Place]):
                 words = self.speakers[speaker], self.parts[part]
                 return shard, Place(id, start, codes, samples, *words, None if crc32 < 0 else crc32)
         raise KeyError(id)
+
+    def repeated(self) -> tuple[str, int, int] | None:
+        """An id that is there twice, and which of the shards it is in; None where there is none."""
+        has_equal = np.flatnonzero(self._sums[1:] == self._sums[:-1])
+        shards: dict[str, int] = {}
+        for number in np.union1d(self._order[has_equal], self._order[has_equal + 1]):
+            id, shard = self.id(number), int(self._rows["shard"][number])
+            if id in shards:
+                return id, shards[id], shard
+            shards[id] = shard
+        return None
 
     def __getitem__(self, id: str) -> Place:
         return self.locate(id)[1]
@@ -167,38 +181,44 @@ class Tokens(Mapping[str, np.ndarray]):
     """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
 
     They are read when they are needed, into an array of the caller's own. `places` holds what is known of each
-    utterance, and `places.id` gives the ids by number; `info` holds what is known of all. A copy for another process
-    carries the tables, and reads the same files.
+    utterance, and `places.id` gives the ids by number. A copy for another process carries the tables, and reads the
+    same files.
 
     Args:
         folder: of the tokens.
+        more: folders of further tokens that the same model made with the same precision; their utterances follow, and
+            so do the speakers that are new in them.
         partial: accept the shards that exist now, while `tokenize` makes the others.
 
     Attributes:
-        shards: the numbers of those that are there.
+        info: what made them; of several folders what it says of the list and the shards is about the first.
+        shards: (folder, number) of each that is there.
 
     Raises:
-        FormatError: not a folder of tokens, not complete, or damaged.
+        FormatError: not a folder of tokens, not complete, damaged, made otherwise than the first, or with an utterance
+            of another.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, partial: bool = False):
-        self.folder = Path(folder)
-        self.info = read_info(self.folder)
-        tables = {int(name[:-4]) for name in os.listdir(folder) if re.fullmatch(r"\d{5,}\.tsv", name, re.ASCII)}
-        self.shards = sorted(number for number in tables if number < self.info.num_shards)
-        num_missing = self.info.num_shards - len(self.shards)
-        if num_missing and not partial:
-            first = next(number for number in itertools.count() if number not in tables)
-            raise FormatError(
-                f"{folder}: {num_missing} of {self.info.num_shards} shards are missing, the first is {_name(first)}; "
-                "run codec tokenize again"
-            )
-        self._offsets: dict[int, int] = {}  # of the codes in the file of each shard, bytes
+    def __init__(self, folder: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False):
+        self.info = read_info(Path(folder))
+        self.shards: list[tuple[Path, int]] = []
+        for path in map(Path, (folder, *more)):
+            info = read_info(path)
+            for name in ("fingerprint", "sample_rate", "hop_length", "codebook_size", "precision"):
+                value, first = getattr(info, name), getattr(self.info, name)
+                if value != first:
+                    raise FormatError(f"{path}: {name} is {value}, that of {folder} is {first}; read them separately")
+            self.shards += _list_shards(path, info, partial)
+        self._offsets: dict[int, int] = {}  # of the codes in the file of each of the shards, bytes
         self.places = Places(self._read_tables())
+        if repeated := self.places.repeated():
+            id, *which = repeated
+            first, second = (_path(*self.shards[number], ".tsv") for number in which)
+            raise FormatError(f"{second}: has the utterance {id!r}, as {first} has; an id must be unique")
 
     def __getitem__(self, id: str) -> np.ndarray:
         number, place = self.places.locate(id)
-        path, dtype = _path(self.folder, number, ".npy"), self.info.dtype
+        path, dtype = _path(*self.shards[number], ".npy"), self.info.dtype
         try:
             # Mapping the file would take four times as long, and there may be more than a process can keep open.
             codes = np.fromfile(path, dtype, place.codes, offset=self._offsets[number] + place.start * dtype.itemsize)
@@ -219,12 +239,26 @@ class Tokens(Mapping[str, np.ndarray]):
         """The codes of an utterance for `codec.files.decode_codes`."""
         return ArrayReader(self[id].astype(np.int64), self.info.header, self.places[id].samples)
 
-    def _read_tables(self) -> Iterator[tuple[int, list[Place]]]:
-        for number in self.shards:
-            places = read_places(self.folder, number, self.info.hop_length)
+    def _read_tables(self) -> Iterator[list[Place]]:
+        for which, (folder, number) in enumerate(self.shards):
+            places = read_places(folder, number, self.info.hop_length)
             if places:
-                self._offsets[number] = _map(self.folder, number, places, self.info.dtype).offset
-            yield number, places
+                self._offsets[which] = _map(folder, number, places, self.info.dtype).offset
+            yield places
+
+
+def _list_shards(folder: Path, info: TokensInfo, partial: bool) -> list[tuple[Path, int]]:
+    """Those of a folder that are there. Raises FormatError where some are missing, unless that is allowed."""
+    tables = {int(name[:-4]) for name in os.listdir(folder) if re.fullmatch(r"\d{5,}\.tsv", name, re.ASCII)}
+    shards = sorted(number for number in tables if number < info.num_shards)
+    num_missing = info.num_shards - len(shards)
+    if num_missing and not partial:
+        first = next(number for number in itertools.count() if number not in tables)
+        raise FormatError(
+            f"{folder}: {num_missing} of {info.num_shards} shards are missing, the first is {_name(first)}; "
+            "run codec tokenize again"
+        )
+    return [(folder, number) for number in shards]
 
 
 def _map(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.memmap:

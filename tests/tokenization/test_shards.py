@@ -1,5 +1,7 @@
 """What a shard remembers of a file that it could not use, and what a folder lacks."""
 
+import dataclasses
+import pickle
 import shutil
 from pathlib import Path
 
@@ -36,8 +38,8 @@ def test_codes_belong_to_the_caller(tokens: Tokens):
     assert (codes.tolist(), tokens["b"].tolist()) == ([4], [3])
 
 
-def test_codes_that_vanish_or_are_cut_off_after_opening_are_named(tokens: Tokens):
-    path = tokens.folder / "00000.npy"
+def test_codes_that_vanish_or_are_cut_off_after_opening_are_named(tokens: Tokens, tmp_path: Path):
+    path = tmp_path / "00000.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(FormatError, match=r"00000\.npy: damaged, it ends before the codes of b do; run codec tokenize"):
         tokens["b"]
@@ -47,9 +49,62 @@ def test_codes_that_vanish_or_are_cut_off_after_opening_are_named(tokens: Tokens
         tokens["a"]
 
 
-def test_tokens_are_compared_as_what_they_are_and_not_by_all_their_codes(tokens: Tokens):
+@pytest.fixture
+def further(tmp_path: Path, tokens: Tokens) -> Path:
+    """A folder of tokens beside the others: of a new speaker and of one who is known, in two shards of three."""
+    info = dataclasses.replace(tokens.info, utterances=3, utterances_per_shard=1, model="renamed")
+    write_info(tmp_path / "further", info)
+    for number, (id, codes, speaker) in enumerate([("d", [4, 5, 6], "dan"), ("c", [7], "ben")]):
+        utterances = [(id, np.array(codes), 320 * len(codes), speaker, "train")]
+        write_shard(tmp_path / "further", number, utterances, [], info.dtype)
+    return tmp_path / "further"
+
+
+def test_several_folders_are_read_as_one(tokens: Tokens, tmp_path: Path, further: Path):
+    with pytest.raises(FormatError, match="further: 1 of 3 shards are missing, the first is 00002"):
+        Tokens(tmp_path, further)
+    both = pickle.loads(pickle.dumps(Tokens(tmp_path, str(further), partial=True)))
+    assert [(id, codes.tolist()) for id, codes in both.items()] == [
+        ("a", [1, 2]),
+        ("b", [3]),
+        ("d", [4, 5, 6]),
+        ("c", [7]),
+    ]
+    assert both.places.speakers == ["anna", "ben", "dan"]
+    assert both.places.speakers[:2] == tokens.places.speakers  # which keep their numbers
+    assert both.places.speaker_numbers.tolist() == [0, 1, 2, 1]
+    assert both.places.samples.tolist() == [640, 320, 960, 320]
+    assert both.shards == [(tmp_path, 0), (further, 0), (further, 1)]
+    assert both.places["c"] == Tokens(further, partial=True).places["c"]
+    reader = both.reader("d")
+    assert (reader.header, reader.num_samples) == (tokens.info.header, 960)
+    np.save(further / "00000.npy", np.array([4, 5, 7], "<u2"))
+    with pytest.raises(FormatError, match=r"further.00000\.npy: damaged, the codes of d are not those"):
+        both["d"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("fingerprint", "1" * 16), ("precision", "bf16"), ("codebook_size", 9)])
+def test_folders_that_were_made_otherwise_are_not_read_as_one(tokens, tmp_path, further, name, value):
+    write_info(further, dataclasses.replace(tokens.info, utterances=2, **{name: value}))
+    with pytest.raises(FormatError, match=f"further: {name} is {value}, that of .* is {getattr(tokens.info, name)}; "):
+        Tokens(tmp_path, further, partial=True)
+
+
+def test_an_utterance_of_two_folders_is_refused_by_name(tokens: Tokens, tmp_path: Path, further: Path):
+    with pytest.raises(FormatError, match=r"00000\.tsv: has the utterance 'a', as .*00000\.tsv has"):
+        Tokens(tmp_path, tmp_path)
+    # The first two have the same CRC-32.
+    for number, ids in enumerate([("plumless", "buckeroo"), ("c", "plumless")]):
+        utterances = [(id, np.array([1]), 320, "dan", "train") for id in ids]
+        write_shard(further, number, utterances, [], tokens.info.dtype)
+    message = r"further.00001\.tsv: has the utterance 'plumless', as .*further.00000\.tsv has; an id must be unique"
+    with pytest.raises(FormatError, match=message):
+        Tokens(tmp_path, further, partial=True)
+
+
+def test_tokens_are_compared_as_what_they_are_and_not_by_all_their_codes(tokens: Tokens, tmp_path: Path):
     assert tokens == tokens
-    assert tokens != Tokens(tokens.folder)
+    assert tokens != Tokens(tmp_path)
     assert {tokens: 1}[tokens] == 1
 
 

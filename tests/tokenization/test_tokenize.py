@@ -580,7 +580,7 @@ def test_shards_that_are_there_can_be_used_before_the_others_are(
     tokenize(manifest, tmp_path / "tokens", model=str(model_directory), jobs=0, utterances_per_shard=3, share=(3, 3))
     tokens = pickle.loads(pickle.dumps(Tokens(tmp_path / "tokens", partial=True)))
     assert {id: codes.tolist() for id, codes in tokens.items()} == {id: whole[id].tolist() for id in ("3", "4", "6")}
-    assert tokens.shards == [1, 2]
+    assert tokens.shards == [(tmp_path / "tokens", 1), (tmp_path / "tokens", 2)]
     assert "0" not in tokens
     assert run(["info", str(tmp_path / "tokens"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
