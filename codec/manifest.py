@@ -37,6 +37,10 @@ def speaker_of(name: Path) -> str:
     return name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER
 
 
+Row = tuple[str, str, int, int, str, str]
+"""The values of an `Utterance`, its path a string."""
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One sound file of a corpus."""
@@ -65,15 +69,41 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
     Raises:
         CorpusError: missing, not a manifest, without utterances, or with a line that cannot be right; names the line.
     """
-    utterances = list(_parse(Path(path)))
-    if not utterances:
-        raise CorpusError(f"{path}: has no utterances, only a header")
+    return [Utterance(row[0], Path(row[1]), *row[2:]) for row in read_rows(path)]
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The values of the utterances of a manifest, one after the other: of millions, paths would fill the memory.
+
+    Raises:
+        CorpusError: see `read_manifest`.
+    """
+    folder, number = os.path.dirname(path), 1
     lines_of: dict[str, int] = {}
-    for number, utterance in enumerate(utterances, 2):
-        first = lines_of.setdefault(utterance.id, number)
-        if first != number:
-            raise CorpusError(f"{path}:{number}: id {utterance.id!r} is also that of line {first}; ids must be unique")
-    return utterances
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:
+            header = stream.readline().rstrip("\r\n").split("\t")
+            missing = [name for name in COLUMNS if name not in header]
+            if missing:
+                raise CorpusError(f"{path}:1: is not a manifest, its first line lacks the columns {', '.join(missing)}")
+            places = [header.index(name) for name in COLUMNS]
+            for number, line in enumerate(stream, 2):
+                values = line.rstrip("\r\n").split("\t")
+                if len(values) != len(header):
+                    raise CorpusError(f"{path}:{number}: has {len(values)} columns, the header has {len(header)}")
+                row = _row([values[place] for place in places], folder, f"{path}:{number}")
+                first = lines_of.setdefault(row[0], number)
+                if first != number:
+                    raise CorpusError(
+                        f"{path}:{number}: id {row[0]!r} is also that of line {first}; ids must be unique"
+                    )
+                yield row
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}:{number}: is not a manifest, it is not UTF-8 text") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
+    if number == 1:
+        raise CorpusError(f"{path}: has no utterances, only a header")
 
 
 def write_manifest(
@@ -191,30 +221,10 @@ def _line(utterance: Utterance, manifest: Path, root: Path) -> str:
     return "\t".join(values) + "\n"
 
 
-def _parse(path: Path) -> Iterator[Utterance]:
-    folder = path.parent
-    number = 1
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as stream:
-            header = stream.readline().rstrip("\r\n").split("\t")
-            missing = [name for name in COLUMNS if name not in header]
-            if missing:
-                raise CorpusError(f"{path}:1: is not a manifest, its first line lacks the columns {', '.join(missing)}")
-            places = [header.index(name) for name in COLUMNS]
-            for number, line in enumerate(stream, 2):
-                values = line.rstrip("\r\n").split("\t")
-                if len(values) != len(header):
-                    raise CorpusError(f"{path}:{number}: has {len(values)} columns, the header has {len(header)}")
-                yield _utterance([values[place] for place in places], folder, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}:{number}: is not a manifest, it is not UTF-8 text") from error
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _utterance(values: list[str], folder: Path, where: str) -> Utterance:
-    name, place, seconds, samples, sample_rate, speaker, part = values
-    for column, value in zip(COLUMNS, values, strict=True):
+def _row(values: list[str], folder: str, where: str) -> Row:
+    id, place, seconds, samples, sample_rate, speaker, part = values
+    is_plain = all(values) and "".join(values).isprintable()  # as nearly every line is
+    for column, value in () if is_plain else zip(COLUMNS, values, strict=True):
         if not value:
             raise CorpusError(f"{where}: {column} is empty")
         if not can_stand_in_manifest(value):
@@ -224,11 +234,11 @@ def _utterance(values: list[str], folder: Path, where: str) -> Utterance:
             raise CorpusError(f"{where}: {column} must be a positive integer, got {value!r}")
     # Of speakers and parts there are few, of lines there may be millions.
     speaker, part = sys.intern(speaker), sys.intern(part)
-    utterance = Utterance(name, folder / place, int(samples), int(sample_rate), speaker, part)
+    duration = int(samples) / int(sample_rate)
     try:
-        disagrees = not abs(float(seconds) - utterance.seconds) <= 0.002
+        disagrees = not abs(float(seconds) - duration) <= 0.002
     except ValueError:
         disagrees = True
     if disagrees:
-        raise CorpusError(f"{where}: seconds must be samples / sample_rate = {utterance.seconds:.3f}, got {seconds!r}")
-    return utterance
+        raise CorpusError(f"{where}: seconds must be samples / sample_rate = {duration:.3f}, got {seconds!r}")
+    return id, os.path.join(folder, place), int(samples), int(sample_rate), speaker, part

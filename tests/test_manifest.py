@@ -8,7 +8,7 @@ import pytest
 
 from codec import audio
 from codec.errors import CorpusError
-from codec.manifest import Utterance, can_stand_in_manifest, check_manifest, read_manifest, write_manifest
+from codec.manifest import Utterance, can_stand_in_manifest, check_manifest, read_manifest, read_rows, write_manifest
 
 HEADER = "id\tpath\tseconds\tsamples\tsample_rate\tspeaker\tpart\n"
 GOOD = "a\ta.wav\t2.000\t48000\t24000\t14\ttrain\n"
@@ -36,6 +36,17 @@ def test_corpus_and_manifests_can_be_moved_together(tmp_path):
     corpus.rename(tmp_path / "there")
     moved = tmp_path / "there" / "manifests"
     assert [item.path for item in read_manifest(moved / "m.tsv")] == [moved / ".." / "audio" / "a.wav"]
+
+
+def test_paths_of_rows_are_those_of_utterances(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists").mkdir()
+    for name in ("m.tsv", Path("lists") / "m.tsv"):
+        lines = [GOOD, "b\t../b.wav\t2.000\t48000\t24000\t14\ttrain\n", f"c\t{tmp_path}/c.wav\t1.0\t9\t9\ts\tp\n"]
+        Path(name).write_text(HEADER + "".join(lines))
+        paths = [path for _, path, *_ in read_rows(name)]
+        assert paths == [str(Path(name).parent / line.split("\t")[1]) for line in lines]
+        assert [utterance.path for utterance in read_manifest(name)] == [Path(path) for path in paths]
 
 
 def test_path_outside_the_root_is_absolute(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, MAX_AT_ONCE, PRECISIONS, encode_sounds, group_alike
-from codec.manifest import read_manifest, sounds_by_id, speaker_of
+from codec.manifest import read_rows, sounds_by_id, speaker_of
 from codec.model import weights
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
@@ -51,7 +51,7 @@ class Recording:
     """One sound file of a list."""
 
     id: str
-    path: Path
+    path: str  # of millions, Path would fill the memory
     seconds: float | None  # None where the list does not know
     speaker: str
     part: str
@@ -180,15 +180,17 @@ def list_recordings(source: Path) -> list[Recording]:
     if source.suffix.lower() in audio.INPUT_SUFFIXES and source.is_file():
         raise CorpusError(f"{source}: is a sound file, a manifest or a folder is meant; codec encode takes it")
     if source.is_file():
-        utterances = read_manifest(source)
-        return [Recording(u.id, u.path, u.seconds, u.speaker, u.part) for u in utterances]
+        return [
+            Recording(id, path, num_samples / sample_rate, speaker, part)
+            for id, path, num_samples, sample_rate, speaker, part in read_rows(source)
+        ]
     if not source.exists():
         raise CorpusError(f"{source}: no such folder or manifest")
     sounds, mistakes = sounds_by_id(source)
     if mistakes:
         more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
         raise CorpusError("; ".join(reason for _, reason in mistakes[:MAX_NAMED]) + more)
-    return [Recording(id, path, None, speaker_of(path.relative_to(source)), "") for id, path in sounds.items()]
+    return [Recording(id, str(path), None, speaker_of(path.relative_to(source)), "") for id, path in sounds.items()]
 
 
 def _begin(
@@ -330,7 +332,7 @@ def _write(target: Path, number: int, shard: Sequence[Recording], encoded: dict[
     for recording in shard:
         result = results[recording.id]
         if isinstance(result, Unusable):
-            failed.append((recording.id, str(recording.path), *result))
+            failed.append((recording.id, recording.path, *result))
         else:
             utterances.append((recording.id, *result, recording.speaker, recording.part))
     write_shard(target, number, utterances, failed, info.dtype)
@@ -348,14 +350,14 @@ def _prepare(model: str, device: str, precision: str) -> None:
 
 
 def _encode(recordings: Sequence[Recording]) -> list[Encoded]:
-    paths = [recording.path for recording in recordings]
+    paths = [Path(recording.path) for recording in recordings]
     files = [file_state(path) for path in paths]  # before they are read: what changes meanwhile is tried again
     return [_judged(*each) for each in zip(recordings, files, encode_sounds(paths, _codec, _precision), strict=True)]
 
 
 def _judged(recording: Recording, file: str, result: tuple[np.ndarray, int] | CodecError | OSError) -> Encoded:
     if isinstance(result, CodecError | OSError):
-        return Unusable(sentence(result).removeprefix(f"{recording.path}: "), file)
+        return Unusable(sentence(result).removeprefix(f"{Path(recording.path)}: "), file)
     seconds = result[1] / _codec.sample_rate
     if recording.seconds is not None and abs(seconds - recording.seconds) > _TOLERANCE:
         reason = f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"

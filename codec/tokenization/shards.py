@@ -358,7 +358,7 @@ def write_shard(
     write_table(_path(folder, number, ".tsv"), Place._fields, places)
 
 
-def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, Path]) -> set[str]:
+def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, str]) -> set[str]:
     """Ids of the utterances of a shard that are to be encoded.
 
     None where it is undamaged and no recording that it could not use was changed since; once one was, or the list of
@@ -400,7 +400,7 @@ def read_shard(folder: Path, number: int, info: TokensInfo) -> dict[str, tuple[n
     }
 
 
-def file_state(path: Path) -> str:
+def file_state(path: str | os.PathLike[str]) -> str:
     """Something that changes with a file: its size, and when anything of it was changed, "missing" or "unknown"."""
     try:
         status = os.stat(path)
