@@ -8,18 +8,23 @@ from codec.bitstream import Header, packed_size
 from codec.code_files import CODE_FORMATS, START_SIZE, CodeReader, format_of, open_code_reader
 from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
 from codec.output import STANDARD_STREAM
+from codec.progress import Progress
 from codec.tokenization.shards import Tokens, is_tokens, read_shard
 
 
-def inspect(path: str) -> dict[str, Any]:
+def inspect(path: str, progress: Progress | None = None) -> dict[str, Any]:
     """Facts about codes, a sound file, tokens, a model directory or a boxed model, by the names `codec info` shows.
+
+    Args:
+        path: of the file or folder, or the name of a boxed model.
+        progress: of tokens called with "checked", shards done and shards in all.
 
     Raises:
         CodecError: it is none of these, or too damaged to tell anything.
         OSError: it cannot be opened.
     """
     if is_tokens(path):
-        return inspect_tokens(path)
+        return inspect_tokens(path, progress)
     if os.path.isdir(path) or (not os.path.exists(path) and path in boxed_models()):
         model = describe(path)
         return inspect_model(model) | {"config": model.config}
@@ -41,10 +46,12 @@ def inspect_codes(path: str) -> dict[str, Any]:
         return facts | _rates(reader.header, reader, num_frames) | _damage(reader.header, reader, num_lost)
 
 
-def inspect_tokens(path: str) -> dict[str, Any]:
-    """What a folder of tokens holds so far, and what it was made with; all of it is read and checked."""
+def inspect_tokens(path: str, progress: Progress | None = None) -> dict[str, Any]:
+    """What a folder of tokens holds so far, and what it was made with; all of it is read and checked. See `inspect`."""
     tokens = Tokens(path, partial=True)
-    for folder, number in tokens.shards:
+    for count, (folder, number) in enumerate(tokens.shards):
+        if progress:
+            progress("checked", count, len(tokens.shards))
         read_shard(folder, number, tokens.info)
     size = tokens.info.utterances_per_shard
     num_listed = sum(min(size, tokens.info.utterances - number * size) for _, number in tokens.shards)

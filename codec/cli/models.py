@@ -8,6 +8,7 @@ from codec.cli.options import Name, option_json_once, option_overwrite, option_q
 from codec.cli.reporting import count, table_of
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, sentence
+from codec.progress import CountLine
 
 
 @click.command()
@@ -24,7 +25,8 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
     num_bad = 0
     for path in paths:
         try:
-            facts = inspect(path)
+            with CountLine() as progress:
+                facts = inspect(path, progress)
         except (CodecError, OSError) as error:
             if len(paths) == 1:
                 raise

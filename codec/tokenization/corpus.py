@@ -102,7 +102,8 @@ def tokenize(
         utterances_per_shard: how the list is divided, in its order. None goes on as the target was begun, or with
             `UTTERANCES_PER_SHARD`.
         share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
-        progress: called with "encoded", utterances done and utterances in all.
+        progress: called with "checked", shards done and shards in all; then, if utterances are left, with "encoded",
+            utterances done and utterances in all.
 
     Raises:
         CodecError: list, model or target cannot be used, or the target holds other tokens. A recording that cannot be
@@ -118,7 +119,9 @@ def tokenize(
     info = _begin(Path(source), Path(target), recordings, model, precision, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
     wanted: dict[int, Sequence[Recording]] = {}  # by shard
-    for number in numbers:
+    for count, number in enumerate(numbers):
+        if progress:
+            progress("checked", count, len(numbers))
         shard = _shard(recordings, number, info)
         ids = unfinished(Path(target), number, info, {recording.id: recording.path for recording in shard})
         if ids:
@@ -126,7 +129,7 @@ def tokenize(
     total = sum(len(_shard(recordings, number, info)) for number in numbers)
     done = total - sum(map(len, wanted.values()))
     new_samples = 0
-    if progress:
+    if progress and wanted:
         progress("encoded", done, total)
     results = _encode_all(_batches(wanted, jobs), jobs, (model, device, precision))
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
@@ -234,9 +237,11 @@ def _begin(
             f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; choose another folder"
         )
     if (before["list"], before["utterances"]) != (info.list, info.utterances):
+        differ = before["utterances"] != info.utterances
+        numbers = f" ({before['utterances']} utterances then, {info.utterances} now)" if differ else ""
         raise ConfigError(
-            f"{target}: the list of recordings, their ids, paths or speakers, has changed since its tokens were made "
-            f"({before['utterances']} utterances then, {info.utterances} now); list new recordings by themselves and "
+            f"{target}: the list of recordings, their ids, lengths, speakers, parts or order, has changed since its "
+            f"tokens were made{numbers}; list new recordings by themselves (codec prepare folder --exclude) and "
             f"tokenize them into a folder of their own, or all into another"
         )
     if before["source"] not in ("", info.source):

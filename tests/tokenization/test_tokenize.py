@@ -19,6 +19,7 @@ from codec import encode_file, load, read_codes
 from codec.cli import run
 from codec.errors import CodecWarning, ConfigError, CorpusError, FormatError
 from codec.files import group_alike
+from codec.inspection import inspect
 from codec.manifest import Utterance, write_manifest
 from codec.model.codec import Codec
 from codec.tokenization import corpus
@@ -167,6 +168,19 @@ def test_any_number_of_processes_gives_the_same_bytes(manifest, tmp_path, model_
     assert content(tmp_path / "0") == content(tmp_path / "2")
 
 
+def test_progress_tells_of_shards_that_are_checked_and_of_what_is_left_to_encode(manifest, tmp_path, model_directory):
+    steps: list[tuple[str, float, float]] = []
+    checked = [("checked", done, 3) for done in range(3)]
+    for lost, was_there in ((), 0), (["00001.tsv"], 4), ((), 8):
+        for name in lost:
+            (tmp_path / "tokens" / name).unlink()
+        tokens_of(manifest, tmp_path / "tokens", model_directory, progress=lambda *step: steps.append(step))
+        assert steps == checked + [("encoded", done, 7) for done in range(was_there, 8)]
+        steps.clear()
+    inspect(str(tmp_path / "tokens"), lambda *step: steps.append(step))
+    assert steps == checked
+
+
 def test_what_is_there_is_not_made_again(manifest, tmp_path, model_directory, monkeypatch):
     tokens_of(manifest, tmp_path / "tokens", model_directory)
     whole = content(tmp_path / "tokens")
@@ -283,6 +297,9 @@ def test_tokens_of_another_model_or_list_are_refused(
     recordings, manifest, tmp_path, model_directory, other_model_directory
 ):
     tokens_of(manifest, tmp_path / "tokens", model_directory)
+    shuffled = tmp_path / "shuffled.tsv"
+    header, *lines = manifest.read_text().splitlines(keepends=True)
+    shuffled.write_text("".join([header, *lines[::-1]]))
     moved = shutil.copytree(model_directory, tmp_path / "renamed")
     tokens_of(manifest, tmp_path / "tokens", moved)
     before = content(tmp_path / "tokens")
@@ -290,10 +307,16 @@ def test_tokens_of_another_model_or_list_are_refused(
         (manifest, other_model_directory, {}, "fingerprint was"),
         (manifest, model_directory, {"utterances_per_shard": 4}, "utterances_per_shard was 3 and is 4"),
         (manifest, model_directory, {"precision": "bf16"}, "precision was float32 and is bf16"),
-        (recordings, model_directory, {}, r"\(7 utterances then, 7 now\)"),
+        (shuffled, model_directory, {}, "ids, lengths, speakers, parts or order, has changed since .* made; list new"),
+        (
+            recordings,
+            model_directory,
+            {},
+            "ids, lengths, speakers, parts or order, has changed since .* made; list new",
+        ),
         (recordings / "anna", model_directory, {}, r"\(7 utterances then, 4 now\)"),
     ):
-        with pytest.raises(ConfigError, match=f"(made otherwise|the list of recordings, .*, has changed).*{changed}"):
+        with pytest.raises(ConfigError, match=f"(made otherwise|the list of recordings, their).*{changed}"):
             tokens_of(source, tmp_path / "tokens", model, **more)
     assert content(tmp_path / "tokens") == before
 
