@@ -23,6 +23,8 @@ from codec.output import write_text
 COLUMNS = ("id", "path", "seconds", "samples", "sample_rate", "speaker", "part")
 SUFFIX = ".tsv"
 UNKNOWN_SPEAKER = "unknown"
+RENAME = "rename it" if sys.getfilesystemencoding() == "utf-8" else "rename it, or set PYTHONUTF8=1 if it is UTF-8"
+"""What to do about a name that cannot stand in a manifest: of UTF-8, some locales let Python read ASCII only."""
 MAX_DIGITS = 15
 """Of a number; a longer one is damage."""
 
@@ -188,7 +190,7 @@ def sounds_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     for path in audio.find_sounds(folder):
         id = path.relative_to(folder).with_suffix("").as_posix()
         if not can_stand_in_manifest(id):
-            mistakes.append((id, f"{path}: its name has tabs, line breaks or bytes that are no text; rename it"))
+            mistakes.append((id, f"{path}: its name has tabs, line breaks or bytes that are no text; {RENAME}"))
         elif id in found:
             mistakes.append((id, f"{path} and {found[id]} would both have the id {id!r}; rename one"))
         else:

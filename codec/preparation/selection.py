@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codec.errors import CorpusError
 from codec.limits import refuse
-from codec.manifest import Utterance, can_stand_in_manifest, read_manifest
+from codec.manifest import RENAME, Utterance, can_stand_in_manifest, read_manifest
 from codec.preparation.survey import SILENCE_DB, Measurement
 
 DAMAGE = frozenset({"unreadable", "no sound", "rate", "channels", "misplaced", "duplicate", "name", "missing"})
@@ -146,7 +146,7 @@ def _fault(
     taken: dict[str, Path],
 ) -> tuple[str, str] | None:
     if not all(map(can_stand_in_manifest, (str(candidate.path), candidate.id, candidate.speaker, candidate.part))):
-        return "name", "has a name with a tab, a line break or bytes that are not UTF-8; rename it"
+        return "name", f"has a name with a tab, a line break or bytes that are no text; {RENAME}"
     if measurement.problem:
         return "unreadable", measurement.problem
     if measurement.peak == 0:

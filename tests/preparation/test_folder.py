@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,18 @@ def test_name_that_fits_no_table_is_rejected(folder):
     outcome = prepare_folder(folder, config=ALONE)
     assert sorted(r.reason for r in outcome.rejections) == ["name", "name", "stub"]
     assert len(rows(folder / "manifests" / "rejected.tsv")) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are UTF-8 in every locale")
+def test_a_locale_in_which_names_are_no_text_is_told_of(tmp_path):
+    (tmp_path / "sprächë日本").mkdir()
+    soundfile.write(tmp_path / "sprächë日本" / "1.wav", noise(), RATE)
+    command = [sys.executable, "-m", "codec", "prepare", "folder", tmp_path / "sprächë日本", "--jobs", "0"]
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    refused = subprocess.run(command, env=plain, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "bytes that are no text; rename it, or set PYTHONUTF8=1 if it is UTF-8" in refused.stdout
+    assert subprocess.run(command, env=plain | {"PYTHONUTF8": "1"}).returncode == 0
 
 
 @pytest.mark.parametrize(
