@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
+"""Ctrl-C, a polite end, and what batch systems send before a job's time is up; Windows lacks the last."""
+
 
 @dataclass
 class StopRequest:
@@ -17,7 +20,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGTERM and Ctrl-C into a request for the block to read; a second signal interrupts at once.
+    """Turn each of `SIGNALS` into a request for the block to read; a second signal interrupts at once.
 
     Only the main thread can receive signals; in another thread the request is never made.
     """
@@ -31,7 +34,7 @@ def stop_requests() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.is_made = True
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield request
     finally:

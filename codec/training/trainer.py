@@ -128,7 +128,7 @@ class Trainer:
         self.resumed_from = self._resume()
 
     def fit(self) -> Path:
-        """Train to the last step and return the model directory. SIGTERM and Ctrl-C save the state first.
+        """Train to the last step, or until Ctrl-C, SIGTERM or SIGUSR1; save, and return the model directory.
 
         Raises:
             CodecError: training breaks down again and again, or audio cannot be read.

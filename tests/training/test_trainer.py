@@ -178,8 +178,9 @@ def test_the_last_step_is_validated_once(tiny_run: list[str], training_folder: P
     assert trainer.best_score == pytest.approx(best, rel=1e-3)  # the log is rounded
 
 
-def test_a_run_that_was_asked_to_stop_says_so(tiny_run: list[str], tmp_path: Path):
-    """In a process of its own, which gets SIGTERM in its second step: what follows it in a script must not start."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_run_that_was_asked_to_stop_says_so(tiny_run: list[str], tmp_path: Path, name: str):
+    """In a process of its own, which gets a signal in its second step: what follows it in a script must not start."""
     code = f"""
 import os, signal, sys
 from codec.cli import run
@@ -187,7 +188,7 @@ from codec.training.trainer import Trainer
 step = Trainer.train_step
 def interrupted(trainer, batch):
     if trainer.step == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.{name})
     return step(trainer, batch)
 Trainer.train_step = interrupted
 sys.exit(run(["train", *{tiny_run!r}]))
