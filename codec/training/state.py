@@ -115,7 +115,9 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             counters = parse_json(metadata.get("counters", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            # Copied, as they lie in the file: a run that went on with them would keep the file on disk once it is
+            # replaced, and could not replace it on Windows.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: is not a whole training state ({error})") from error
     if not isinstance(counters, dict):

@@ -44,6 +44,14 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
     assert parts["codec"]["weight"].shape == (50, 3)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
+def test_what_was_read_does_not_hold_the_file(tmp_path: Path):
+    save(tmp_path, 1)
+    parts, _ = load_state(tmp_path / STATE_NAME)
+    assert parts["codec"]["weight"].unique() == 1
+    assert str(tmp_path / STATE_NAME) not in Path("/proc/self/maps").read_text()
+
+
 def test_the_checksum_of_a_state_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, 1)
     checksum, calls = state._checksum, []
