@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from codec.errors import CodecError
+from codec.progress import duration
 from codec.training.alarms import Watch
 from codec.training.counters import perplexity
 from codec.training.run_files import LOG_NAME, append_record
@@ -155,8 +156,7 @@ class Monitor:
 
 def terminal_line(step: int, last_step: int, seconds_left: float, values: Mapping[str, float]) -> str:
     """The state of a run in one line of at most 120 characters."""
-    minutes = round(seconds_left / 60)
-    words = [f"step {step}/{last_step}", f"{minutes // 60}:{minutes % 60:02} left"]
+    words = [f"step {step}/{last_step}", f"{duration(seconds_left)} left"]
     words += [f"{short} {_short(values[name])}" for name, short in SHOWN.items() if name in values]
     words.append(f"{_short(values['steps_per_second'])} steps/s")
     if values.get("skipped_steps"):

@@ -82,11 +82,10 @@ def test_the_terminal_line_stays_readable():
         "learning_rate": 1e-3,
     }
     line = terminal_line(199_950, 200_000, 359_940, values)
-    assert line.startswith(
-        "step 199950/200000  99:59 left  mel 0.597  adversarial 14.1  lead -0.0717  perplexity 15690"
-    )
+    assert line.startswith("step 199950/200000  4 d left  mel 0.597  adversarial 14.1  lead -0.0717  perplexity 15690")
     assert line.endswith("1.17 steps/s  12345 skipped")
     assert len(line) <= 120
+    assert "  47 min left  " in terminal_line(100, 200, 47 * 60, values)
 
 
 def test_an_alarm_needs_patience_and_is_raised_once():
