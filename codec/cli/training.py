@@ -1,13 +1,14 @@
 """Commands for training runs: train, doctor."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from codec.cli.options import Name, option_json_once, option_overwrite
-from codec.cli.running import Stopped
+from codec.cli.running import INTERRUPTED, Stopped
 from codec.errors import CodecError
 
 
@@ -54,8 +55,11 @@ def _train(config: Any) -> None:
     trainer = Trainer(config)
     directory = trainer.fit()
     if trainer.step < config.training.steps:
+        if not trainer.ranks.is_first:  # which speaks for all
+            sys.exit(INTERRUPTED)
         raise Stopped(f"{config.training.run}: stopped at step {trainer.step} of {config.training.steps} and saved")
-    click.echo(str(directory))
+    if trainer.ranks.is_first:
+        click.echo(str(directory))
 
 
 @click.command()

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from codec.errors import CodecError
+
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for another, for example for the first one's validation or its cache of decoded audio."""
 
@@ -54,7 +56,8 @@ class Ranks:
             return
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         message = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(message)
+        with _together():
+            dist.all_reduce(message)
         message /= self.size
         for gradient, mean in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
@@ -64,7 +67,8 @@ class Ranks:
         if self.size == 1:
             return value
         parts = [torch.empty_like(value) for _ in range(self.size)]
-        dist.all_gather(parts, value.contiguous())
+        with _together():
+            dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
     def sum(self, value: Tensor) -> Tensor:
@@ -72,7 +76,8 @@ class Ranks:
         if self.size == 1:
             return value
         total = value.clone()
-        dist.all_reduce(total)
+        with _together():
+            dist.all_reduce(total)
         return total
 
     @torch.no_grad()
@@ -95,12 +100,23 @@ class Ranks:
     def first_alone(self) -> Iterator[None]:
         """Within this block the first process goes ahead of the others, for what is made once and then read by all."""
         if self.size > 1 and not self.is_first:
-            dist.barrier()
+            with _together():
+                dist.barrier()
         yield
         if self.size > 1 and self.is_first:
-            dist.barrier()
+            with _together():
+                dist.barrier()
 
     def leave(self) -> None:
         """End the common work."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around a message between all processes, which fails in each of them once one has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CodecError("another process of this run has died; the same command resumes") from error

@@ -25,6 +25,7 @@ pytest.importorskip("hydra", reason="training needs hydra-core")
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
 import codec
+from codec.cli import run as run_command
 from codec.config import compose, restore
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
 from codec.training.curves import CURVES
@@ -65,6 +66,21 @@ def train(overrides: list[str], environment: dict[str, str], weights: Path | Non
     trainer = fit(overrides)
     if weights is not None:
         save_file(trainer.codec.state_dict() | trainer.adversary.discriminators.state_dict(), weights)
+
+
+def command(overrides: list[str], environment: dict[str, str], messages: Path) -> None:
+    """The command in a process of its own, with what it says."""
+    os.environ.update(environment)
+    with open(messages, "w") as stream, contextlib.redirect_stderr(stream), contextlib.redirect_stdout(stream):
+        sys.exit(run_command(["train", *overrides]))
+
+
+def addresses() -> list[dict[str, str]]:
+    """What `torchrun` tells two processes."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [address | {"RANK": str(rank)} for rank in range(2)]
 
 
 def records(run: Path) -> list[dict]:
@@ -277,15 +293,12 @@ def test_two_processes_equal_one_with_the_joint_batch(
     is_standardized: bool, tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
 ):
     tiny_run = standardized(tiny_run) if is_standardized else tiny_run
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
     tiny_run = [*tiny_run, "training.quantizer_rate=1"]  # one step length, so that one tolerance fits all parameters
     settings = [*tiny_run, f"training.run={tmp_path / 'two'}"]
     places = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
     pair = [
-        processes.Process(target=train, args=(settings, address | {"RANK": str(rank)}, place))
-        for rank, place in enumerate(places)
+        processes.Process(target=train, args=(settings, address, place))
+        for address, place in zip(addresses(), places, strict=True)
     ]
     for process in pair:
         process.start()
@@ -300,6 +313,38 @@ def test_two_processes_equal_one_with_the_joint_batch(
     for name, tensor in joint.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=2e-4, msg=name)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("signals", "codes", "sentence"),
+    [
+        ((signal.SIGTERM, signal.SIGTERM), [130, 130], "run: stopped at step "),
+        ((None, signal.SIGKILL), [2, -9], "another process of this run has died; the same command resumes"),
+    ],
+    ids=["stopped", "killed"],
+)
+def test_of_two_processes_that_end_early_one_says_so(
+    signals: tuple, codes: list[int], sentence: str, tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
+):
+    settings = [*tiny_run, "training.steps=100000", "training.save_every=100000"]
+    said = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    pair = [
+        processes.Process(target=command, args=(settings, address, messages))
+        for address, messages in zip(addresses(), said, strict=True)
+    ]
+    for process in pair:
+        process.start()
+    wait_for_step(tmp_path / "run", 3, pair[0])
+    for process, number in zip(pair, signals, strict=True):
+        if number is not None:
+            os.kill(process.pid, number)
+    for process in pair:
+        process.join(120)
+    assert [process.exitcode for process in pair] == codes
+    first, second = (messages.read_text() for messages in said)
+    assert sentence in first.splitlines()[-1]
+    assert "Traceback" not in first
+    assert "codec: " not in second
 
 
 def test_sigterm_saves_the_state(tiny_run: list[str], tmp_path: Path, processes: ForkServerContext):
