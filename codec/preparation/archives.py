@@ -13,6 +13,9 @@ from codec.errors import CorpusError
 from codec.output import naming
 from codec.progress import Progress
 
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError)
+"""What reading a damaged archive raises; the last comes from fields of headers that should be numbers."""
+
 
 def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> None:
     """Unpack a tar archive, compressed or not.
@@ -25,8 +28,8 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
         progress: called with "unpacked NAME, MB", megabytes of the archive read and in all.
 
     Raises:
-        CorpusError: cut off, damaged, no archive, or with a member that is neither file nor folder or would land
-            outside the folder.
+        CorpusError: cut off, damaged, no archive, or with a member that is neither plain file nor folder or
+            would land outside the folder.
         OSError: it cannot be written here.
     """
     folder.mkdir(parents=True)
@@ -42,11 +45,10 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
             while block := tar.fileobj.read(1 << 20):
                 if block.strip(b"\0"):
                     raise tarfile.ReadError("a member has no header that can be read")
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except BaseException as error:
         shutil.rmtree(folder)
-        raise CorpusError(f"{archive}: is cut off, damaged or no archive ({error}); fetch it again") from error
-    except BaseException:
-        shutil.rmtree(folder)
+        if isinstance(error, _DAMAGE) and not isinstance(error, CorpusError):
+            raise CorpusError(f"{archive}: is cut off, damaged or no archive ({error}); fetch it again") from error
         raise
 
 
@@ -69,7 +71,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path,
     target = folder / _safe_name(member.name, archive)
     if member.isdir():
         target.mkdir(parents=True, exist_ok=True)
-    elif member.isfile():
+    elif member.isfile() and not member.issparse():  # a few bytes of an archive could fill the disk with zeros
         target.parent.mkdir(parents=True, exist_ok=True)
         source = tar.extractfile(member)
         assert source is not None
@@ -80,7 +82,8 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path,
         with contextlib.suppress(OverflowError, ValueError):  # a time that no file can have
             os.utime(target, (member.mtime, member.mtime))
     else:
-        kind = "a link" if member.issym() or member.islnk() else "neither file nor folder"
+        is_link = member.issym() or member.islnk()
+        kind = "a link" if is_link else "a sparse file" if member.issparse() else "neither file nor folder"
         raise CorpusError(f"{archive}: {member.name!r} is {kind}, a corpus has none; not unpacked")
 
 

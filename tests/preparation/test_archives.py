@@ -87,13 +87,34 @@ def test_interruption_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def pack_with_headers(path, headers):
+    info, data = member(*GOOD[0])
+    info.pax_headers = headers
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"GNU.sparse.map": "0,5000", "GNU.sparse.size": str(3 << 30)}, "'corpus/a/b.wav' is a sparse file"),
+        ({"GNU.sparse.map": "a,b"}, "damaged or no archive"),
+        ({"GNU.sparse.size": "zz"}, "damaged or no archive"),
+        ({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, "damaged or no archive"),
+    ],
+    ids=["3 GiB of zeros", "map", "size", "map in the data"],
+)
+def test_sparse_member_is_refused_before_it_fills_the_disk(headers, message, tmp_path):
+    archive = pack_with_headers(tmp_path / "a.tar", headers)
+    with pytest.raises(CorpusError, match=message):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("time", ["1e30", "nan", "-1e30"])
 def test_a_time_that_no_file_can_have_does_no_harm(time, tmp_path):
-    info, data = member(*GOOD[0])
-    info.pax_headers = {"mtime": time}
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(info, data)
-    unpack(tmp_path / "a.tar", tmp_path / "out")
+    unpack(pack_with_headers(tmp_path / "a.tar", {"mtime": time}), tmp_path / "out")
     assert (tmp_path / "out" / GOOD[0][0]).read_bytes() == GOOD[0][1]
 
 
