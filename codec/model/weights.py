@@ -132,15 +132,22 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], compl
     Args:
         expected: the state of the network.
         found: what is to be loaded.
-        complaint: begins the sentence, with the file; the first weight that is missing, surplus or of another shape
-            ends it.
+        complaint: begins the sentence, with the file; the first weight that is missing, surplus, of another shape
+            or no real number where the network has one (or the other way round) ends it.
 
     Raises:
         ModelError: they do not fit.
     """
     missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    misshapen = sorted(name for name in set(expected) & set(found) if expected[name].shape != found[name].shape)
-    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (misshapen, "has another shape for")):
+    common = sorted(set(expected) & set(found))
+    misshapen = [name for name in common if expected[name].shape != found[name].shape]
+    mistyped = [name for name in common if expected[name].is_floating_point() != found[name].is_floating_point()]
+    for names, what in (
+        (missing, "lacks"),
+        (surplus, "has unknown"),
+        (misshapen, "has another shape for"),
+        (mistyped, "has another kind of numbers for"),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(f"{complaint}: {what} {names[0]}{more}")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from codec.errors import ModelError
 from codec.model.codec import Codec, CodecConfig
@@ -29,6 +30,16 @@ def test_a_loaded_model_is_the_saved_one_with_every_table_that_is_not_saved(mode
         for name, tensor in [*loaded.named_parameters(), *loaded.named_buffers()]:
             expected = built.get_buffer(name) if name in tables else stored[name]
             assert torch.equal(tensor, expected), name
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int8])
+def test_weights_that_are_no_real_numbers_are_refused(dtype, tmp_path):
+    save(small_reference(), tmp_path)
+    tensors = read_tensors(tmp_path / "model.safetensors")
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"model\.safetensors: .* has another kind of numbers for {name}"):
+        load(tmp_path)
 
 
 def test_loading_draws_no_random_numbers(model_directory, tmp_path):
