@@ -1,7 +1,6 @@
 """Two evaluations of the same utterances, paired: which codec is better, and how sure that is."""
 
 import csv
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from codec.errors import ConfigError
+from codec.errors import ConfigError, sentence
 from codec.evaluation.journal import Journal
 from codec.evaluation.metric import Column
 from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME
@@ -18,6 +17,8 @@ from codec.input import is_of, read_json
 from codec.output import write_json, write_text
 from codec.tables import aligned, write_table
 
+LARGEST_SCORE = 1e12
+"""In magnitude; sums and squares of what is beyond may be infinite."""
 _ABOUT = {name: kind for name, kind in get_type_hints(Column).items() if name != "name"}
 """What a summary says of each column, as far as it is needed here, and its types."""
 
@@ -198,16 +199,24 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _scores(folder: Path) -> dict[str, dict[str, float]]:
     path = folder / SCORES_NAME
+    scores: dict[str, dict[str, float]] = {}
     try:
         with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-        scores = {row.pop("id"): {name: float(value) for name, value in row.items() if value} for row in rows}
-        if not all(math.isfinite(value) for values in scores.values() for value in values.values()):
-            raise ValueError
+            columns, *rows = filter(None, csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+        if len(set(columns)) < len(columns):
+            raise ValueError("two columns have the same name")
+        for row in rows:
+            cells = dict(zip(columns, row, strict=True))
+            id = cells.pop("id")
+            if id in scores:
+                raise ValueError(f"{id} is there twice")
+            scores[id] = {name: float(cell) for name, cell in cells.items() if cell}
+            if not all(abs(value) <= LARGEST_SCORE for value in scores[id].values()):
+                raise ValueError(f"{id} has a score that is not within ±{LARGEST_SCORE:g}")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ConfigError(f"{path}: is not a table of scores") from error
+    except (ValueError, KeyError, csv.Error) as error:
+        raise ConfigError(f"{path}: is not a table of scores ({sentence(error)})") from error
     return scores
 
 

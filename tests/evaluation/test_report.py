@@ -321,9 +321,6 @@ def change_column(folder: Path, **changes: Any) -> None:
         (lambda folder: change_column(folder, better=[1]), "is not the summary"),
         (lambda folder: change_column(folder, digits=-1), "is not the summary"),
         (lambda folder: change_column(folder, weight="words"), "no metric in common"),
-        (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\ty\n"), "is not a table of scores"),
-        (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\tnan\n"), "is not a table of scores"),
-        (lambda folder: (folder / "scores.tsv").write_text("id\n" + "x" * 200_000), "is not a table of scores"),
         (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\t1\n"), "no utterance in common"),
     ],
 )
@@ -331,6 +328,27 @@ def test_folders_that_cannot_be_compared_are_refused(two, damage, what):
     damage(two[1])
     with pytest.raises(ConfigError, match=what):
         compare(*two[::-1])
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        ("", "not enough values"),
+        ("mel\n1\n", "'id'"),
+        ("id\tmel\nx\ty\n", "could not convert string to float: 'y'"),
+        ("id\tmel\nx\tnan\n", "x has a score that is not within"),
+        ("id\tmel\nx\t-1e308\n", "x has a score that is not within"),
+        ("id\tmel\nx\t1\nx\t2\n", "x is there twice"),
+        ("id\tmel\tmel\nx\t1\t2\n", "two columns have the same name"),
+        ("mel\tid\n1\n", "shorter"),
+        ("id\tmel\nx\t1\t2\n", "longer"),
+        ("id\n" + "x" * 200_000, "field larger"),
+    ],
+)
+def test_tables_that_hold_no_scores_are_refused(two, table, what):
+    (two[1] / "scores.tsv").write_text(table)
+    with pytest.raises(ConfigError, match=rf"scores\.tsv: is not a table of scores \(.*{what}"):
+        compare(*two)
 
 
 def test_writing_replaces_earlier_results(two, tmp_path):
