@@ -544,6 +544,21 @@ def test_full_disk_is_refused(run, talk, speech):
         assert "No space left" in run.refuses(*arguments, left=left)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "talk.codes"]], ids=["help", "info"])
+def test_full_standard_output_is_named(run, talk, arguments):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "codec", *arguments], stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, b"codec: standard output: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [[], ["info", "missing"]], ids=["nothing", "missing"])
+def test_full_standard_error_does_not_change_the_exit_code(arguments):
+    with open("/dev/full", "wb") as full:
+        assert subprocess.run([sys.executable, "-m", "codec", *arguments], stderr=full).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("part", "setting", "value", "message"),
     [

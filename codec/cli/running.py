@@ -1,6 +1,7 @@
 """How a command runs and ends: every error a user can cause becomes one sentence and an exit code."""
 
 import argparse
+import contextlib
 import io
 import math
 import os
@@ -8,13 +9,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from codec.errors import CodecError, CodecWarning, sentence
+from codec.output import naming
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
@@ -58,7 +59,7 @@ def exit_code(main: Callable[[], object]) -> int:
     except Failed as error:
         return complain(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        _tell(error.format_message())
         return BAD_INPUT
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "codec"
@@ -87,7 +88,7 @@ def exit_code(main: Callable[[], object]) -> int:
         raise
 
 
-@contextmanager
+@contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Say our own warnings in a sentence, without a place in the code."""
     with warnings.catch_warnings():
@@ -107,7 +108,7 @@ def open_standard_streams() -> None:
     """Put something in the place of those that are closed, whose number the next file would get.
 
     Input and output cannot be used then, and say so; messages are lost. Letters that the terminal does not know, and
-    bytes of file names that are no text, become escapes where nothing better was chosen.
+    bytes of file names that are no text, become escapes where nothing better was chosen. Output that fails is named.
     """
     for number, name, way in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
@@ -115,6 +116,8 @@ def open_standard_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is
+    for method in ("write", "flush"):
+        setattr(sys.stdout, method, naming("standard output")(getattr(sys.stdout, method)))
 
 
 def _give_up_output() -> None:
@@ -141,8 +144,14 @@ def not_negative(text: str) -> float:
 
 def complain(sentence: str) -> int:
     """Say what is wrong, and return the exit code of bad input."""
-    click.echo(f"codec: {sentence}", err=True)
+    _tell(f"codec: {sentence}")
     return BAD_INPUT
+
+
+def _tell(text: str) -> None:
+    """Write to standard error as far as that takes it; the exit code must not depend on it."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
