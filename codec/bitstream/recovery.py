@@ -1,6 +1,7 @@
 """What is lost in a damaged `.codes` file, and where its next intact part begins.
 
-See "What a reader must do" in FORMAT.md. Nothing here guesses codes: a block is kept if its check is right.
+See "What a reader must do" in FORMAT.md. Nothing here guesses codes. What is intact, `records` alone decides: so what is
+found here is what the reader takes next, and no input makes it stand still.
 """
 
 import re
@@ -18,6 +19,7 @@ from codec.bitstream.records import (
     full_block_size,
     last_block_size,
     parse_end,
+    parse_full_block,
     parse_last_block,
 )
 from codec.bitstream.window import Window
@@ -134,7 +136,7 @@ class _Numbers:
         self._by_difference: dict[int, int] = {}
 
     def of(self, block: bytes, allowed: range) -> int | None:
-        """The number in `allowed` that makes the check of a full block right, else None."""
+        """The number in `allowed` with which a full block is intact, else None."""
         if allowed.start < self._known.start or allowed.stop > self._known.stop:
             self._known = range(allowed.start, allowed.stop + 1024)  # for what the search will meet next
             zeros = bytes(self._header.payload_size)
@@ -143,7 +145,9 @@ class _Numbers:
             self._by_difference = {alone ^ block_check(number, num_frames, zeros): number for number in self._known}
         check = int.from_bytes(block[1 : 1 + CHECK_SIZE], "big")
         number = self._by_difference.get(check ^ zlib.crc32(block[1 + CHECK_SIZE :]))
-        return number if number in allowed else None
+        if number is None or number not in allowed or parse_full_block(self._header, number, block) is None:
+            return None
+        return number
 
 
 def _find_record(header: Header, data: bytes, limit: int, allowed: range, numbers: _Numbers) -> tuple[int, int] | None:

@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import random
+import struct
 import time
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -225,6 +227,30 @@ def test_damaged_end_leaves_the_exact_length_of_the_last_block(bits):
         records = build(codes, num_frames * 320, codebook_size=2**bits)
         file = recovered(records[0] + flipped(2, data=records[1]) + records[2])
         assert file.codes.tolist() == codes
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_code_beyond_the_codebook_under_a_right_check_costs_its_block_only(block):
+    """Two bits hold the code 3, which a codebook of three has not."""
+    codes = [n % 3 for n in range(20)]
+    codes[block * 8 + 2] = 3
+    data = b"".join(build(codes, 20 * 320, codebook_size=3))
+    with pytest.raises(FormatError, match=f"damaged in block {block}"):
+        strict(data)
+    holes = range(block * 8, min(block * 8 + 8, 20))
+    file = recovered(data)
+    assert file.codes.tolist() == [HOLE if n in holes else code for n, code in enumerate(codes)]
+    assert file.damage == Damage(blocks=[block], lost_frames=len(holes))
+
+
+def test_unused_bits_that_are_set_under_a_right_check_cost_the_last_block():
+    records = build([0, 1, 0] * 3, 9 * 320, codebook_size=2)
+    payload = bytes([records[-1][-1] | 1])
+    check = zlib.crc32(records[0][-4:] + struct.pack(">IH", 1, 1) + payload)
+    data = b"".join([*records[:-1], struct.pack(">I", check), payload])
+    with pytest.raises(FormatError, match="damaged in block 1"):
+        strict(data)
+    assert recovered(data).codes.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, HOLE]
 
 
 def test_appended_bytes_are_reported_and_ignored():
