@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from codec import audio
 from codec.errors import AudioError, CorpusError
@@ -173,6 +173,18 @@ def can_stand_in_manifest(value: str) -> bool:
         return value != ""
     is_text = not any("\ud800" <= letter <= "\udfff" for letter in value)  # how Python shows bytes that are not UTF-8
     return is_text and "\t" not in value and "\0" not in value and value.splitlines() == [value]
+
+
+def require_file_names(ids: Iterable[str], source: str | os.PathLike[str]) -> None:
+    """Raises CorpusError where ids, joined to a folder, would leave it, or two would be the same file."""
+    first_of: dict[PurePath, str] = {}
+    for id in ids:
+        path = PurePath(id)
+        if not path.parts or path.anchor or ".." in path.parts or "\0" in id:  # on Windows an anchor may be relative
+            raise CorpusError(f"{source}: id {id!r} cannot name a file below a folder; ids are relative paths")
+        first = first_of.setdefault(path, id)
+        if first != id:
+            raise CorpusError(f"{source}: ids {first!r} and {id!r} name the same file; rename one")
 
 
 def sounds_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:

@@ -2,13 +2,21 @@
 
 import dataclasses
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from codec import audio
 from codec.errors import CorpusError
-from codec.manifest import Utterance, can_stand_in_manifest, check_manifest, read_manifest, read_rows, write_manifest
+from codec.manifest import (
+    Utterance,
+    can_stand_in_manifest,
+    check_manifest,
+    read_manifest,
+    read_rows,
+    require_file_names,
+    write_manifest,
+)
 
 HEADER = "id\tpath\tseconds\tsamples\tsample_rate\tspeaker\tpart\n"
 GOOD = "a\ta.wav\t2.000\t48000\t24000\t14\ttrain\n"
@@ -137,6 +145,25 @@ def test_check_does_not_wait_for_a_pipe(tmp_path):
     os.mkfifo(pipe)
     write_manifest(tmp_path / "m.tsv", [utterance("a", pipe)])
     assert check_manifest(tmp_path / "m.tsv")[1] == [f"{tmp_path / 'm.tsv'}:2: {pipe}: is no regular file"]
+
+
+@pytest.mark.parametrize("ids", [["b/x", "b//x"], ["b", "./b"], ["b", "b/"]])
+def test_ids_that_are_one_path_cannot_name_two_files(ids):
+    with pytest.raises(CorpusError, match=f"^list: ids '{ids[0]}' and '{ids[1]}' name the same file; rename one$"):
+        require_file_names(ids, "list")
+
+
+@pytest.mark.parametrize("id", ["/a", "../a", "a/../../b", ".", "", "a\0b"])
+def test_id_that_is_no_path_below_a_folder_cannot_name_a_file(id):
+    with pytest.raises(CorpusError, match="cannot name a file below a folder; ids are relative paths"):
+        require_file_names(["good/a b", "a:b", id], "list")
+
+
+@pytest.mark.parametrize("id", ["/a", "\\a", "C:a", "C:\\a", "a:b", "..\\a"])
+def test_id_that_leaves_a_folder_on_windows_cannot_name_a_file_there(id, monkeypatch):
+    monkeypatch.setattr("codec.manifest.PurePath", PureWindowsPath)
+    with pytest.raises(CorpusError, match="cannot name a file below a folder; ids are relative paths"):
+        require_file_names(["good/a b", id], "list")
 
 
 def test_unknown_speakers_are_told_apart():

@@ -1,7 +1,7 @@
 """What is lost in a damaged `.codes` file, and where its next intact part begins.
 
-See "What a reader must do" in FORMAT.md. Nothing here guesses codes. What is intact, `records` alone decides: so what is
-found here is what the reader takes next, and no input makes it stand still.
+See "What a reader must do" in FORMAT.md. Nothing here guesses codes. What is intact, `records` alone decides: so what
+is found here is what the reader takes next, and no input makes it stand still.
 """
 
 import re

@@ -125,6 +125,7 @@ def decode(
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import DecodeReport, decode_codes, decode_file, load_for, load_model
+    from codec.manifest import require_file_names
     from codec.model.weights import choose_device
     from codec.tokenization.shards import Tokens, is_tokens
 
@@ -164,8 +165,7 @@ def decode(
     for id in wanted:
         if id not in tokens.places:
             raise CodecError(f"{source}: has no utterance {id!r}; the first column of its tables (.tsv) names all")
-        if Path(id).is_absolute() or ".." in Path(id).parts:
-            raise CodecError(f"{source}: id {id!r} cannot name a file below {target}; ids are relative paths")
+    require_file_names(wanted, source)
     ids = {str(Path(source) / id): id for id in wanted}
     pairs = [(Path(source) / id, Path(target) / f"{id}{job.suffix}") for id in wanted]
     if not pairs:
@@ -259,6 +259,8 @@ def _each(
                 continue
             if job.overwrite and inputs.get(os.path.realpath(output), file) != file:
                 raise CodecError(f"{file}: would be written over {output}, another input; name another folder")
+            if output.parent.is_file():
+                raise CodecError(f"{output.parent}: is a file, and {output} needs a folder there; rename one of them")
             output.parent.mkdir(parents=True, exist_ok=True)
             watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
         except BrokenPipeError:  # nobody reads the report

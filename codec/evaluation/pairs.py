@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from codec import audio
-from codec.errors import AudioError, ConfigError
+from codec.errors import AudioError
 from codec.evaluation.metric import Pair
 from codec.evaluation.resampling import resample
-from codec.manifest import read_manifest, sounds_by_id
+from codec.manifest import read_manifest, require_file_names, sounds_by_id
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
@@ -50,15 +50,14 @@ def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
     if data.is_dir() or not data.exists():
         return _in_folder(data)
     references, problems = {}, []
-    for utterance in read_manifest(data):
-        id, parts = utterance.id, PurePosixPath(utterance.id).parts
-        if id.startswith("/") or not parts or ".." in parts:
-            raise ConfigError(f"{data}: id {id!r} cannot name a file below a folder; ids are relative paths")
+    utterances = read_manifest(data)
+    require_file_names((utterance.id for utterance in utterances), data)
+    for utterance in utterances:
         try:
             audio.require_regular(utterance.path)
-            references[id] = utterance.path
+            references[utterance.id] = utterance.path
         except AudioError as error:
-            problems.append(Problem(id, "", str(error)))
+            problems.append(Problem(utterance.id, "", str(error)))
     return dict(sorted(references.items())), problems
 
 

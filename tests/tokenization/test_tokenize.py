@@ -153,13 +153,23 @@ def test_tokens_of_another_model_are_not_decoded(manifest, tmp_path, model_direc
     assert not list((tmp_path / "out").rglob("*.wav"))
 
 
-def test_an_id_that_leaves_the_folder_is_not_decoded(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["../a"], "id '../a' cannot name a file below a folder"),
+        (["/a"], "id '/a' cannot name a file below a folder"),
+        (["a\0b"], r"id 'a\x00b' cannot name a file below a folder"),
+        (["b/x", "b//x"], "ids 'b/x' and 'b//x' name the same file"),
+    ],
+)
+def test_ids_that_are_no_files_of_their_own_below_a_folder_are_not_decoded(tmp_path, capsys, ids, message):
     info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
     write_info(tmp_path / "tokens", info)
-    for id in ("../a", "/a"):
-        write_shard(tmp_path / "tokens", 0, [(id, np.array([1]), 320, "anna", "train")], [], info.dtype)
-        assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out")]) == 2
-        assert "cannot name a file below" in capsys.readouterr().err
+    write_shard(tmp_path / "tokens", 0, [(id, np.array([1]), 320, "anna", "train") for id in ids], [], info.dtype)
+    assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_number_of_processes_gives_the_same_bytes(manifest, tmp_path, model_directory):
@@ -456,6 +466,19 @@ def test_ids_need_not_be_tidy_paths(recordings, tmp_path, model_directory):
     tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)
     assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(model_directory)]) == 0
     assert (tmp_path / "out" / "anna" / "1.wav").is_file()
+
+
+def test_an_id_that_needs_a_folder_where_a_file_is_fails_alone(recordings, tmp_path, model_directory, capsys):
+    path = next(recordings.rglob("*.wav"))
+    found = soundfile.info(path)
+    utterances = [Utterance(id, path, found.frames, found.samplerate, "s", "p") for id in ("b", "b.wav/c", "d")]
+    write_manifest(tmp_path / "list.tsv", utterances)
+    tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)
+    out = tmp_path / "out"
+    assert run(["decode", str(tmp_path / "tokens"), str(out), "--model", str(model_directory), "-q"]) == 2
+    said = capsys.readouterr().err
+    assert f"{out}/b.wav: is a file, and {out}/b.wav/c.wav needs a folder there; rename one of them" in said
+    assert {path.name for path in out.iterdir()} == {"b.wav", "d.wav"}
 
 
 def test_a_shard_without_its_codes_is_made_again(manifest, tmp_path, model_directory):
