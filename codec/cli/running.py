@@ -114,7 +114,7 @@ def open_standard_streams() -> None:
         if getattr(sys, name) is None:
             os.open(os.devnull, way)  # gets the lowest number that is free
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is
     for method in ("write", "flush"):
         setattr(sys.stdout, method, naming("standard output")(getattr(sys.stdout, method)))
