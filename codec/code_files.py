@@ -10,7 +10,6 @@ import io
 import json
 import os
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,9 +24,6 @@ from codec.output import STANDARD_STREAM, chosen_format, naming, open_output, sh
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
 """Name of each format -> its suffix."""
-
-NPY_ERRORS = ValueError, EOFError, SyntaxError, tokenize.TokenError
-"""What numpy raises for a damaged .npy file, whose header it takes for Python."""
 
 START_SIZE = 8
 """Bytes that tell the format of codes where no suffix does."""
@@ -191,10 +187,8 @@ class _PlainReader(ArrayReader):
 
     def _from_npy(self, data: bytes) -> np.ndarray:
         try:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            if not isinstance(array, np.ndarray):  # but an archive of several
-                raise ValueError
-        except (OSError, *NPY_ERRORS) as error:
+            array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        except Exception as error:  # numpy takes the header for Python, and raises anything
             raise FormatError(f"{self._name}: is no whole .npy file of integers; make it again") from error
         return self._checked(array)
 
@@ -204,7 +198,7 @@ class _PlainReader(ArrayReader):
             if not word.isdigit() or len(word) > 10:
                 text = word[:20].decode("utf-8", "backslashreplace")
                 raise FormatError(f"{self._name}: {text!r} is no code; codes are integers separated by spaces")
-        return np.array([int(word) for word in words], np.int64)
+        return self._checked(np.array([int(word) for word in words], np.int64))
 
     def _from_json(self, data: bytes) -> np.ndarray:
         try:

@@ -640,9 +640,10 @@ def test_closed_standard_streams_cannot_be_used_and_harm_no_file(run, talk, spee
     assert Path("b.codes").read_bytes() == talk.read_bytes()
 
 
-def test_names_that_are_no_text_are_printed(tmp_path, speech):
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"], ids=["in most languages", "in the language C"])
+def test_names_that_are_no_text_are_printed(tmp_path, speech, errors):
     odd = shutil.copy(speech, tmp_path / os.fsdecode(b"caf\xe9.flac"))
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # Python's own choice in most languages
+    environment = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}  # Python's own choice
     process = spawn("info", odd, env=environment)
     printed, complaint = process.communicate()
     assert (process.returncode, complaint) == (0, b"")
@@ -747,6 +748,7 @@ def test_newer_version_is_refused(run, talk):
         ("a.txt", b"1 2 4096", "code 4096 at frame 2 is not one of the model's 4096"),
         ("a.txt", b"1 2 x", "'x' is no code"),
         ("a.txt", b"1 -2", "'-2' is no code"),
+        ("a.txt", b"1 4294967296", "beyond 32 bits"),
         ("a.txt", b" \n", "has no codes"),
         ("a.json", b'{"codes": [1, 2.5]}', "one list of integers, entry 1 is 2.5"),
         ("a.json", b'{"code": [1]}', "no entry 'codes'"),

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codec.bitstream import Header, fit_name
-from codec.code_files import NPY_ERRORS, ArrayReader
+from codec.code_files import ArrayReader
 from codec.errors import FormatError
 from codec.input import read_json
 from codec.output import open_output, write_json
@@ -265,8 +265,8 @@ def _map(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]")
     """The codes of a shard that has any, end to end (N,), mapped into memory."""
     path = _path(folder, number, ".npy")
     try:
-        codes: np.memmap = np.load(path, mmap_mode="r")
-    except (OSError, *NPY_ERRORS) as error:
+        codes = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy takes the header for Python, and raises anything
         raise _unreadable(path, error) from error
     if codes.dtype != dtype or codes.shape != (places[-1].start + places[-1].codes,):
         raise FormatError(f"{path}: does not fit its table; run codec tokenize again")
@@ -310,6 +310,7 @@ def read_info(folder: Path) -> TokensInfo:
             value = getattr(info, field.name)
             if type(value) is not field.type or (field.type is int and value < 1):
                 raise ValueError(f"{field.name} is {value!r}")
+        _ = info.header  # raises where a value is out of its range
         return info
     except OSError as error:
         raise FormatError(f"{folder}: is not a folder of tokens, {INFO_NAME} cannot be read") from error
@@ -369,7 +370,11 @@ def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, 
         number: of the shard.
         info: of the tokens.
         paths: id -> sound file of all its utterances.
+
+    Raises:
+        FormatError: what stands in the place of a file of the shard is none.
     """
+    _require_regular_files(folder, number)
     try:
         encoded = read_shard(folder, number, info).keys()
         failed = read_failed(folder, number)
@@ -423,6 +428,7 @@ def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
     Raises:
         FormatError: it is not one.
     """
+    _require_regular_files(folder, number)
     path = _path(folder, number, ".tsv")
     try:
         header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -450,6 +456,14 @@ def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
         return places
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: is not the table of a shard ({error}); run codec tokenize again") from error
+
+
+def _require_regular_files(folder: Path, number: int) -> None:
+    """Raises FormatError where what stands for a file of a shard is none: a pipe would be waited for without end."""
+    for suffix in (".npy", ".tsv"):
+        path = _path(folder, number, suffix)
+        if path.exists() and not path.is_file():
+            raise FormatError(f"{path}: is no regular file; remove it and run codec tokenize again")
 
 
 def read_failed(folder: Path, number: int) -> dict[str, str]:

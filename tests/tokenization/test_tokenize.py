@@ -6,9 +6,11 @@ import pickle
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from codec.manifest import Utterance, write_manifest
 from codec.model.codec import Codec
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
-from codec.tokenization.shards import Place, Tokens, TokensInfo, write_info, write_shard
+from codec.tokenization.shards import Place, Tokens, TokensInfo, unfinished, write_info, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +531,7 @@ def test_another_process_opens_the_same_codes_without_reading_the_tables(manifes
 
 
 def test_places_are_found_by_whatever_id(tmp_path):
-    info = TokensInfo("m", "f", 24000, 320, 4096, "float32", 4, 3, "l")
+    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 4, 3, "l")
     write_info(tmp_path, info)
     ids = ["plumless", "a/ä ö", "b", "buckeroo"]  # the first and the last have the same CRC-32
     assert zlib.crc32(ids[0].encode()) == zlib.crc32(ids[-1].encode())
@@ -698,7 +700,7 @@ def test_json_report(manifest, tmp_path, model_directory, capsys):
 
 
 def test_large_codebooks_have_codes_of_32_bits(tmp_path):
-    info = TokensInfo("m", "f", 24000, 320, 262144, "float32", 1, 10, "l")
+    info = TokensInfo("m", "f" * 16, 24000, 320, 262144, "float32", 1, 10, "l")
     write_info(tmp_path, info)
     write_shard(tmp_path, 0, [("a", np.array([0, 262143, 65536]), 960, "anna", "train")], [], info.dtype)
     tokens = Tokens(tmp_path)
@@ -709,10 +711,58 @@ def test_large_codebooks_have_codes_of_32_bits(tmp_path):
 
 TABLE = b"id\tstart\tcodes\tsamples\tspeaker\tpart\n"
 SUMMED = TABLE.replace(b"part", b"part\tcrc32")
-INFO = (
-    b'{"model": "m", "fingerprint": "f", "sample_rate": 24000, "hop_length": 320, "codebook_size": 4096, '
-    b'"precision": "float32", "utterances": 1, "utterances_per_shard": %s, "list": "l"}'
-)
+
+
+def info_with(**values: object) -> bytes:
+    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
+    return json.dumps(asdict(info) | values).encode()
+
+
+def npy(header: str) -> bytes:
+    """An array file with any header, and 100 bytes of data."""
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode() + bytes(100)
+
+
+DAMAGED_ARRAYS = {
+    "zip": b"PK\3\4garbage",
+    "empty zip": b"PK\5\6" + bytes(18),
+    "huge": npy(f"{{'descr': '<u2', 'fortran_order': False, 'shape': ({10**30},)}}"),
+    "large": npy(f"{{'descr': '<u2', 'fortran_order': False, 'shape': ({10**12},)}}"),
+    "truth": npy("{'descr': '<u2', 'fortran_order': False, 'shape': (True,)}"),
+    "sum": npy(f"{{'descr': '<u2', 'fortran_order': False, 'shape': ({'1+' * 3000}1,)}}"),
+    "key": npy("{[]: 1}"),
+    "bytes": npy("{'descr': '<u2', b'fortran_order': False, 'shape': (3,)}"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_ARRAYS)
+def test_a_damaged_array_is_refused_and_its_shard_made_again(tmp_path, capsys, kind):
+    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
+    write_info(tmp_path, info)
+    write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], info.dtype)
+    (tmp_path / "00000.npy").write_bytes(DAMAGED_ARRAYS[kind])
+    with pytest.raises(FormatError, match=r"00000\.npy: (cannot be read|does not fit its table).*; run codec tokenize"):
+        Tokens(tmp_path)
+    assert unfinished(tmp_path, 0, info, {"a": Path("a.wav")}) == {"a"}
+    assert run(["info", str(tmp_path / "00000.npy")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"00000\.npy: (is no whole \.npy file|codes must be)", line)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["00000.npy", "00000.tsv"])
+@pytest.mark.parametrize("command", ["info", "decode", "tokenize"])
+def test_a_pipe_among_tokens_is_named_and_not_waited_for(manifest, tmp_path, model_directory, capsys, name, command):
+    tokens = tmp_path / "tokens"
+    tokens_of(manifest, tokens, model_directory)
+    (tokens / name).unlink()
+    os.mkfifo(tokens / name)
+    more = {"info": [tokens], "decode": [tokens, tmp_path / "out"], "tokenize": [manifest, tokens, "--jobs", "0"]}
+    model = [] if command == "info" else ["--model", model_directory]
+    assert run([command, *map(str, more[command] + model)]) == 2
+    assert capsys.readouterr().err == (
+        f"codec: {tokens / name}: is no regular file; remove it and run codec tokenize again\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -733,14 +783,16 @@ INFO = (
         ("00000.tsv", SUMMED + b"a\t0\t3\t960\ts\tp\t-1\n", "a has -1 for a CRC-32"),
         ("00000.tsv", SUMMED + b"a\t0\t3\t960\ts\tp\t4294967296\n", "a has 4294967296 for a CRC-32"),
         ("tokens.json", b"{}", "does not describe tokens"),
-        ("tokens.json", INFO % b"0", "utterances_per_shard is 0"),
-        ("tokens.json", INFO % b"null", "utterances_per_shard is None"),
-        ("tokens.json", INFO % b'"10"', "utterances_per_shard is '10'"),
+        ("tokens.json", info_with(utterances_per_shard=0), "utterances_per_shard is 0"),
+        ("tokens.json", info_with(utterances_per_shard=None), "utterances_per_shard is None"),
+        ("tokens.json", info_with(utterances_per_shard="10"), "utterances_per_shard is '10'"),
+        ("tokens.json", info_with(hop_length=10**30), "the hop length must be an integer from 1 to 65535, got 10000"),
+        ("tokens.json", info_with(fingerprint="f"), "the fingerprint must be 16 hexadecimal digits"),
         ("tokens.json", None, "is not a folder of tokens"),
     ],
 )
 def test_damage_is_named(tmp_path, name, data, message):
-    info = TokensInfo("m", "f", 24000, 320, 4096, "float32", 1, 10, "l")
+    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
     write_info(tmp_path, info)
     write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], info.dtype)
     (tmp_path / name).unlink()
