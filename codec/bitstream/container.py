@@ -25,7 +25,7 @@ class CodesFile:
         codes: (N,) int64 in [0, K); HOLE (-1) where a recovering reader found damage.
         num_samples: exact length of the recording at `header.sample_rate`.
         damage: what is lost; false if nothing is.
-        num_bytes: size of the file.
+        num_bytes: from the header to the last block; what follows it is not counted.
     """
 
     header: Header
