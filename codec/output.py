@@ -71,7 +71,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
         return
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "is a directory, name a file", os.fspath(path))
-    if os.fspath(path).endswith(os.sep):
+    if os.fspath(path).endswith((os.sep, os.altsep or os.sep)):
         raise FileNotFoundError(errno.ENOENT, "there is no such folder; make it first", os.fspath(path))
     folder = Path(path).parent
     if not folder.is_dir():

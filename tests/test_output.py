@@ -1,8 +1,10 @@
 """Files appear whole or not at all, and where they are meant to."""
 
+import os
+
 import pytest
 
-from codec.output import open_output
+from codec.output import check_output, open_output
 
 
 def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
@@ -43,3 +45,10 @@ def test_output_that_cannot_be_meant_is_refused(tmp_path):
         pass
     with pytest.raises(FileNotFoundError, match="no such folder"), open_output(tmp_path / "no" / "file"):
         pass
+
+
+def test_either_separator_at_the_end_means_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "altsep", "\\")  # Windows has two
+    for separator in (os.sep, os.altsep):
+        with pytest.raises(FileNotFoundError, match="no such folder; make it first"):
+            check_output(f"{tmp_path}/new{separator}")
