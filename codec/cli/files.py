@@ -248,11 +248,13 @@ def _each(
     if not (job.skip_existing and all(output.is_file() for _, output in pairs)):
         begin()
     num_bad = 0
-    taken: dict[Path, Path] = {}
+    taken: dict[Path | tuple[int, int], Path] = {}
     inputs = {os.path.realpath(file): file for file, _ in pairs} if job.overwrite else {}
     for number, (file, output) in enumerate(pairs, 1):
         try:
             first = taken.setdefault(output, file)
+            if output.is_file():  # maybe by another name, where upper and lower case are one
+                first = taken.setdefault(_identity(output), first)
             if first != file:
                 raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
             if job.skip_existing and output.is_file():
@@ -263,6 +265,7 @@ def _each(
                 raise CodecError(f"{output.parent}: is a file, and {output} needs a folder there; rename one of them")
             output.parent.mkdir(parents=True, exist_ok=True)
             watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
+            taken[_identity(output)] = file
         except BrokenPipeError:  # nobody reads the report
             raise
         except (CodecError, OSError) as error:
@@ -274,6 +277,11 @@ def _each(
                 click.echo(json.dumps({"source": str(file), "error": sentence(error)}))
     if num_bad:
         raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _find_codes(folder: Path) -> list[Path]:
