@@ -146,6 +146,20 @@ def test_wav_is_followed_through_a_pipe(promised):
     assert wav.shape == (1, 24000)
 
 
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_wav_in_a_pipe_is_live_in_either_byte_order_and_however_slowly_it_begins(monkeypatch, endian):
+    data = io.BytesIO()
+    soundfile.write(data, tone(1000, 24000), 24000, format="WAV", subtype="PCM_16", endian=endian)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, 1))
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as sink:
+        sink.write(data.getvalue())  # less than a pipe holds
+    with os.fdopen(reading), audio.SoundReader(f"/dev/fd/{reading}") as sound:
+        assert sound.is_live
+        np.testing.assert_allclose(np.concatenate(list(sound)), tone(1000, 24000), atol=2**-15)
+
+
 @pytest.mark.parametrize("format", ["FLAC", "OGG", "AIFF", "MP3"])
 def test_other_formats_come_through_a_pipe(format):
     data = io.BytesIO()
@@ -292,6 +306,12 @@ def test_folders_are_searched_for_files_in_their_own_place(tmp_path, speech):
     assert audio.find_sounds(tmp_path) == [tmp_path / "zoe" / "a.flac"]
 
 
+def test_hidden_files_are_not_searched_for(tmp_path, speech):
+    for name in ("a.flac", ".b.flac", "._a.flac"):
+        (tmp_path / name).write_bytes(speech.read_bytes())
+    assert audio.find_sounds(tmp_path) == [tmp_path / "a.flac"]
+
+
 def test_sound_beside_others_that_cannot_be_read_is_told(tmp_path, speech):
     (tmp_path / "a.flac").write_bytes(speech.read_bytes())
     (tmp_path / "b.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
@@ -408,6 +428,32 @@ def test_wav_blocks_of_unknown_number_give_a_right_header(tmp_path):
     with soundfile.SoundFile(tmp_path / "a.wav") as file:
         assert (file.frames, file.samplerate, file.subtype) == (500, 24000, "PCM_16")
         assert "should be" not in file.extra_info
+
+
+@pytest.mark.parametrize(("format", "tag", "sample_bytes"), [("wav", 1, 2), ("wav-float", 3, 4)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_header_of_a_wav_is_that_of_the_specification(tmp_path, format, tag, sample_bytes, channels):
+    audio.write(tmp_path / "a.wav", np.zeros((channels, 1000), np.float32), 48000, format=format)
+    data = (tmp_path / "a.wav").read_bytes()
+    assert struct.unpack_from("<4sI4s", data) == (b"RIFF", len(data) - 8, b"WAVE")
+    chunks, position = {}, 12
+    while position < len(data):
+        name, size = struct.unpack_from("<4sI", data, position)
+        chunks[name] = data[position + 8 : position + 8 + size]
+        position += 8 + size
+    frame_bytes = channels * sample_bytes
+    layout = (tag, channels, 48000, 48000 * frame_bytes, frame_bytes, 8 * sample_bytes)
+    assert struct.unpack_from("<HHIIHH", chunks[b"fmt "]) == layout
+    assert len(chunks[b"data"]) == 1000 * frame_bytes
+    assert chunks.get(b"fact") == (None if tag == 1 else struct.pack("<I", 1000))
+
+
+def test_peaks_are_cut_off_before_vorbis_sees_them(tmp_path):
+    """Which would not keep the shape of a wave that its own reader cuts off."""
+    wav = 8 * tone(24000, 24000)
+    audio.write(tmp_path / "a.ogg", wav, 24000)
+    samples, _ = soundfile.read(tmp_path / "a.ogg")
+    assert np.corrcoef(samples, np.clip(wav, -1, 1))[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("format", ["wav", "wav-float", "flac", "ogg"])
