@@ -19,6 +19,21 @@ def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
     assert path.read_bytes() == b"new"
 
 
+def test_file_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(FileExistsError, match="already exists"), open_output(path) as stream:
+        stream.write(b"ours")
+        path.write_bytes(b"theirs")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a", b"theirs")]
+
+
+def test_link_to_nothing_is_there_too(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(FileExistsError, match="already exists"), open_output(tmp_path / "link"):
+        pass
+    assert not (tmp_path / "target").exists()
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, ValueError])
 def test_interrupted_output_leaves_the_old_file_and_nothing_else(tmp_path, interruption):
     path = tmp_path / "a"
