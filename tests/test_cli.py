@@ -203,6 +203,21 @@ def test_codes_leave_a_pipe_before_the_sound_ends(run):
     assert len(rest) > 200
 
 
+def test_sound_leaves_a_pipe_before_the_codes_end(run, talk, speech):
+    """It stays open behind the first of two blocks, of 256 codes; the sound of the last one is held back."""
+    process = spawn("decode", "-", "-", "--model", run.model, "--quiet", stdin=subprocess.PIPE)
+    content = talk.read_bytes()
+    block_end = 30 + len("tiny") + 1 + 4 + 256 * 12 // 8
+    process.stdin.write(content[:block_end])
+    process.stdin.flush()
+    begin = process.stdout.read(44 + 250 * 320 * 2)
+    process.stdin.write(content[block_end:])
+    process.stdin.close()
+    sound = begin + process.stdout.read()
+    assert (process.wait(), process.stderr.read()) == (0, b"")
+    assert len(soundfile.read(io.BytesIO(sound))[0]) == soundfile.info(speech).frames
+
+
 def test_reader_that_goes_away_is_no_error_message(run, speech):
     process = spawn("encode", speech, "-", "--model", run.model, "--quiet")
     process.stdout.close()
@@ -338,6 +353,7 @@ def test_json_reports_are_one_object_a_line(run, talk, speech):
     report = json.loads(run.out)
     assert report["num_frames"] == 356
     assert report["bitrate"] == pytest.approx(Path("a.codes").stat().st_size * 8 / report["seconds"] / 1000)
+    assert report["payload_bitrate"] == pytest.approx(356 * 12 / report["seconds"] / 1000)
     assert run.err == ""
     assert run("decode", talk, "a.wav", "--model", run.model, "--json") == 0
     assert json.loads(run.out)["num_samples"] == soundfile.info(speech).frames
@@ -371,11 +387,11 @@ def test_json_without_end_is_refused(run, speech, arguments):
 
 
 @pytest.mark.parametrize(("command", "target"), [("encode", "a.codes"), ("roundtrip", "a.wav")])
-@pytest.mark.parametrize(("peak", "said"), [(2.0, ""), (3.0, "; peaks at 3.0 times full scale")])
+@pytest.mark.parametrize(("peak", "said"), [(2.0, ""), (-3.0, "; peaks at 3.0 times full scale")])
 def test_sound_far_beyond_full_scale_is_told_of(run, command, target, peak, said):
-    soundfile.write("loud.wav", np.linspace(-peak, peak, 24000), 24000, subtype="FLOAT")
+    soundfile.write("loud.wav", np.linspace(0, peak, 24000), 24000, subtype="FLOAT")
     assert run(command, "loud.wav", target, "--model", run.model, "--quiet", "--json") == 0
-    assert json.loads(run.out)["peak"] == peak
+    assert json.loads(run.out)["peak"] == abs(peak)
     assert said in run.err
     assert bool(said) == bool(run.err)
 
@@ -721,6 +737,15 @@ def test_codes_of_another_model_are_refused_unless_forced(run, talk, other_model
     assert run(*arguments, "--force") == 0
 
 
+@pytest.mark.parametrize("change", [{"sample_rate": 16000}, {"hop_length": 640}, {"codebook_size": 8192}], ids=str)
+def test_codes_of_other_rates_than_the_models_are_refused_even_when_forced(run, change):
+    fields = {"sample_rate": 24000, "hop_length": 320, "codebook_size": 4096, "fingerprint": "0" * 16}
+    write_codes("a.codes", np.zeros(3, np.int64), header=Header(**fields | change))
+    sentence = run.refuses("decode", "a.codes", "a.wav", "--model", run.model, "--force", left={"a.codes"})
+    assert "sample rate, hop length and codebook size" in sentence
+    assert "do not fit (24000, 320, 4096)" in sentence
+
+
 def test_codes_of_a_model_that_is_not_in_the_box_are_refused(run, talk):
     assert "made by model 'tiny'" in run.refuses("decode", talk, "out.wav", left={"talk.codes"})
 
@@ -746,6 +771,7 @@ def test_newer_version_is_refused(run, talk):
     ("name", "content", "message"),
     [
         ("a.txt", b"1 2 4096", "code 4096 at frame 2 is not one of the model's 4096"),
+        ("a.txt", b"1 " * 300 + b"4096", "code 4096 at frame 300 is not one of the model's 4096"),
         ("a.txt", b"1 2 x", "'x' is no code"),
         ("a.txt", b"1 -2", "'-2' is no code"),
         ("a.txt", b"1 4294967296", "beyond 32 bits"),

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_what_was_changed_has_another_name(codec, sound, tmp_path, model_directo
     assert read_codes(tmp_path / "a.codes").header.fingerprint not in ("", made_by)
     with pytest.raises(ModelError, match="made by model"):
         files.decode_file(tmp_path / "a.codes", tmp_path / "a.wav", model=model_directory)
+
+
+def test_a_model_that_is_replaced_in_its_place_is_loaded_anew(tmp_path, model_directory, other_model_directory):
+    for directory in (model_directory, other_model_directory):
+        shutil.copytree(directory, tmp_path / "model", dirs_exist_ok=True)
+        model, _ = files.load_model(tmp_path / "model", "cpu")
+        assert model.fingerprint == load(directory).fingerprint
 
 
 def test_a_model_in_training_mode_decodes_as_it_does_outside(model_directory):
