@@ -32,6 +32,25 @@ def tokens(tmp_path: Path) -> Tokens:
     return Tokens(tmp_path)
 
 
+def test_tables_of_shards_that_cannot_be_are_passed_over(tokens: Tokens):
+    write_shard(tokens.folder, 1, [("c", np.array([4]), 320, "anna", "train")], [], tokens.info.dtype)
+    again = Tokens(tokens.folder)
+    assert (again.shards, list(again)) == ([0], ["a", "b"])
+
+
+def test_a_shard_that_is_being_replaced_is_not_there(tokens: Tokens):
+    (tokens.folder / "00000.failed.tsv").mkdir()  # so that the codes are written, and the table is not
+    with pytest.raises(OSError, match=r"00000\.failed\.tsv"):
+        write_shard(tokens.folder, 0, [("a", np.array([4]), 320, "anna", "train")], [], tokens.info.dtype)
+    assert np.load(tokens.folder / "00000.npy").tolist() == [4]
+    assert Tokens(tokens.folder, partial=True).shards == []
+
+
+@pytest.mark.parametrize(("codebook_size", "dtype"), [(2, "<u2"), (65536, "<u2"), (65537, "<u4")])
+def test_codes_are_stored_in_the_fewest_whole_bytes(codebook_size: int, dtype: str):
+    assert TokensInfo("tiny", "0" * 16, 24000, 320, codebook_size, "float32", 2, 10, "0" * 16).dtype.str == dtype
+
+
 def test_codes_belong_to_the_caller(tokens: Tokens):
     codes = tokens["b"]
     codes += 1

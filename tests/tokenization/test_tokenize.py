@@ -333,6 +333,14 @@ def test_tokens_of_another_model_or_list_are_refused(
     assert content(tmp_path / "tokens") == before
 
 
+@pytest.mark.parametrize("change", [("anna", "anne"), ("train", "dev")], ids=["speaker", "part"])
+def test_tokens_of_a_list_with_another_speaker_or_part_are_refused(manifest, tmp_path, model_directory, change):
+    tokens_of(manifest, tmp_path / "tokens", model_directory)
+    manifest.write_text(re.sub(rf"\t{change[0]}\b", f"\t{change[1]}", manifest.read_text(), count=1))
+    with pytest.raises(ConfigError, match=r"the list of recordings, .*, has changed"):
+        tokens_of(manifest, tmp_path / "tokens", model_directory)
+
+
 def test_shards_keep_the_size_that_they_were_begun_with(manifest, tmp_path, model_directory):
     arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "1"]
     assert run([*arguments, "--shard", "3", "--share", "2/3"]) == 0
