@@ -1,10 +1,13 @@
 """The list of utterances: what is written is read, and a wrong line is named."""
 
 import dataclasses
+import io
 import os
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
+import soundfile
 
 from codec import audio
 from codec.errors import CorpusError
@@ -63,7 +66,7 @@ def test_path_outside_the_root_is_absolute(tmp_path):
 
 
 def test_further_columns_and_windows_line_ends_are_allowed(tmp_path):
-    text = "text\t" + HEADER + "hello\t" + GOOD
+    text = HEADER.replace("part", "text\tpart") + GOOD.replace("train", "hello\ttrain")
     (tmp_path / "m.tsv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert read_manifest(tmp_path / "m.tsv") == [utterance(path=tmp_path / "a.wav")]
 
@@ -80,10 +83,12 @@ def test_further_columns_and_windows_line_ends_are_allowed(tmp_path):
         (HEADER + GOOD.replace("48000", "1" * 400), r"m\.tsv:2: samples must be a positive integer"),
         (HEADER + GOOD.replace("48000", "1" * 5000), r"m\.tsv:2: samples must be a positive integer"),
         (HEADER + GOOD.replace("24000", "²"), r"m\.tsv:2: sample_rate must be a positive integer, got '²'"),
-        (HEADER + GOOD.replace("2.000", "2.5"), r"m\.tsv:2: seconds must be samples / sample_rate = 2.000, got '2.5'"),
+        (HEADER + GOOD.replace("2.000", "2.2"), r"m\.tsv:2: seconds must be samples / sample_rate = 2.000, got '2.2'"),
+        (HEADER + GOOD.replace("2.000", "1.997"), r"m\.tsv:2: seconds must be"),
         (HEADER + GOOD.replace("2.000", "nan"), r"m\.tsv:2: seconds must be"),
         (HEADER + GOOD.replace("2.000", "long"), r"m\.tsv:2: seconds must be"),
         (HEADER + GOOD.replace("14", ""), r"m\.tsv:2: speaker is empty"),
+        (HEADER + GOOD.replace("14", "1\r4"), r"m\.tsv:2: speaker '1\\r4' has a line break"),
         (HEADER + GOOD + GOOD, r"m\.tsv:3: id 'a' is also that of line 2"),
         (HEADER.encode() + b"\xff\xfe", r"is not UTF-8 text"),
     ],
@@ -137,6 +142,21 @@ def test_check_finds_what_does_not_agree_with_the_files(tmp_path, speech):
     assert [complaint.split(": ")[0].rsplit(":", 1)[1] for complaint in complaints] == ["2", "3", "4"]
     assert "the manifest says" in complaints[0]
     assert "cannot be opened" in complaints[2]
+
+
+def test_check_does_not_believe_the_headers_of_mp3(tmp_path):
+    """Of which some count the frame that says how many there are."""
+    data = io.BytesIO()
+    soundfile.write(data, np.zeros(48000), 24000, format="MP3")
+    content = bytearray(data.getvalue())
+    start = content.index(b"Xing") + 8
+    content[start : start + 4] = (int.from_bytes(content[start : start + 4], "big") + 1).to_bytes(4, "big")
+    content[start + 112 : start + 148] = bytes(36)  # how much silence the encoder put before and behind
+    (tmp_path / "a.mp3").write_bytes(content)
+    num_samples = audio.read(tmp_path / "a.mp3")[0].shape[1]
+    assert audio.info(tmp_path / "a.mp3").num_samples != num_samples
+    write_manifest(tmp_path / "m.tsv", [utterance("a", tmp_path / "a.mp3", num_samples=num_samples)])
+    assert check_manifest(tmp_path / "m.tsv")[1] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

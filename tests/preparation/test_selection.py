@@ -9,7 +9,7 @@ import pytest
 
 from codec.errors import ConfigError
 from codec.manifest import Utterance
-from codec.preparation.selection import Filters, hold_out, shared_speakers, subset
+from codec.preparation.selection import Candidate, Filters, hold_out, select, shared_speakers, subset
 from codec.preparation.survey import Measurement
 
 
@@ -59,6 +59,11 @@ def test_every_list_gets_a_speaker_where_there_are_enough():
     assert {name: len(part) for name, part in lists.items()} == {"train": 10, "dev": 10, "test": 10}
 
 
+def test_a_list_that_is_held_out_of_a_small_corpus_is_not_empty():
+    lists = hold_out(corpus(anna=1, ben=1, cleo=1), {"dev": 0.1})
+    assert {name: len(part) for name, part in lists.items()} == {"train": 2, "dev": 1}
+
+
 @pytest.mark.parametrize("utterances", [corpus(anna=50), corpus(unknown=50)], ids=["one speaker", "nobody known"])
 def test_single_utterances_are_drawn_where_speakers_are_too_few(utterances):
     lists = hold_out(utterances, {"dev": 0.1, "test": 0.1})
@@ -68,6 +73,14 @@ def test_single_utterances_are_drawn_where_speakers_are_too_few(utterances):
 def test_unknown_speakers_are_not_shared():
     groups = {"a": corpus(anna=1, unknown=1, vctk_unknown=1), "b": corpus(anna=1, unknown=1, vctk_unknown=1)}
     assert shared_speakers(groups) == {("a", "b"): ["anna"]}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_which_of_two_duplicates_is_kept_does_not_depend_on_their_order(order):
+    candidates = [Candidate(Path(name), "1", "anna", "train") for name in ("1.flac", "1.wav")]
+    utterances, rejections = select(candidates[::order], [FINE, FINE], None)
+    assert [utterance.path.name for utterance in utterances] == ["1.flac"]
+    assert [(rejection.path.name, rejection.reason) for rejection in rejections] == [("1.wav", "duplicate")]
 
 
 @pytest.mark.parametrize(

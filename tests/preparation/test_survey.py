@@ -41,6 +41,14 @@ def test_measures_are_those_of_the_samples(tmp_path):
     assert found.clipped_share == 480 / (2 * RATE)
 
 
+def test_samples_of_all_channels_count(tmp_path):
+    wav = np.full((1000, 2), 0.1)
+    wav[:500, 1] = -1.0
+    found = measure(write(tmp_path / "a.wav", wav))
+    assert (found.num_samples, found.channels, found.clipped_share) == (1000, 2, 0.25)
+    assert found.peak == pytest.approx(1.0, abs=1e-4)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.wav")
