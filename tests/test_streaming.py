@@ -145,7 +145,8 @@ def test_states_of_other_streams_are_refused(codec: Codec):
         state | {"other": memory},
     ]
     narrow = tuple(kept[..., :-1] for kept in memory)
-    for other in (*others, state | {name: narrow}, {name: memory}, {name: 1}, [1], "state"):
+    halved = tuple(kept.half() for kept in memory)
+    for other in (*others, state | {name: narrow}, state | {name: halved}, {name: memory}, {name: 1}, [1], "state"):
         with pytest.raises(ModelError, match="not the state of a stream of this model; StreamDecoder"):
             fresh.load_state_dict(other)
     assert fresh.num_signals == 0

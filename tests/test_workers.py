@@ -105,6 +105,19 @@ def test_exception_of_the_preparation_reaches_the_caller(jobs):
         list(work(add, [1], jobs, refuse, ("no weights",)))
 
 
+def test_the_environment_is_as_before(monkeypatch):
+    """In which the processes are told to use one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    assert list(work(threads_of_libraries, [0], 1)) == [(0, ("1", "1"))]
+    assert dict(os.environ) == before
+
+
+def threads_of_libraries(task: int) -> tuple[str | None, str | None]:
+    return os.environ.get("OMP_NUM_THREADS"), os.environ.get("MKL_NUM_THREADS")
+
+
 @pytest.mark.parametrize("jobs", [0, 2])
 def test_without_tasks_nothing_is_prepared(jobs):
     assert list(work(add, [], jobs, refuse, ("no weights",))) == []

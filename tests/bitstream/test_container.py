@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from second_reader import build, read
 
 from codec.bitstream import CodesReader, CodesWriter, Header, read_codes, write_codes
-from codec.errors import FormatError
+from codec.errors import CodecError, FormatError
 
 HEADER = Header(24000, 320, 4096, "0123456789abcdef", "stream")
 SMALL = dataclasses.replace(HEADER, block_frames=8, model="tiny")
@@ -161,6 +161,13 @@ def test_bad_codes_are_refused_and_not_written(codes, message):
     assert stream.getvalue() == written(some_codes(10))
 
 
+def test_more_frames_than_can_be_counted_are_refused():
+    writer = CodesWriter(io.BytesIO(), SMALL)
+    writer.num_frames = 2**32 - 1
+    with pytest.raises(FormatError, match="at most 4294967295 frames; begin a new one"):
+        writer.write(some_codes(1))
+
+
 def test_a_closed_writer_takes_nothing():
     writer = CodesWriter(io.BytesIO(), SMALL)
     writer.close()
@@ -214,6 +221,14 @@ def test_streams_that_take_and_give_single_bytes_work():
     write_codes(stream, some_codes(20), header=SMALL)
     assert bytes(stream.data) == written(some_codes(20))
     assert np.array_equal(read_codes(Dribble(bytes(stream.data))).codes, some_codes(20))
+
+
+def test_a_pipe_that_does_not_wait_is_refused():
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with open(read_end, "rb", buffering=0) as stream, open(write_end, "wb"):
+        with pytest.raises(CodecError, match="cannot be read: no data yet; open it in blocking mode"):
+            read_codes(stream)
 
 
 @pytest.mark.parametrize("recover", [False, True])

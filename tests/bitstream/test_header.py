@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from codec.bitstream import Header, fit_name
-from codec.bitstream.header import parse_header, repair_header
+from codec.bitstream.header import MAX_SIZE, parse_header, repair_header
 from codec.errors import FormatError
 
 HEADER = Header(24000, 320, 4096, "0123456789abcdef", "stream")
@@ -90,6 +90,7 @@ def test_two_wrong_bytes_are_not_repaired():
         (b"\x1f\x8b\x08\0", "gzip"),
         (b"[1, 2, 3]\r\n", "text file"),
         ("größer".encode(), "text file"),
+        (("x" * (MAX_SIZE - 1) + "ö").encode()[:MAX_SIZE], "text file"),  # the reader looks no further
         (b"\0\0\0\0\0\0", "begins with the bytes 00 00 00 00 instead of C0 DE 53 0A"),
         (b"\xc0\xdeS\r\n\1", "text mode"),
         (b"\xc0\xdeS\n\2" + bytes(40), "version 2 of the format, this program reads version 1; install a newer one"),
