@@ -129,7 +129,7 @@ def header_size(data: bytes) -> int:
 
 def is_intact(data: bytes | bytearray) -> bool:
     """Whether `data` begins with a header of our version whose check is right, whatever its fields hold."""
-    if len(data) < MIN_SIZE or not data.startswith(MAGIC) or data[4] != VERSION or data[_NAME_LENGTH] > MAX_NAME:
+    if len(data) < MIN_SIZE or not data.startswith(MAGIC) or data[4] != VERSION:
         return False
     end = _FIELDS.size + data[_NAME_LENGTH]
     return len(data) >= end + _CHECK.size and _CHECK.unpack_from(data, end)[0] == zlib.crc32(data[:end])
