@@ -27,7 +27,83 @@ MAX_ENCODED_FRAMES = 768
 """Frames encoded at once: fewer, so that a search for codes soon runs beside the network."""
 
 
-class StreamEncoder:
+class _Stream:
+    """What encoders and decoders share: copies that go on by themselves, and a state that can go on elsewhere."""
+
+    codec: Codec
+    _state: State  # what is in it is replaced and never changed, so copies share it
+
+    def __init__(self, codec: Codec):
+        self.codec = _checked_model(codec)
+        self.reset()
+
+    def __copy__(self) -> Any:
+        copied = object.__new__(type(self))
+        copied.__dict__ = self.__dict__ | {"_state": self._state.copy()}
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.copy(self)  # the model is not the stream's own
+
+    def __reduce__(self) -> Any:
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} cannot be pickled, since its model would go along; send its state_dict() to another {name}"
+        )
+
+    def reset(self) -> None:
+        """Forget all: the stream is as new."""
+        self._state = {}
+
+    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
+        """What is remembered, to go on elsewhere: name of each module of the model -> tensors.
+
+        With the boxed model some 0.9 MB for each signal that is decoded, and 0.07 MB for one that is encoded;
+        torch.save and torch.load take it.
+
+        Raises:
+            ModelError: an encoder that mirrors the signal at its ends, as those of published models do.
+        """
+        names = {module: name for name, module in self.codec.named_modules()}
+        return {names[module]: memory for module, memory in self._state.items()}
+
+    def load_state_dict(self, state: Mapping[str, tuple[Tensor, ...]]) -> None:
+        """Go on where a stream of the same kind and model was, in another process or on another device.
+
+        Args:
+            state: its `state_dict`. The weights that it was made with are not in it, and cannot be checked.
+
+        Raises:
+            ModelError: not the state of such a stream, or an encoder that has none.
+        """
+        example = type(self)(self.codec)
+        fresh = example.state_dict()
+        example._begin()
+        begun = example.state_dict()
+        try:
+            fits = self._form(state) in (self._form(fresh), self._form(begun))
+        except (AttributeError, TypeError):
+            fits = False
+        if not fits:
+            name = type(self).__name__
+            raise ModelError(f"this is not the state of a stream of this model; {name}.state_dict gives one")
+        modules = dict(self.codec.named_modules())
+        self._state = {
+            modules[name]: tuple(kept.to(like.device) for kept, like in zip(memory, begun[name], strict=True))
+            for name, memory in state.items()
+        }
+
+    def _begin(self) -> None:
+        """Take in what makes every module remember something."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
+        """What is alike in all states of a model's streams once they have begun: types and shapes."""
+        raise NotImplementedError
+
+
+class StreamEncoder(_Stream):
     """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
 
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
@@ -35,27 +111,18 @@ class StreamEncoder:
     between two codes that are equally near. Works with every model.
     """
 
-    def __init__(self, codec: Codec):
-        self.codec = _checked_model(codec)
-        self.reset()
-
     def reset(self) -> None:
         """Forget the signal, and the codes still due: the encoder is as new."""
         encoder = self.codec.encoder
         # An encoder that mirrors the signal at its ends keeps its own state.
         self._mirroring = encoder.stream() if isinstance(encoder, SEANetEncoder) else None
-        self._state: State = {}
-        self._waiting = torch.zeros(0, device=self.codec.device)  # samples from the start of the next frame on
-        self._num_samples = 0
+        # What the model as a whole remembers is the samples from the start of the next frame on.
+        self._state = {self.codec: (torch.zeros(0, dtype=torch.float32, device=self.codec.device),)}
 
     def __copy__(self) -> "StreamEncoder":
-        copied = StreamEncoder(self.codec)
-        own = {"_state": self._state.copy(), "_mirroring": copy.copy(self._mirroring)}  # these are changed in place
-        copied.__dict__.update(self.__dict__ | own)
+        copied: StreamEncoder = super().__copy__()
+        copied._mirroring = copy.copy(self._mirroring)
         return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamEncoder":
-        return copy.copy(self)  # the model is not the stream's own
 
     def push(self, wav: Tensor) -> Tensor:
         """Feed samples, get the codes that are now certain.
@@ -74,23 +141,36 @@ class StreamEncoder:
         check_samples(wav)
         if wav.shape[:-1] not in ((), (1, 1)) or wav.ndim == 0:
             raise AudioError(f"a stream takes audio of shape (T,) or (1, 1, T), got {tuple(wav.shape)}")
-        self._num_samples += wav.shape[-1]
+        going_on = copy.copy(self)  # so that this one stays as it was if anything goes wrong
         with torch.inference_mode():
-            codes = self._advance(wav.reshape(-1))
-        return codes.clone()  # outside, which makes it a tensor like any other
+            codes = going_on._advance(wav.reshape(-1))
+        codes = codes.clone()  # outside, which makes it a tensor like any other
+        self.__dict__ = going_on.__dict__
+        return codes
 
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
+        ending = copy.copy(self)
         with torch.inference_mode():
-            if self._mirroring is not None:
-                codes = self._quantize(self._mirroring.flush())
-            else:
-                num_codes = self.codec.num_frames(self._num_samples)
-                end = num_codes * self.codec.hop_length + self.codec.encoder.lookahead_samples
-                codes = self._advance(torch.full((end - self._num_samples,), NO_SAMPLE))
-        codes = torch.cat([codes, self.codec.quantizer.finish(self._state)[0].cpu()])
+            codes = ending._end()
+        codes = torch.cat([codes, self.codec.quantizer.finish(ending._state)[0].cpu()])
         self.reset()
         return codes
+
+    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
+        if self._mirroring is not None:
+            raise ModelError("a stream of an encoder that mirrors the signal at its ends cannot go on elsewhere")
+        return super().state_dict()
+
+    def _begin(self) -> None:
+        self.push(torch.zeros(self.codec.hop_length + self.codec.encoder.lookahead_samples))
+
+    @staticmethod
+    def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
+        def shape(name: str, kept: Tensor) -> torch.Size:
+            return kept.shape if name else kept.shape[1:]  # however many samples wait, which are the whole model's
+
+        return {name: [(kept.dtype, shape(name, kept)) for kept in memory] for name, memory in state.items()}
 
     def _advance(self, wav: Tensor) -> Tensor:
         encoder, hop_length = self.codec.encoder, self.codec.hop_length
@@ -98,12 +178,19 @@ class StreamEncoder:
         if self._mirroring is not None:
             parts = wav.split(MAX_ENCODED_FRAMES * hop_length)
             return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
-        wav = torch.cat([self._waiting, wav])
+        wav = torch.cat([*self._state[self.codec], wav])
         ready = max(len(wav) - encoder.lookahead_samples, 0) // hop_length * hop_length
-        self._waiting = wav[ready:].clone()
+        self._state[self.codec] = (wav[ready:].clone(),)
         size = MAX_ENCODED_FRAMES * hop_length
         pieces = [wav[start : min(start + size, ready) + encoder.lookahead_samples] for start in range(0, ready, size)]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *in_two_stages(pieces, self._analyse, self._quantize)])
+
+    def _end(self) -> Tensor:
+        if self._mirroring is not None:
+            return self._quantize(self._mirroring.flush())
+        (waiting,) = self._state[self.codec]
+        end = self.codec.num_frames(len(waiting)) * self.codec.hop_length + self.codec.encoder.lookahead_samples
+        return self._advance(torch.full((end - len(waiting),), NO_SAMPLE, dtype=torch.float32))
 
     def _analyse(self, wav: Tensor) -> Tensor:
         """(n * hop + lookahead,) -> (1, D, n)."""
@@ -118,7 +205,7 @@ class StreamEncoder:
         return self.codec.quantizer.encode(latent, self._state)[0].cpu()
 
 
-class StreamDecoder:
+class StreamDecoder(_Stream):
     """Turns codes that arrive in pieces into sound: each code becomes hop_length samples at once.
 
     The same network as `Codec.decode`, driven with a state. Several signals can be decoded together, which takes a
@@ -134,10 +221,9 @@ class StreamDecoder:
     """
 
     def __init__(self, codec: Codec):
-        self.codec = _checked_model(codec)
+        super().__init__(codec)
         if not isinstance(codec.config.decoder, SpectralDecoderConfig):
             raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
-        self._state: State = {}  # replaced and never changed, so that copies of a decoder go on by themselves
 
     @property
     def num_signals(self) -> int:
@@ -217,45 +303,13 @@ class StreamDecoder:
         joined._state = join_rows([decoder._state for decoder in (self, *others) if decoder._state])
         return joined
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamDecoder":
-        return copy.copy(self)  # the model is not the stream's own
+    def _begin(self) -> None:
+        self.push(torch.tensor([0]))
 
-    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
-        """What is remembered of the signals, to go on elsewhere: name of each module of the model -> tensors (B, ...).
-
-        Some 0.9 MB for each signal of the boxed model; torch.save and torch.load take it.
-        """
-        names = {module: name for name, module in self.codec.named_modules()}
-        return {names[module]: memory for module, memory in self._state.items()}
-
-    def load_state_dict(self, state: Mapping[str, tuple[Tensor, ...]]) -> None:
-        """Go on with the signals of a decoder of the same model, in another process or on another device.
-
-        Args:
-            state: its `state_dict`. The weights that it was made with are not in it, and cannot be checked.
-
-        Raises:
-            ModelError: not the state of a stream of such a model.
-        """
-        example = StreamDecoder(self.codec)
-        example.push(torch.tensor([0]))
-        expected = example.state_dict()
-        try:
-            batches = {len(kept) for memory in state.values() for kept in memory}
-            fits = not state or (_form(state) == _form(expected) and len(batches) == 1)
-        except (AttributeError, TypeError):
-            fits = False
-        if not fits:
-            raise ModelError("this is not the state of a stream of this model; StreamDecoder.state_dict gives one")
-        modules = dict(self.codec.named_modules())
-        self._state = {
-            modules[name]: tuple(kept.to(like.device) for kept, like in zip(memory, expected[name], strict=True))
-            for name, memory in state.items()
-        }
-
-    def reset(self) -> None:
-        """Forget all signals: the decoder is as new."""
-        self._state = {}
+    @staticmethod
+    def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
+        shapes = {name: [(kept.dtype, kept.shape[1:]) for kept in memory] for name, memory in state.items()}
+        return shapes, len({len(kept) for memory in state.values() for kept in memory})  # all of as many signals
 
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
@@ -305,11 +359,6 @@ class WindowDecoder:
         with torch.inference_mode():
             wav = self._windows.flush()
         return wav[0, 0].cpu().clone()
-
-
-def _form(state: Mapping[str, tuple[Tensor, ...]]) -> dict[str, list[Any]]:
-    """Types and shapes of what a decoder remembers, whatever B."""
-    return {name: [(kept.dtype, kept.shape[1:]) for kept in memory] for name, memory in state.items()}
 
 
 def _checked_model(codec: Codec) -> Codec:

@@ -2,8 +2,10 @@
 
 import copy
 import io
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -104,12 +106,15 @@ def test_signals_of_any_age_go_forward_together_and_leave(codec: Codec):
     assert batch.select([]).num_signals == StreamDecoder(codec).join().num_signals == 0
 
 
-def elsewhere(decoder: StreamDecoder) -> StreamDecoder:
+Stream = TypeVar("Stream", StreamEncoder, StreamDecoder)
+
+
+def elsewhere(stream: Stream) -> Stream:
     """What another process makes of a stream."""
     data = io.BytesIO()
-    torch.save(decoder.state_dict(), data)
+    torch.save(stream.state_dict(), data)
     data.seek(0)
-    other = StreamDecoder(copy.deepcopy(decoder.codec))
+    other = type(stream)(copy.deepcopy(stream.codec))
     other.load_state_dict(torch.load(data))
     return other
 
@@ -150,6 +155,67 @@ def test_states_of_other_streams_are_refused(codec: Codec):
         with pytest.raises(ModelError, match="not the state of a stream of this model; StreamDecoder"):
             fresh.load_state_dict(other)
     assert fresh.num_signals == 0
+
+
+def test_an_encoder_goes_on_elsewhere_as_it_would_here(codec: Codec, wav: torch.Tensor):
+    expected = codec.encode(wav[None, None])[0]
+    for pushed in (0, 100, 2000, 50000):
+        encoder = StreamEncoder(codec)
+        codes = [encoder.push(wav[:pushed])]
+        other = elsewhere(encoder)
+        codes += [other.push(wav[pushed:80000]), other.push(wav[80000:]), other.flush()]
+        assert torch.equal(torch.cat(codes), expected)
+
+
+def test_states_of_other_encoders_are_refused(codec: Codec, wav: torch.Tensor):
+    encoder, decoder, other = StreamEncoder(codec), StreamDecoder(codec), StreamEncoder(codec)
+    encoder.push(wav[:9999])
+    decoder.push(torch.tensor([1]))
+    state = encoder.state_dict()
+    others = [{name: state[name] for name in state if name != left_out} for left_out in state]
+    others += [state | {name: tuple(kept[:0] for kept in memory)} for name, memory in state.items() if name]
+    others += [state | {"": (wav[:100].double(),)}, state | {"": (wav[None, :100],)}, {}, decoder.state_dict()]
+    for foreign in others:
+        with pytest.raises(ModelError, match="not the state of a stream of this model; StreamEncoder"):
+            other.load_state_dict(foreign)
+    assert torch.equal(other.push(wav), codec.encode(wav[None, None])[0][: -len(other.flush())])
+    mirrors = StreamEncoder(mirroring(codec))
+    for use in (mirrors.state_dict, lambda: mirrors.load_state_dict(state)):
+        with pytest.raises(ModelError, match="mirrors the signal at its ends cannot go on elsewhere"):
+            use()
+
+
+@pytest.mark.parametrize("stream", [StreamEncoder, StreamDecoder])
+def test_a_stream_is_not_pickled_with_its_model(codec: Codec, stream: type):
+    with pytest.raises(TypeError, match=rf"a {stream.__name__} cannot be pickled, .* send its state_dict\(\)"):
+        pickle.dumps(stream(codec))
+
+
+@pytest.mark.parametrize("is_mirroring", [False, True])
+def test_an_encoder_stays_as_it_was_where_encoding_fails(codec: Codec, wav: torch.Tensor, is_mirroring: bool):
+    """In the second of the stretches that are handled at once, when some of the codes are already chosen."""
+    model = mirroring(codec) if is_mirroring else codec
+    encoder, undisturbed = StreamEncoder(model), StreamEncoder(model)
+    start, long = wav[:5000], wav.repeat(3)
+    calls = []
+
+    def run_out_of_memory(*_: object) -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            raise MemoryError
+
+    codes = [encoder.push(start)]
+    last_layer = model.encoder.last if is_mirroring else model.encoder.output
+    with last_layer.register_forward_hook(run_out_of_memory):
+        with pytest.raises(MemoryError):
+            encoder.push(long)
+        codes.append(encoder.push(long))
+        calls[:] = [None]
+        with pytest.raises(MemoryError):
+            encoder.flush()
+        codes.append(encoder.flush())
+    expected = [undisturbed.push(start), undisturbed.push(long), undisturbed.flush()]
+    assert torch.equal(torch.cat(codes), torch.cat(expected))
 
 
 @pytest.mark.parametrize("as_rows", [list, np.array, torch.tensor, lambda mask: list(torch.tensor(mask))])
@@ -270,7 +336,7 @@ def test_what_streams_keep_in_memory_does_not_grow(codec: Codec):
     sizes = []
     for num_frames in (300, 300, 700, 300, 1400):
         decoder.push(encoder.push(torch.zeros(320 * num_frames)))
-        kept = [encoder._waiting, list(encoder._state.values()), list(decoder._state.values())]
+        kept = [list(encoder._state.values()), list(decoder._state.values())]
         storages = [leaf.untyped_storage() for leaf in tree_leaves(kept) if isinstance(leaf, torch.Tensor)]
         sizes.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
     assert len(set(sizes)) == 1

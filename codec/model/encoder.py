@@ -144,10 +144,10 @@ class SpectralEncoder(nn.Module):
             first = _counted(frames[:, :1, :-hop], inside[:, :1, :-hop])
             past = F.pad(first, (OFFSET_HOPS - 1, 0))
         else:
-            past = state[self]
+            (past,) = state[self]
         heard = torch.cat([past, heard], dim=2)
         if state is not None:
-            state[self] = heard[..., -OFFSET_HOPS:].clone()
+            state[self] = (heard[..., -OFFSET_HOPS:].clone(),)
         total = heard.cumsum(2)
         sums, counts = (total[..., OFFSET_HOPS:] - total[..., :-OFFSET_HOPS]).unbind(1)
         return (sums * OFFSET_STEP / counts.clamp(min=1))[..., None]

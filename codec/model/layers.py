@@ -8,7 +8,6 @@ Legend: B batch, N frames, H hidden width, A attention heads.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,11 @@ from codec.model.timeconv import Linear, conv1d
 SMALLEST_SHARE = 1e-30
 """Of a frame in the attention to all: less counts as nothing."""
 
-State = dict[nn.Module, Any]
+State = dict[nn.Module, tuple[Tensor, ...]]
 """What each layer must remember between two calls; empty at the start of a signal.
 
-A decoder's layers remember tuples of tensors (B, ...), which they replace and never change: a signal of a batch can go
-on without the others, and with new ones.
+Tuples of tensors, which are replaced and never changed: copies of a state go on by themselves. Those of a decoder's
+layers are (B, ...), so that a signal of a batch can go on without the others, and with new ones.
 """
 
 

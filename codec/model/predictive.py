@@ -114,10 +114,9 @@ class PredictiveSimVQ(SimVQ):
     def finish(self, state: State) -> Tensor:
         if self not in state:
             return super().finish(state)
-        paths, num_frames = state.pop(self)
-        due = min(self.delay, num_frames)
-        codes: Tensor = paths.undecided[:: self.num_paths, self.delay - due :]
-        return codes.clone()
+        _, _, undecided, num_frames = state.pop(self)
+        due = min(self.delay, int(num_frames))
+        return undecided[:: self.num_paths, self.delay - due :].clone()
 
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
         """The quantized latent of codes: (B, N) integers in [0, K) -> (B, D, N) float32.
@@ -156,11 +155,15 @@ class PredictiveSimVQ(SimVQ):
         batch, length, _ = vectors.shape
         tables = self._derive("tables", self._make_tables)
         with torch.inference_mode():  # which makes the many small steps a fifth faster
-            paths, num_before = (state or {}).get(self) or (beam.start(batch, self.num_paths, self.delay, tables), 0)
+            if state is not None and self in state:
+                *known, num_frames_before = state[self]
+                paths, num_before = beam.Paths(*known), int(num_frames_before)
+            else:
+                paths, num_before = beam.start(batch, self.num_paths, self.delay, tables), 0
             paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
         decided = decided[:, max(self.delay - num_before, 0) :]
         if state is not None:
-            state[self] = (paths, num_before + length)
+            state[self] = (*paths, torch.tensor([num_before + length]))
             return decided.clone()
         codes = torch.zeros(batch, length, dtype=torch.int64, device=vectors.device)
         for item, end in enumerate(num_frames or [length] * batch):  # where the best path gives the codes still due
