@@ -314,7 +314,7 @@ class StreamDecoder(_Stream):
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
         self.reset()
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
 
 
 class WindowDecoder:
@@ -381,7 +381,7 @@ def _checked_stream(codes: Tensor) -> Tensor:
 def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """Codes (B, n) -> samples (B, m) on the CPU; `decode` turns latents (B, D, n) into sound (B, 1, m)."""
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
-    wav = [torch.zeros(len(codes), 0)]
+    wav = [torch.zeros(len(codes), 0, dtype=torch.float32)]
     with torch.inference_mode():  # a tenth faster for a single code
         # Cut, so that memory does not depend on how the caller feeds it.
         for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):

@@ -118,7 +118,7 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
 def _kernel(device: torch.device) -> ModuleType | None:
     """The module that does all of this at once, if it works on a GPU: it needs triton, and that a C compiler."""
     shapes = (3, 4), (4, 2), (2, 2), (2,), (2,), (2, 2), (2,)  # with all of D, P and H 1, and four codes
-    tables = Tables(*(torch.ones(shape, device=device) for shape in shapes))
+    tables = Tables(*(torch.ones(shape, dtype=torch.float32, device=device) for shape in shapes))
     try:
         from codec.model import beam_gpu
 
@@ -171,10 +171,10 @@ class _Beam:
         self.pairs, self.both = self.flat_told.reshape(num_all, 2, dim), self.gains[:, None]
         self.square, self.ones = np.empty_like(self.rest), np.ones(dim, np.float32)
         self.distance = np.empty(num_all, np.float32)
-        self.query = torch.empty(num_all, 2 * dim + 1)
+        self.query = torch.empty(num_all, 2 * dim + 1, dtype=torch.float32)
         self.products = self.query[:, : 2 * dim].unflatten(1, (2, dim)).numpy()
         self.cost = self.query[:, 2 * dim].numpy()
-        self.errors = torch.empty(num_all, codebook_size)
+        self.errors = torch.empty(num_all, codebook_size, dtype=torch.float32)
         self.blocks = list(zip(self.query.split(ROWS), self.errors.split(ROWS), strict=True))
 
         self.smallest = Smallest(self.errors.view(batch, -1), num_paths)

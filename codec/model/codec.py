@@ -333,7 +333,7 @@ class Codec(Rates, nn.Module):
         if lengths is None:
             return self.decoder(self.quantizer.lookup(codes))
         ends = self._ends(lengths, len(codes), codes.shape[1] * self.hop_length, smallest=0)
-        wav = torch.zeros(len(codes), 1, max(ends), device=codes.device)
+        wav = torch.zeros(len(codes), 1, max(ends), dtype=torch.float32, device=codes.device)
         num_frames = list(map(self.num_frames, ends))
         for items in self._decoded_together(num_frames):
             own = [self.quantizer.checked_codes(codes[item, : num_frames[item]]) for item in items]

@@ -150,7 +150,7 @@ class SpectralEncoder(nn.Module):
             state[self] = (heard[..., -OFFSET_HOPS:].clone(),)
         total = heard.cumsum(2)
         sums, counts = (total[..., OFFSET_HOPS:] - total[..., :-OFFSET_HOPS]).unbind(1)
-        return (sums * OFFSET_STEP / counts.clamp(min=1))[..., None]
+        return (sums.float() * OFFSET_STEP / counts.clamp(min=1))[..., None]
 
 
 def _counted(samples: Tensor, inside: Tensor) -> Tensor:

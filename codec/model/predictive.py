@@ -222,7 +222,7 @@ class PredictiveSimVQ(SimVQ):
         of_innovations = self.taps.float().transpose(0, 1)  # (D, P, D)
         means, log_gains = expect.T.chunk(2, dim=1)  # (H, D) each
         mean, log_gain = self.expect.bias.float().chunk(2)
-        passed_on = torch.eye(dim, 2 * dim, device=means.device)
+        passed_on = torch.eye(dim, 2 * dim, dtype=torch.float32, device=means.device)
         return beam.Tables(
             search=beam.search_table(codebook),
             codes=torch.cat([codebook, self.codebook.float() * dim**0.5], dim=1),

@@ -70,7 +70,7 @@ class Source(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.sample_rate = sample_rate
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
         # Kept with the weights, so that codes sound the same whatever random numbers a version of torch draws.
         self.register_buffer("noise", torch.randn(NUM_NOISE_SAMPLES))
 
@@ -121,7 +121,7 @@ class Source(nn.Module):
         begins = torch.cat([phase, ends[:, :-1]], dim=1)
         # Within a hop float32 is enough.
         start, glide, begins = (x.to(self.window)[..., None] for x in (start, pitch - start, begins))  # (B, n, 1)
-        i = torch.arange(1, hop + 1, device=self.window.device)
+        i = torch.arange(1, hop + 1, dtype=torch.float32, device=self.window.device)
         cycles = begins + (start * i + glide * (i * (i + 1) / (2 * hop))) / self.sample_rate  # (B, n, hop)
         # The last harmonic fades in and out, so that the smallest change of pitch cannot switch it on or off.
         num_harmonics = 0.5 * self.sample_rate / (start + glide.clamp(min=0)) - 1

@@ -20,7 +20,7 @@ def log_magnitudes(frames: Tensor) -> Tensor:
     Magnitudes are normalised by the Hann window's sum (a full-scale sine reads about 1/2) and `FLOOR` is added before
     the logarithm, so that digital silence is finite.
     """
-    window = torch.hann_window(frames.shape[-1], device=frames.device)
+    window = torch.hann_window(frames.shape[-1], dtype=torch.float32, device=frames.device)
     return torch.log(torch.fft.rfft(frames * window).abs() / window.sum() + FLOOR)
 
 
@@ -40,7 +40,7 @@ class CausalInverseSTFT(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.overlap = n_fft // hop_length
-        window = torch.hann_window(n_fft)
+        window = torch.hann_window(n_fft, dtype=torch.float32)
         envelopes = (window**2).unflatten(0, (self.overlap, hop_length)).cumsum(0).clamp(min=SMALLEST_ENVELOPE)
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("envelopes", envelopes, persistent=False)

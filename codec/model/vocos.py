@@ -136,7 +136,7 @@ class VocosStream:
     @torch.no_grad()
     def flush(self) -> Tensor:
         """End the signal: the sound still due. The stream is then ready for another signal."""
-        sound = torch.zeros(1, 1, 0)
+        sound = torch.zeros(1, 1, 0, dtype=torch.float32)
         if self._latent is not None and self._latent.shape[-1] > self._num_past:
             sound = self._decode(self._latent, self._latent.shape[-1])
         self._reset()
@@ -148,7 +148,7 @@ class VocosStream:
         wav = self.decoder(latent)[..., self._num_past * hop_length :]
         if self._fading is not None:
             length = min(self._fading.shape[-1], wav.shape[-1])
-            rise = torch.linspace(0, 1, length, device=wav.device)
+            rise = torch.linspace(0, 1, length, dtype=torch.float32, device=wav.device)
             wav[..., :length] = torch.lerp(self._fading[..., :length], wav[..., :length], rise)
         cut = (end - self._num_past) * hop_length
         self._fading = wav[..., cut : cut + self.FADE_FRAMES * hop_length].clone()
@@ -280,7 +280,7 @@ class InverseSTFTHead(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.output = Linear(width, n_fft + 2)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         num_frames, overlap = x.shape[1], self.n_fft // self.hop_length

@@ -61,7 +61,7 @@ def blank(config: CodecConfig) -> Codec:
     Drawing random numbers for tens of millions of weights would take longer than everything else.
     """
     with _Undrawn():
-        return Codec(config)
+        return Codec(config).float()
 
 
 def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype | None = None) -> None:

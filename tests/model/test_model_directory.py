@@ -1,8 +1,12 @@
 """Model directories: what is loaded is what was saved, and no time goes into numbers that would be overwritten."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from codec.errors import ModelError
 from codec.model.codec import Codec, CodecConfig
@@ -10,7 +14,7 @@ from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import load, read_tensors, save
-from codec.streaming import StreamDecoder
+from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
 
 def small_reference() -> Codec:
@@ -48,6 +52,37 @@ def test_loading_draws_no_random_numbers(model_directory, tmp_path):
         before = torch.get_rng_state()
         load(directory)
         assert torch.equal(torch.get_rng_state(), before), "initial values were drawn, to be overwritten"
+
+
+@pytest.fixture
+def set_default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+def work_of(directory: Path) -> Iterator[Tensor]:
+    """All that a model gives for some noise."""
+    model = load(directory)
+    yield from model.state_dict().values()
+    wav = 0.1 * torch.randn(1, 1, 16000, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    codes, lengths = model.encode(wav), torch.tensor([9000])
+    yield from (codes, model.decode(codes), model.encode(wav, lengths), model.decode(codes, lengths), model(wav).wav)
+    encoder = StreamEncoder(model)
+    decoder = StreamDecoder(model) if model.is_streamable else WindowDecoder(model, window=20, overlap=10)
+    yield from (encoder.push(wav[0, 0, :7000]), encoder.push(wav[0, 0, 7000:]), encoder.flush(), encoder.flush())
+    yield from (decoder.push(codes[0, :25]), decoder.push(codes[0, 25:]), decoder.flush(), decoder.flush())
+
+
+def test_the_default_type_of_new_tensors_changes_nothing(model_directory, tmp_path, set_default_dtype):
+    save(small_reference(), tmp_path / "reference")
+    directories = (model_directory, tmp_path / "reference")
+    expected = [list(work_of(directory)) for directory in directories]
+    set_default_dtype(torch.float64)
+    for directory, those in zip(directories, expected, strict=True):
+        for tensor, other in zip(work_of(directory), those, strict=True):
+            assert tensor.dtype == other.dtype
+            assert torch.equal(tensor, other)
 
 
 def test_a_model_whose_parts_were_wrapped_is_not_saved(model_directory, tmp_path):
