@@ -26,10 +26,10 @@ class Artefact:
 
 
 def cache_folder() -> Path:
-    """`$CODEC_CACHE`, or `codec` in the user's cache folder."""
+    """`$CODEC_CACHE`, or `codec` in the user's cache folder; that begins with `~` where the user has no home folder."""
     if folder := os.environ.get("CODEC_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codec"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "codec"
 
 
 def check(artefact: Artefact, path: Path) -> None:
@@ -49,9 +49,11 @@ def fetch(artefact: Artefact) -> Path:
     """The artefact in the cache, downloaded first where it is missing; one that was interrupted goes on.
 
     Raises:
-        ModelError: no network, or what came is not what was published.
+        ModelError: no folder for it, no network, or what came is not what was published.
     """
     target = artefact.cached
+    if target.parts[0] == "~":
+        raise ModelError(f"there is no home folder to keep {artefact.name} in; name a folder in CODEC_CACHE")
     if target.is_file():
         if target.stat().st_size != artefact.num_bytes or sha256(target) != artefact.sha256:
             raise ModelError(f"{target}: is not the published file (its SHA-256 differs); delete it and try again")

@@ -1,6 +1,7 @@
 """Weights of metrics: read without running anything, fetched only whole and as published."""
 
 import hashlib
+import os
 import struct
 import zipfile
 
@@ -51,6 +52,15 @@ def test_download_of_something_else_is_refused_and_not_kept(server, manner, what
 def test_no_network_is_one_sentence(server):
     server.close()
     with pytest.raises(ModelError, match=r"cannot be reached .* fetch it by other means"):
+        fetch(artefact(server))
+
+
+def test_without_a_home_folder_nothing_is_there_and_a_download_says_what_to_set(server, monkeypatch):
+    for variable in ("CODEC_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)  # of no user in the table, as in a container
+    assert not artefact(server).cached.is_file()
+    with pytest.raises(ModelError, match=r"no home folder to keep weights\.bin in; name a folder in CODEC_CACHE"):
         fetch(artefact(server))
 
 
