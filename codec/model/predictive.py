@@ -244,7 +244,8 @@ class PredictiveSimVQ(SimVQ):
         codes get the covariance of e, and the network expects nothing. Items with NaN or infinity are left out; with
         too few frames nothing is changed.
         """
-        frames = latent.double().transpose(1, 2)  # so that all processes find the same float32 values
+        # In float64, so that all processes find the same float32 values; on the CPU, as an Apple GPU has none.
+        frames = latent.cpu().double().transpose(1, 2)
         frames = frames[torch.isfinite(frames).all(dim=(1, 2))]  # (B, N, D)
         if frames[:, 1:].numel() < 2 * self.codebook_dim**2:
             return
@@ -261,4 +262,4 @@ class PredictiveSimVQ(SimVQ):
         self._expect_nothing()
         # A latent that stays at m is made of codes that stay at m (1 + sum of the taps)^-1.
         offset = torch.linalg.solve((torch.eye(len(mean)).to(mean) + taps.sum(0)).T, mean)
-        self.match_vectors((after - before @ transition + offset).float())
+        self.match_vectors((after - before @ transition + offset).float().to(latent.device))

@@ -402,8 +402,9 @@ class VQ(Quantizer):
         Early latents fill few of their dimensions, and codes outside that subspace would never be nearest. With the
         latents' own distribution all codes are put to use at the start.
         """
-        values, axes = torch.linalg.eigh(torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim))
-        root = axes @ torch.diag(values.clamp(min=0).sqrt()) @ axes.T
+        covariance = torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim)
+        values, axes = torch.linalg.eigh(covariance.cpu())  # which torch cannot compute on an Apple GPU
+        root = (axes @ torch.diag(values.clamp(min=0).sqrt()) @ axes.T).to(vectors.device)
         self._transform(root * self.codebook_dim**0.5, vectors.mean(0))  # the codebook starts with variance 1 / D
 
     def _project(self, rows: Tensor) -> Tensor:
