@@ -127,7 +127,8 @@ class StreamEncoder(_Stream):
     def push(self, wav: Tensor) -> Tensor:
         """Feed samples, get the codes that are now certain.
 
-        The more at once, the less work: 100 ms take a fifth of what they take hop by hop.
+        The more at once, the less work: 100 ms take a fifth of what they take hop by hop. Whatever goes wrong leaves
+        the encoder as it was.
 
         Args:
             wav: (T,) or (1, 1, T) float32 in [-1, 1], T >= 0.
