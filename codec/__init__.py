@@ -4,7 +4,7 @@ Nothing heavy is imported until one of the names below is used.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.12.0"
 
@@ -23,10 +23,12 @@ _HOME_OF = {
     "Tokens": "codec.tokenization.shards",
     "read_codes": "codec.bitstream",
     "write_codes": "codec.bitstream",
+    "CodecError": "codec.errors",
 }
 
 __all__ = [
     "Codec",
+    "CodecError",
     "SimVQ",
     "StreamDecoder",
     "StreamEncoder",
@@ -45,6 +47,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from codec.bitstream import read_codes, write_codes
+    from codec.errors import CodecError
     from codec.files import decode_file, encode_file, header_of
     from codec.model.codec import Codec
     from codec.model.quantizer import SimVQ
@@ -52,14 +55,14 @@ if TYPE_CHECKING:
     from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
     from codec.tokenization.corpus import tokenize
     from codec.tokenization.shards import Tokens
+else:  # or a type checker would take any name for a public one
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'codec' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'codec' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

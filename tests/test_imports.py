@@ -189,6 +189,24 @@ def test_every_public_name_exists_and_an_unknown_one_does_not():
         codec.encoder  # noqa: B018
 
 
+@pytest.mark.slow
+def test_a_type_checker_knows_public_names_from_others_and_what_a_call_gives(tmp_path):
+    pytest.importorskip("mypy", reason="needs mypy")
+    program = """
+    import codec, torch
+    reveal_type(codec.load()(torch.zeros(1, 1, 320)).codes)
+    reveal_type(codec.SimVQ(4, 4)(torch.zeros(1, 4, 1)).codes)
+    reveal_type(codec.CodecError())
+    codec.lod()
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program), encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", tmp_path / "program.py"]
+    *revealed, misspelt, _ = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    types = [re.findall(r'Revealed type is "([\w.]+)"', line) for line in revealed]
+    assert types == [["torch._tensor.Tensor"], ["torch._tensor.Tensor"], ["codec.errors.CodecError"]]
+    assert 'no attribute "lod"' in misspelt
+
+
 def test_packages_listed_in_pyproject_are_those_of_the_tree():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = set(re.findall(r'^    "(codec[.\w]*)",$', text, re.MULTILINE))

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +201,10 @@ class Codec(Rates, nn.Module):
                 f"encoder.latent_dim, quantizer.codebook_dim and decoder.latent_dim must be equal, got {widths}"
             )
         refuse(mistakes)
+
+    if TYPE_CHECKING:  # what torch calls is `forward`, but it says nothing of its types
+
+        def __call__(self, wav: Tensor) -> CodecOutput: ...
 
     @property
     def fingerprint(self) -> str:

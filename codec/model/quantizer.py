@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,10 @@ class Quantizer(nn.Module):
         self.codebook_dim = codebook_dim
         refuse(too_small(self, "quantizer", LEAST_SIZES))
         self._kept: defaultdict[str, DerivedWeight] = defaultdict(DerivedWeight)
+
+    if TYPE_CHECKING:  # what torch calls is `forward`, but it says nothing of its types
+
+        def __call__(self, latent: Tensor) -> QuantizerOutput: ...
 
     def effective_codebook(self) -> Tensor:
         """The codes that latents are compared with: (K, D) float32.
