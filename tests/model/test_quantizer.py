@@ -2,7 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import codec
 from codec import errors
 from codec.model.predictive import PredictiveSimVQ
 from codec.model.quantizer import USAGE_ROWS, VQ, SimVQ, VQConfig, rotate
+from codec.model.rivals import FeatureVQ
 from codec.model.search import CODE_TILE, full_float32, half_squared_norms_of_products, nearest_code
 
 K, D = 64, 6
@@ -347,6 +351,28 @@ def test_relative_loss_does_not_depend_on_the_latents_scale():
     torch.testing.assert_close(quantizer(latent * 100).loss, small, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [VQ, SimVQ, partial(SimVQ, is_codebook_trained=True), FeatureVQ],
+    ids=["vq", "simvq", "simvq with a trained codebook", "features"],
+)
+def test_relative_loss_is_divided_by_the_variance_of_the_effective_codebook(kind: Callable[..., VQ]):
+    """As SimVQ takes the rows' variance to be alike in all directions, they are made so, and lie about their mean."""
+    torch.manual_seed(0)
+    quantizer = kind(K, D, relative_loss=True, beta=0.5)
+    with torch.no_grad():
+        rows = torch.linalg.qr(latents(K, D) - latents(K, D).mean(0))[0] * (K - 1) ** 0.5  # of variance 1
+        is_frozen = not isinstance(quantizer.codebook, torch.nn.Parameter)
+        quantizer.codebook.copy_(rows * D**-0.5 if is_frozen else 3 * rows + 2)
+        if isinstance(quantizer, FeatureVQ):
+            quantizer.codebook.mul_(5).add_(2)
+    latent = latents(1, D, 50)
+    output = quantizer(latent)
+    error = (latent - output.quantized).square().mean()
+    variance = quantizer.effective_codebook().var(0).mean()
+    torch.testing.assert_close(output.loss, 1.5 * error / variance)
+
+
 def test_kept_codebook_follows_changes_in_place(quantizer: SimVQ):
     quantizer.eval()
     before = quantizer.effective_codebook()
@@ -462,6 +488,35 @@ def test_usage_loss_has_value_and_gradients_of_the_plain_formula(settings: dict[
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     for gradient, of_exact in zip(found, torch.autograd.grad(expected, [z, *exact.parameters()]), strict=True):
         assert (gradient - of_exact).abs().max() < 1e-4 * of_exact.abs().max()
+
+
+def test_gradients_of_usage_loss_shared_by_two_processes_average_to_the_joint_one(quantizer: SimVQ):
+    """Two threads, each of which waits for the other's value of what they average."""
+    halves = [half.clone().requires_grad_() for half in (latents(40, D) * torch.linspace(0.3, 2, 40)[:, None]).chunk(2)]
+    copies = [copy.deepcopy(quantizer) for _ in halves]
+    barrier, values = threading.Barrier(2, timeout=60), [torch.zeros(())] * 2
+
+    def loss_of(place: int) -> torch.Tensor:
+        def average(value: torch.Tensor) -> torch.Tensor:
+            values[place] = value.detach()
+            barrier.wait()
+            mean = (values[0] + values[1]) / 2
+            barrier.wait()
+            return mean
+
+        loss = copies[place].usage_loss(halves[place], average)
+        loss.backward()
+        return loss.detach()
+
+    with ThreadPoolExecutor(2) as pool:
+        losses = list(pool.map(loss_of, range(2)))
+    joint = torch.cat([half.detach() for half in halves]).requires_grad_()
+    expected = quantizer.usage_loss(joint)
+    expected.backward()
+    torch.testing.assert_close(losses, [expected.detach()] * 2)
+    torch.testing.assert_close(torch.cat([half.grad for half in halves]) / 2, joint.grad)
+    for parameter, *shares in zip(quantizer.parameters(), *(c.parameters() for c in copies), strict=True):
+        torch.testing.assert_close((shares[0].grad + shares[1].grad) / 2, parameter.grad)
 
 
 def test_usage_loss_makes_no_effective_codebook():

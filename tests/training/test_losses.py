@@ -11,6 +11,7 @@ from codec.config import compose
 from codec.errors import ConfigError
 from codec.training import losses
 from codec.training.losses import MelLossConfig, MelSpectrum, SpectralLoss
+from codec.training.perception import Disturbance
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
 RATE = 24000
@@ -100,6 +101,20 @@ def test_spectral_losses_of_equal_and_of_halved_audio():
     # Every magnitude is halved, so every logarithm moves by log 2, in the bands whose filter is not empty.
     filled = sum(int((spectrum.filters.sum(dim=0) > 0).sum()) / spectrum.filters.shape[1] for spectrum in loss.spectra)
     assert halved.mel.item() == pytest.approx(math.log(2) * filled / len(loss.spectra), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [SpectralLoss(MelLossConfig(), RATE), lambda *pair: (Disturbance(RATE)(*pair),)],
+    ids=["spectral", "disturbance"],
+)
+def test_a_loss_of_a_batch_is_the_mean_over_its_clips_however_loud_they_are(loss):
+    """So the mean over processes that share a batch is the loss of the batch."""
+    levels = torch.tensor([0.3, 0.01, 0.1])[:, None]
+    wav = levels * noise(3, 4800)
+    estimate = wav + levels * torch.tensor([0.1, 2.0, 0.5])[:, None] * noise(3, 4800, seed=1)
+    of_clips = torch.tensor([loss(wav[clip : clip + 1], estimate[clip : clip + 1]) for clip in range(3)])
+    torch.testing.assert_close(torch.tensor(loss(wav, estimate)), of_clips.mean(0))
 
 
 @pytest.mark.parametrize("config", [MelLossConfig(), PAPER], ids=["ours", "published"])

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
-from codec.training.alarms import PATIENCE, Watch
+from codec.training.alarms import MEMORY, PATIENCE, Watch
 from codec.training.counters import BrokenSteps, CodeUsage, Means, perplexity
 from codec.training.monitor import Monitor, effective_rank, terminal_line
 from codec.training.run_files import append_record
@@ -33,6 +33,13 @@ def test_usage_of_equally_frequent_codes():
     values = CodeUsage.summarise(usage.counts)
     assert values["codes/utilisation"] == 0.5
     assert values["codes/perplexity"] == pytest.approx(4)
+
+
+def test_codes_fade_from_batch_to_batch():
+    usage = CodeUsage(2, torch.device("cpu"))
+    for code in (0, 1, 1, 1):
+        usage.add(torch.tensor([[code]]), torch.tensor(True))
+    assert usage.counts.tolist() == pytest.approx([MEMORY**3, 1 + MEMORY + MEMORY**2])
 
 
 def test_perplexity_counts_equally_frequent_codes_and_is_1_where_nothing_was_counted():
@@ -58,13 +65,14 @@ def test_means_are_those_of_the_finite_values_since_the_last_look():
     assert means.take() == {}
 
 
-def test_broken_steps_name_the_cause_first():
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_broken_steps_name_the_cause_first(value: float):
     broken = BrokenSteps(torch.device("cpu"))
-    fine, nan = torch.tensor(1.0), torch.tensor(math.nan)
+    fine, bad = torch.tensor(1.0), torch.tensor(value)
     broken.add(torch.tensor(0.0), {"loss/mel": fine, "loss/total": fine})
     assert broken.explain(broken.counts) == ""
     for _ in range(2):
-        broken.add(torch.tensor(1.0), {"loss/mel": nan, "loss/total": nan, "gradient_norm/codec": nan})
+        broken.add(torch.tensor(1.0), {"loss/mel": bad, "loss/total": bad, "gradient_norm/codec": bad})
     assert broken.skipped_in_a_row == broken.skipped == 2
     sentence = "loss/mel was not finite in 2 steps; then loss/total in 2, gradient_norm/codec in 2"
     assert broken.explain(broken.counts) == sentence
