@@ -227,6 +227,15 @@ def test_formants_are_moved_by_at_most_their_share(cache: AudioCache):
         assert min(errors) < 0.01 * np.abs(before).max() < np.abs(after - before).max()
 
 
+def test_windows_are_scaled_as_a_whole_by_gains_of_so_many_decibels(cache: AudioCache):
+    plain, scaled = (torch.cat([sampler(cache, gain_db=db).batch(step).wav for step in range(10)]) for db in (0.0, 6.0))
+    gains = scaled.norm(dim=-1, keepdim=True) / plain.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(scaled, gains * plain)
+    decibels = 20 * gains.log10()
+    assert -6.01 < decibels.min() < -4
+    assert 3 < decibels.max() < 6.01
+
+
 def test_windows_are_full_and_within_full_scale(cache: AudioCache):
     batch = sampler(cache, gain_db=30.0).batch(0).wav
     assert batch.shape == (6, 1, 7200)

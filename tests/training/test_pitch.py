@@ -52,3 +52,17 @@ def test_loss_has_slope_one_at_the_right_pitch_and_little_an_octave_off():
         (gradient,) = torch.autograd.grad(pitch_loss(stated, wav, CONFIG), stated)
         assert float(gradient.sum()) == pytest.approx(slope, rel=0.1)  # the tracker errs by up to half a percent
     assert pitch_loss(right, 0 * wav, CONFIG) == 0
+
+
+def test_what_is_softer_than_60_db_below_full_scale_is_not_voiced():
+    wav = voice(torch.full((2 * RATE,), 200.0))
+    wav = wav / wav.square().mean().sqrt()
+    assert track(0.0013 * wav).is_voiced.all()
+    assert not track(0.0007 * wav).is_voiced.any()
+
+
+def test_unvoiced_frames_count_as_zero_in_the_mean():
+    wav = voice(torch.full((2 * RATE,), 200.0))
+    wrong = torch.full((1, 140), math.log(250.0))
+    half = wav * (torch.arange(2 * RATE) < FIRST + 70 * HOP)
+    assert pitch_loss(wrong, half, CONFIG) == pytest.approx(float(pitch_loss(wrong, wav, CONFIG)) / 2, rel=0.1)
