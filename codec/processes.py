@@ -7,7 +7,7 @@ import threading
 
 
 def follow_parent() -> None:
-    """Leave Ctrl-C to the parent process, and end when it is gone, which a killed parent cannot ask for.
+    """Leave Ctrl-C and SIGUSR1 to the parent process, and end when it is gone, which a killed parent cannot ask for.
 
     To be called in a process of `multiprocessing`, however it was started.
     """
@@ -19,5 +19,7 @@ def follow_parent() -> None:
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # which batch systems send to every process
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=watch, daemon=True).start()

@@ -28,7 +28,7 @@ MAX_ENCODED_FRAMES = 768
 
 
 class _Stream:
-    """What encoders and decoders share: copies that go on by themselves, and a state that can go on elsewhere."""
+    """What encoders and decoders share: copies that go on by themselves, and mostly a state that can elsewhere."""
 
     codec: Codec
     _state: State  # what is in it is replaced and never changed, so copies share it
@@ -62,7 +62,7 @@ class _Stream:
         torch.save and torch.load take it.
 
         Raises:
-            ModelError: an encoder that mirrors the signal at its ends, as those of published models do.
+            ModelError: streams of published models, which have none.
         """
         names = {module: name for name, module in self.codec.named_modules()}
         return {names[module]: memory for module, memory in self._state.items()}
@@ -318,7 +318,7 @@ class StreamDecoder(_Stream):
         return torch.zeros(0, dtype=torch.float32)
 
 
-class WindowDecoder:
+class WindowDecoder(_Stream):
     """Turns codes that arrive in pieces into nearly the sound of `Codec.decode`, for decoders that look at whole clips.
 
     Each pass sees a window and some frames on either side; neighbouring windows are faded into each other. Memory is
@@ -335,16 +335,23 @@ class WindowDecoder:
     """
 
     def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):
-        self.codec = _checked_model(codec)
-        if not isinstance(codec.config.decoder, VocosDecoderConfig):
+        if not isinstance(_checked_model(codec).config.decoder, VocosDecoderConfig):
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
         self._sizes = window, overlap
-        self.reset()
+        super().__init__(codec)
 
     def reset(self) -> None:
         """Forget the signal, and the samples still due: the decoder is as new."""
+        super().reset()
         self._windows = self.codec.decoder.stream(*self._sizes)
-        self._state: State = {}  # of the quantizer
+
+    def __copy__(self) -> "WindowDecoder":
+        copied: WindowDecoder = super().__copy__()
+        copied._windows = copy.copy(self._windows)
+        return copied
+
+    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
+        raise ModelError("a stream of a decoder that looks at whole clips cannot go on elsewhere")
 
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get the samples that are complete: (m * hop_length,) float32.
@@ -356,9 +363,9 @@ class WindowDecoder:
 
     def flush(self) -> Tensor:
         """End the signal: the samples still due. The decoder is then ready for another one."""
-        self._state = {}
         with torch.inference_mode():
             wav = self._windows.flush()
+        self.reset()
         return wav[0, 0].cpu().clone()
 
 

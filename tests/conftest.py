@@ -1,5 +1,6 @@
 """What several test files share: real speech, a tiny model that has learned nothing, and a server."""
 
+import faulthandler
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,16 @@ from web_server import Server
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tiny models only lose by threads, and round differently
 
 DATA = Path(__file__).parent / "data"
+PATIENCE = 600
+"""Seconds that a test may take on a busy machine; the slowest take one tenth."""
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    """A test that hangs ends its process, so that it fails by name and says where it hung."""
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

@@ -615,6 +615,9 @@ def test_files_that_exist_are_left_when_asked(run, speech):
     assert "a.codes" not in run.err
     assert run("encode", "in/a.flac", "out/a.codes", "--model", run.model, "--skip-existing") == 0
     assert Path("out/a.codes").read_bytes() == b"kept"
+    os.link("out/a.codes", "out/c.codes")  # equal files may share their place on purpose
+    shutil.copy(speech, "in/c.flac")
+    assert run("encode", "in", "out", "--model", run.model, "--skip-existing") == 0
 
 
 def test_nothing_is_needed_where_all_files_exist(run, speech):

@@ -115,6 +115,14 @@ def test_windows_do_not_depend_on_the_pieces_of_codes_that_look_back(codec):
     whole = decoded(400)
     torch.testing.assert_close(decoded(7), whole)
     torch.testing.assert_close(decoded(150), whole)
+    decoder = WindowDecoder(model, window=100, overlap=20)
+    first = decoder.push(codes[:150])
+    other = copy.deepcopy(decoder)
+    decoder.push(codes[:90])
+    torch.testing.assert_close(torch.cat([first, other.push(codes[150:]), other.flush()]), whole)
+    assert other.codec is model
+    with pytest.raises(ModelError, match="looks at whole clips cannot go on elsewhere"):
+        decoder.state_dict()
 
 
 def test_what_was_changed_has_another_name(codec, sound, tmp_path, model_directory):

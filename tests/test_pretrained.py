@@ -39,7 +39,7 @@ def test_a_training_loop_of_ones_own_trains_every_part(speech: Path, tmp_path: P
     monkeypatch.chdir(tmp_path)
     wav = torch.from_numpy(soundfile.read(speech, dtype="float32")[0][12000:60000]).view(2, 1, -1)
     exec(loop, {"codec": codec, "torch": torch, "batches": [wav, wav]})
-    before, after = (dict(model.named_parameters()) for model in (codec.load(), codec.load("runs/mine")))
+    before, after = (dict(model.named_parameters()) for model in (codec.load(), codec.load("models/mine")))
     assert [name for name, tensor in before.items() if torch.equal(tensor, after[name])] == []
 
 

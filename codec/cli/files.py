@@ -1,5 +1,6 @@
 """Commands from files to files: encode, decode, roundtrip."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -265,7 +266,8 @@ def _each(
                 raise CodecError(f"{output.parent}: is a file, and {output} needs a folder there; rename one of them")
             output.parent.mkdir(parents=True, exist_ok=True)
             watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
-            taken[_identity(output)] = file
+            with contextlib.suppress(FileNotFoundError):  # whoever waited for it may have moved it
+                taken[_identity(output)] = file
         except BrokenPipeError:  # nobody reads the report
             raise
         except (CodecError, OSError) as error:
@@ -279,9 +281,10 @@ def _each(
         raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: Path) -> Path | tuple[int, int]:
+    """What is the same for two names of a file, unless they are links that were made on purpose."""
     status = path.stat()
-    return status.st_dev, status.st_ino
+    return (status.st_dev, status.st_ino) if status.st_ino and status.st_nlink == 1 else path
 
 
 def _find_codes(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from codec.output import naming
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
 PIPE_CLOSED = 141  # exit code
-STOP_SIGNALS = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+STOP_SIGNALS = {signal.SIGTERM, *(getattr(signal, name, signal.SIGTERM) for name in ("SIGHUP", "SIGUSR1"))}
 SIGNALLED = {128 + number for number in STOP_SIGNALS}  # exit codes
 
 

@@ -202,10 +202,15 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
     try:
         with open(path, encoding="utf-8", newline="") as stream:
-            columns, *rows = filter(None, csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+            rows = list(filter(None, csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)))
+        columns = rows.pop(0) if rows else []
+        if "id" not in columns:
+            raise ValueError("it has no column id")
         if len(set(columns)) < len(columns):
             raise ValueError("two columns have the same name")
         for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(f"a row has {len(row)} columns, the header {len(columns)}")
             cells = dict(zip(columns, row, strict=True))
             id = cells.pop("id")
             if id in scores:
@@ -215,7 +220,7 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
                 raise ValueError(f"{id} has a score that is not within ±{LARGEST_SCORE:g}")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
-    except (ValueError, KeyError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise ConfigError(f"{path}: is not a table of scores ({sentence(error)})") from error
     return scores
 

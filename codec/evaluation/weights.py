@@ -28,8 +28,8 @@ class Artefact:
 def cache_folder() -> Path:
     """`$CODEC_CACHE`, or `codec` in the user's cache folder; that begins with `~` where the user has no home folder."""
     if folder := os.environ.get("CODEC_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "codec"
+        return Path(os.path.expanduser(folder))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "codec"
 
 
 def check(artefact: Artefact, path: Path) -> None:

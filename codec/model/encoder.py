@@ -18,8 +18,8 @@ from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
 from codec.model.stft import log_magnitudes
 from codec.model.timeconv import Linear
 
-NO_SAMPLE = float("nan")
-"""Stands where a signal has ended."""
+NO_SAMPLE = 2.0**15
+"""Stands where a signal has ended: beyond every sample, and the same in every type of floating-point numbers."""
 OFFSET_STEP = 2.0**-20
 """In which samples are counted: fine enough for 16 bits and more, coarse enough for the loudest in an int32."""
 OFFSET_HOPS = 300
@@ -117,7 +117,7 @@ class SpectralEncoder(nn.Module):
         """(B, N * hop + lookahead) -> (B, N, features): long spectrum, short ones, correlation."""
         config = self.config
         with torch.autocast(wav.device.type, enabled=False):
-            is_sound = ~wav.isnan()
+            is_sound = wav != NO_SAMPLE
             frames, inside = (
                 part.float().unfold(-1, config.n_fft, config.hop_length) for part in (wav.where(is_sound, 0), is_sound)
             )  # (B, N, n_fft)

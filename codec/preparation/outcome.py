@@ -175,7 +175,8 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
             f"{part.name}: has {part.num_files} sound files, {abs(difference)} "
             f"{'more' if difference > 0 else 'fewer'} than the published {part.published[0]}"
         )
-    if not part.utterances:
+    has_known = any(rejection.reason == "excluded" for rejection in part.rejections)
+    if not part.utterances and not has_known:  # else nothing is new in it
         outcome.problems.append(f"{part.name}: no utterance is left, so it has no manifest")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codec.errors import CorpusError
 from codec.limits import refuse
-from codec.manifest import RENAME, Utterance, can_stand_in_manifest, read_manifest
+from codec.manifest import RENAME, Utterance, can_stand_in_manifest, read_rows
 from codec.preparation.survey import SILENCE_DB, Measurement
 
 DAMAGE = frozenset({"unreadable", "no sound", "rate", "channels", "misplaced", "duplicate", "name", "missing"})
@@ -87,13 +87,14 @@ def read_excluded(lists: Iterable[Path]) -> set[str]:
     names = set()
     for path in lists:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            with open(path, encoding="utf-8-sig") as stream:
+                first = stream.readline()
+                if "\t" in first:
+                    names |= {row[0] for row in read_rows(path)}
+                else:
+                    names |= {line.strip() for line in (first, *stream) if line.strip()}
         except (OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"{path}: is no list of files to leave out ({error})") from error
-        if lines and "\t" in lines[0]:
-            names |= {utterance.id for utterance in read_manifest(path)}
-        else:
-            names |= {line.strip() for line in lines if line.strip()}
     return names
 
 

@@ -337,7 +337,7 @@ def _write(target: Path, number: int, shard: Sequence[Recording], encoded: dict[
     for recording in shard:
         result = results[recording.id]
         if isinstance(result, Unusable):
-            failed.append((recording.id, recording.path, *result))
+            failed.append((recording.id, str(Path(recording.path)), *result))
         else:
             utterances.append((recording.id, *result, recording.speaker, recording.part))
     write_shard(target, number, utterances, failed, info.dtype)

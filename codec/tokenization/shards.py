@@ -374,7 +374,7 @@ def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, 
     Raises:
         FormatError: what stands in the place of a file of the shard is none.
     """
-    _require_regular_files(folder, number)
+    _require_regular_files(folder, number)  # which cannot be mended by making the shard again
     try:
         encoded = read_shard(folder, number, info).keys()
         failed = read_failed(folder, number)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from codec.errors import CodecError
+from codec.errors import CodecError, first_line
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for another, for example for the first one's validation or its cache of decoded audio."""
@@ -118,5 +118,9 @@ def _together() -> Iterator[None]:
     """Around a message between all processes, which fails in each of them once one has died."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        raise CodecError("another process of this run has died; the same command resumes") from error
+        raise CodecError(
+            f"another process of this run has died ({first_line(error)}); the same command resumes"
+        ) from error

@@ -16,9 +16,10 @@ def source() -> Source:
     return Source(N_FFT, HOP, RATE).eval()
 
 
-def pulses_of(source: Source, pitch: torch.Tensor) -> torch.Tensor:
-    """The pulse train itself: (B, n) -> (B, n * hop)."""
-    return source._pulses(pitch, pitch[:, :1], torch.zeros(len(pitch), 1, dtype=torch.float64))[0]
+def pulses_of(source: Source, pitch: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    """The pulse train itself: (B, n) -> (B, n * hop); `before` it the pitch was (B, 1), or what it is at first."""
+    before = pitch[:, :1] if before is None else before
+    return source._pulses(pitch, before, torch.zeros(len(pitch), 1, dtype=torch.float64))[0]
 
 
 def sum_of_harmonics(cycles: torch.Tensor, highest: float) -> torch.Tensor:
@@ -43,7 +44,8 @@ def test_pulses_are_all_harmonics_below_nyquist_in_phase(source: Source, pitch: 
 @pytest.mark.parametrize(("start", "end"), [(100.0, 400.0), (400.0, 100.0)], ids=["rising", "falling"])
 def test_all_harmonics_of_a_hop_are_below_nyquist_however_steep_it_is(source: Source, start: float, end: float):
     pitch = start + (end - start) * torch.arange(1, HOP + 1, dtype=torch.float64) / HOP
-    pulses = source._pulses(*torch.tensor([[[end]], [[start]], [[0.0]]], dtype=torch.float64))[0][0]
+    before, at_the_end = torch.tensor([[[start]], [[end]]], dtype=torch.float64)
+    pulses = pulses_of(source, at_the_end, before)[0]
     expected = sum_of_harmonics(torch.cumsum(pitch / RATE, dim=0), max(start, end))
     torch.testing.assert_close(pulses.double(), expected, atol=2e-2, rtol=0)
 

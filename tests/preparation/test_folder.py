@@ -146,6 +146,18 @@ def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path
     assert (reasons.count("excluded"), reasons.count("stub"), len(reasons)) == (11, 1, 12)
     measured = (tmp_path / "new" / ".survey" / "all.jsonl").read_text().splitlines()[1:]
     assert [json.loads(line)["path"] for line in measured] == ["fay/10.wav"]
+    by_part = [
+        "--layout",
+        "part/speaker",
+        "--out",
+        str(tmp_path / "parts"),
+        "--exclude",
+        lists[0],
+        "--min-seconds",
+        "0",
+    ]
+    assert run([*arguments, *by_part, "--exclude", lists[1]]) == 0  # although nothing is new in one of the parts
+    assert {path.name for path in (tmp_path / "parts").glob("*.tsv")} == {"fay.tsv", "rejected.tsv"}
     capsys.readouterr()
     (tmp_path / "some.txt").write_text("10.wav\n")
     assert run([*arguments, "--exclude", lists[1]]) == 0

@@ -32,18 +32,18 @@ def tokens(tmp_path: Path) -> Tokens:
     return Tokens(tmp_path)
 
 
-def test_tables_of_shards_that_cannot_be_are_passed_over(tokens: Tokens):
-    write_shard(tokens.folder, 1, [("c", np.array([4]), 320, "anna", "train")], [], tokens.info.dtype)
-    again = Tokens(tokens.folder)
-    assert (again.shards, list(again)) == ([0], ["a", "b"])
+def test_tables_of_shards_that_cannot_be_are_passed_over(tokens: Tokens, tmp_path: Path):
+    write_shard(tmp_path, 1, [("c", np.array([4]), 320, "anna", "train")], [], tokens.info.dtype)
+    again = Tokens(tmp_path)
+    assert (again.shards, list(again)) == ([(tmp_path, 0)], ["a", "b"])
 
 
-def test_a_shard_that_is_being_replaced_is_not_there(tokens: Tokens):
-    (tokens.folder / "00000.failed.tsv").mkdir()  # so that the codes are written, and the table is not
+def test_a_shard_that_is_being_replaced_is_not_there(tokens: Tokens, tmp_path: Path):
+    (tmp_path / "00000.failed.tsv").mkdir()  # so that the codes are written, and the table is not
     with pytest.raises(OSError, match=r"00000\.failed\.tsv"):
-        write_shard(tokens.folder, 0, [("a", np.array([4]), 320, "anna", "train")], [], tokens.info.dtype)
-    assert np.load(tokens.folder / "00000.npy").tolist() == [4]
-    assert Tokens(tokens.folder, partial=True).shards == []
+        write_shard(tmp_path, 0, [("a", np.array([4]), 320, "anna", "train")], [], tokens.info.dtype)
+    assert np.load(tmp_path / "00000.npy").tolist() == [4]
+    assert Tokens(tmp_path, partial=True).shards == []
 
 
 @pytest.mark.parametrize(("codebook_size", "dtype"), [(2, "<u2"), (65536, "<u2"), (65537, "<u4")])

@@ -105,7 +105,7 @@ def test_spectral_losses_of_equal_and_of_halved_audio():
 
 @pytest.mark.parametrize(
     "loss",
-    [SpectralLoss(MelLossConfig(), RATE), lambda *pair: (Disturbance(RATE)(*pair),)],
+    [lambda *pair: SpectralLoss(MelLossConfig(), RATE)(*pair), lambda *pair: (Disturbance(RATE)(*pair),)],
     ids=["spectral", "disturbance"],
 )
 def test_a_loss_of_a_batch_is_the_mean_over_its_clips_however_loud_they_are(loss):
