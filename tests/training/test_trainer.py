@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -89,6 +90,19 @@ def records(run: Path) -> list[dict]:
 def losses(run: Path) -> dict[int, float]:
     """Total loss by step, the last record of a step counting."""
     return {record["step"]: record["loss/total"] for record in records(run) if "loss/total" in record}
+
+
+def started_pair(
+    processes: ForkServerContext, target: Callable[..., None], settings: list[str], outputs: list[Path]
+) -> list[BaseProcess]:
+    """Two processes that train together, each with an output of its own."""
+    pair = [
+        processes.Process(target=target, args=(settings, address, output))
+        for address, output in zip(addresses(), outputs, strict=True)
+    ]
+    for process in pair:
+        process.start()
+    return pair
 
 
 def wait_for_step(run: Path, step: int, process: BaseProcess) -> None:
@@ -262,12 +276,7 @@ def test_two_processes_equal_one_with_the_joint_batch(
     tiny_run = [*tiny_run, "training.quantizer_rate=1"]  # one step length, so that one tolerance fits all parameters
     settings = [*tiny_run, f"training.run={tmp_path / 'two'}"]
     places = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
-    pair = [
-        processes.Process(target=train, args=(settings, address, place))
-        for address, place in zip(addresses(), places, strict=True)
-    ]
-    for process in pair:
-        process.start()
+    pair = started_pair(processes, train, settings, places)
     alone = fit(tiny_run, f"training.run={tmp_path / 'one'}")
     for process in pair:
         process.join(300)
@@ -294,12 +303,7 @@ def test_of_two_processes_that_end_early_one_says_so(
 ):
     settings = [*tiny_run, "training.steps=100000", "training.save_every=100000"]
     said = [tmp_path / f"{rank}.txt" for rank in range(2)]
-    pair = [
-        processes.Process(target=command, args=(settings, address, messages))
-        for address, messages in zip(addresses(), said, strict=True)
-    ]
-    for process in pair:
-        process.start()
+    pair = started_pair(processes, command, settings, said)
     wait_for_step(tmp_path / "run", 3, pair[0])
     for process, number in zip(pair, signals, strict=True):
         if number is not None:
