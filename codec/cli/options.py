@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +27,12 @@ class Name(click.ParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]  # which the shell completes itself
+
+
+def _no_nan(ctx: click.Context, param: click.Parameter, number: float) -> float:
+    if math.isnan(number):  # which click finds in every range
+        raise click.BadParameter("nan is not a number")
+    return number
 
 
 def _inputs_and_output(
@@ -72,6 +79,7 @@ option_jobs = click.option(
 option_max_damaged = click.option(
     "--max-damaged",
     type=click.FloatRange(0, 1),
+    callback=_no_nan,
     default=0.001,
     show_default=True,
     help="Fail above this share of damaged files.",

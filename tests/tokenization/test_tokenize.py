@@ -268,6 +268,9 @@ def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp
         assert "4 utterances" in output
         assert "3 of 7 utterances could not be used, which is more than 0.1 %; see " in output
         assert output.endswith("*.failed.tsv, accept that with --max-damaged 0.429\n")
+    for share, reason in (("nan", "nan is not a number"), ("1.1", "1.1 is not in the range 0<=x<=1")):
+        assert run([*arguments, "--max-damaged", share]) == 2
+        assert f"Invalid value for '--max-damaged': {reason}; see" in capsys.readouterr().err
     assert run([*arguments, "--max-damaged", "0.429"]) == 0
     assert capsys.readouterr().err.endswith(
         f"codec: warning: 3 of 7 utterances could not be used, see {tmp_path / 'tokens' / '*.failed.tsv'}\n"
