@@ -1,4 +1,4 @@
-"""Speech as it is recorded elsewhere: whispered, in a room, in noise, over a telephone, too loud, too soft.
+"""Speech as it is recorded elsewhere: whispered, in a room, in noise, beside music, over a telephone, too loud or soft.
 
 Corpora for training are clean and loud; what a codec is given is not. It has to keep whatever it hears, so a degraded
 window is the target too. Plain functions of windows (T,), a sample rate in Hz and random numbers.
@@ -42,6 +42,18 @@ def noise(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.nda
     return _mix(wav, sound_of(spectrum / np.maximum(hz, 50.0) ** slope, len(wav)), level)
 
 
+def music(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """One to twelve notes of one to eight partials, held or fading, together 5 to 35 dB softer than the speech."""
+    level, seconds = -rng.uniform(5, 35), np.arange(len(wav), dtype=np.float32) / sample_rate
+    notes = np.zeros(len(wav), dtype=np.float32)
+    for _ in range(rng.integers(1, 13)):
+        since = seconds - np.float32(rng.uniform(-1, len(wav) / sample_rate))
+        turns = np.float32(2 * np.pi * 10 ** rng.uniform(*np.log10([80, 1500]))) * since
+        note = sum(np.sin(partial * turns) / partial for partial in range(1, rng.integers(2, 10)))
+        notes += note * np.exp(np.float32(-rng.uniform(0, 6)) * np.maximum(since, 0)) * (since >= 0)
+    return _mix(wav, notes, level)
+
+
 def band(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
     """A high-pass at 30 to 400 Hz, a low-pass from 3 kHz on, and a tilt of at most 2 dB per octave."""
     low, high = 10 ** rng.uniform(*np.log10([30, 400])), 10 ** rng.uniform(*np.log10([3000, sample_rate / 2]))
@@ -69,5 +81,13 @@ def _mix(wav: np.ndarray, other: np.ndarray, level: float) -> np.ndarray:
     return wav + np.sqrt(ratio) * 10 ** (level / 20) * other
 
 
-PROBABILITIES: dict[Degradation, float] = {whisper: 0.1, room: 0.25, noise: 0.3, band: 0.4, clip: 0.15, soften: 0.5}
+PROBABILITIES: dict[Degradation, float] = {
+    whisper: 0.1,
+    room: 0.25,
+    noise: 0.3,
+    music: 0.15,
+    band: 0.4,
+    clip: 0.15,
+    soften: 0.5,
+}
 """In the order in which they happen between a mouth and a file."""

@@ -56,6 +56,13 @@ def test_noise_is_as_loud_as_it_says_and_no_brighter_than_white(wav, rng):
     assert bands[1] > 0.8 * bands[-1]
 
 
+def test_music_is_as_loud_as_it_says_and_made_of_tones(wav, rng):
+    added = degradation.music(wav, RATE, rng) - wav
+    assert -35.1 < decibels(power(added) / power(wav)) < -4.9
+    spectrum = np.sort(np.abs(np.fft.rfft(added * np.hanning(len(added)))) ** 2)
+    assert spectrum[-len(spectrum) // 20 :].sum() > 0.95 * spectrum.sum()  # noise has a fifth there
+
+
 def test_a_band_keeps_1_khz_and_loses_what_lies_outside(rng):
     white = np.random.default_rng(9).standard_normal(RATE)
     passed = degradation.band(white, RATE, rng)
