@@ -29,17 +29,55 @@ def test_a_steady_pitch_is_found_within_half_a_percent(frequency: float):
     assert (pitch.log_pitch - math.log(frequency)).abs().max() < 0.005
 
 
+def test_a_pitch_just_above_the_highest_is_told_as_the_highest():
+    pitch = track(voice(torch.full((2 * RATE,), 560.0)))
+    assert pitch.is_voiced.all()
+    assert (pitch.log_pitch - math.log(CONFIG.highest_pitch)).abs().max() < 1e-6
+
+
 def test_a_glide_is_found_at_the_middle_of_each_frame():
     frequency = 100 * 2 ** (torch.arange(2 * RATE) / RATE)
     pitch = track(voice(frequency))
     expected = frequency[FIRST + HOP * torch.arange(100)].log()
-    assert (pitch.log_pitch - expected).abs().max() < 0.02
+    assert (pitch.log_pitch - expected).abs().max() < math.log(2) * HOP / RATE  # what it rises by in one hop
+
+
+def test_frames_beyond_the_end_are_there_and_unvoiced():
+    pitch = track(voice(torch.full((2 * RATE,), 200.0)), 2 * RATE // HOP)
+    assert pitch.is_voiced.shape == pitch.log_pitch.shape == (1, 150)
+    middles = FIRST + HOP * torch.arange(150)
+    assert pitch.is_voiced[0, middles < 2 * RATE - 720].all()
+    assert not pitch.is_voiced[0, middles > 2 * RATE].any()
+
+
+def test_a_strong_second_harmonic_is_not_the_pitch():
+    """At half a period the correlation is (4 - 1) / (4 + 1), for the second harmonic has four times the power."""
+    phase = 2 * math.pi * 150 * torch.arange(2 * RATE) / RATE
+    pitch = track(0.1 * (torch.sin(phase) + 2 * torch.sin(2 * phase))[None])
+    assert (pitch.log_pitch - math.log(150)).abs().max() < 0.005
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.5, 0.0, 0.02), (0.7, 0.98, 1.0)])
+def test_voiced_is_where_the_voice_has_more_than_three_fifths_of_the_power(share: float, least: float, most: float):
+    """A voice with this share of the power in the band of a third of the rate correlates by as much."""
+    wav = voice(torch.full((2 * RATE,), 200.0))
+    noise = torch.randn(1, 2 * RATE, generator=torch.Generator().manual_seed(0))
+    voice_power, noise_power = (x.unflatten(-1, (-1, 3)).mean(-1).square().mean() for x in (wav, noise))
+    wav = wav + noise * ((1 / share - 1) * voice_power / noise_power).sqrt()
+    assert least <= track(wav).is_voiced.float().mean() <= most
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1], ids=["silence", "noise"])
 def test_nothing_is_voiced_in(level: float):
     noise = level * torch.randn(1, 2 * RATE, generator=torch.Generator().manual_seed(0))
     assert track(noise).is_voiced.float().mean() < 0.02
+
+
+@pytest.mark.parametrize("frequency", [10.0, 20.0, 40.0])
+def test_a_hum_below_the_lowest_pitch_is_not_voiced(frequency: float):
+    """Any lag that is short to its period correlates."""
+    hum = 0.1 * torch.sin(2 * math.pi * frequency * torch.arange(2 * RATE) / RATE)
+    assert not track(hum[None]).is_voiced.any()
 
 
 def test_loss_has_slope_one_at_the_right_pitch_and_little_an_octave_off():
