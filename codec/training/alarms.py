@@ -3,6 +3,7 @@
 Knows names and numbers only, so that a run can be judged while it trains and afterwards, without torch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,12 +19,21 @@ PATIENCE = 3
 """Logged values in a row that must be alarming before an alarm is raised."""
 
 
+def attainable_perplexity(codebook_size: int, num_frames: float) -> float:
+    """What the perplexity of recent codes could be at most, with batches of this many frames.
+
+    Older batches fade by `MEMORY`; if each frame had a code of its own, the entropy of what remains would be
+    1 + log(num_frames / (1 - MEMORY)).
+    """
+    return min(codebook_size, math.e * num_frames / (1 - MEMORY))
+
+
 @dataclass
 class Watch:
     """Looks at every logged value of a run.
 
     Args:
-        attainable_perplexity: of the codes counted at a time; neither more codes than there are nor more than frames.
+        attainable_perplexity: of the codes counted at a time.
         undecided_loss: the discriminators' loss when they tell nothing apart.
     """
 

@@ -28,10 +28,6 @@ class CodeUsage:
         fresh = torch.zeros_like(self.counts).index_add_(0, codes, is_valid.to(self.counts).expand(len(codes)))
         self.counts.mul_(MEMORY).add_(fresh)
 
-    def attainable_perplexity(self, num_frames: float) -> float:
-        """What the perplexity could be at most, with batches of this many frames."""
-        return min(len(self.counts), num_frames / (1 - MEMORY))
-
     @staticmethod
     def summarise(counts: Tensor) -> dict[str, Tensor]:
         """Share of the codebook in use, and the perplexity of its use, from counts (K,)."""

@@ -16,7 +16,7 @@ import safetensors
 
 from codec.errors import ConfigError
 from codec.input import parse_json
-from codec.training.alarms import COLLAPSE, FEW_CODES, MEMORY, WINNING
+from codec.training.alarms import COLLAPSE, FEW_CODES, WINNING, attainable_perplexity
 from codec.training.run_files import LOG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings
 
 RECENT = 9
@@ -226,14 +226,13 @@ def _less_commitment(record: Record) -> str:
 
 
 def _attainable_perplexity(record: Record) -> float:
-    """No more than there are codes, and no more than frames are counted."""
     frames = (
         record.setting("data.batch_size", 0)
         * record.setting("data.window_seconds", 0)
         * record.setting("model.sample_rate", 0)
         / record.setting("model.decoder.hop_length", 1)
     )
-    return min(record.setting("model.quantizer.codebook_size", 0), frames / (1 - MEMORY))
+    return attainable_perplexity(record.setting("model.quantizer.codebook_size", 0), frames)
 
 
 def _discriminators_win(record: Record) -> Finding | None:

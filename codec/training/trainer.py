@@ -25,7 +25,7 @@ from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAM
 from codec.model.codec import Codec, CodecConfig
 from codec.output import write_json
 from codec.progress import CountLine
-from codec.training.alarms import Watch
+from codec.training.alarms import Watch, attainable_perplexity
 from codec.training.cache import AudioCache, open_cache
 from codec.training.capture import Recorded
 from codec.training.counters import BrokenSteps, CodeUsage, Means
@@ -343,7 +343,7 @@ class Trainer:
 
     def _monitor(self) -> Monitor:
         frames = self.config.data.batch_size * self.codec.num_frames(self.sampler.num_samples)
-        attainable = self.usage.attainable_perplexity(frames)
+        attainable = attainable_perplexity(len(self.usage.counts), frames)
         watch = Watch(attainable, self.adversary.undecided_loss())
         return Monitor(self.run if self.ranks.is_first else None, self.step, self.settings.steps, watch)
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("tensorboard", reason="training needs tensorboard")
 
-from codec.training.alarms import MEMORY, PATIENCE, Watch
+from codec.training.alarms import MEMORY, PATIENCE, Watch, attainable_perplexity
 from codec.training.counters import BrokenSteps, CodeUsage, Means, perplexity
 from codec.training.monitor import Monitor, effective_rank, terminal_line
 from codec.training.run_files import append_record
@@ -42,9 +42,26 @@ def test_codes_fade_from_batch_to_batch():
     assert usage.counts.tolist() == pytest.approx([MEMORY**3, 1 + MEMORY + MEMORY**2])
 
 
+def test_a_code_is_in_use_for_hundreds_of_batches_and_not_for_thousands():
+    usage = CodeUsage(2, torch.device("cpu"))
+    utilisation = []
+    for batch in range(1000):
+        usage.add(torch.tensor([[min(batch, 1)]]), torch.tensor(True))
+        utilisation.append(CodeUsage.summarise(usage.counts)["codes/utilisation"])
+    assert (utilisation[100], utilisation[-1]) == (1, 0.5)
+
+
+def test_the_attainable_perplexity_is_that_of_a_new_code_in_each_frame():
+    usage = CodeUsage(2000, torch.device("cpu"))
+    for codes in torch.arange(2000).view(-1, 1, 2):
+        usage.add(codes, torch.tensor(True))
+    assert attainable_perplexity(2000, 2) == pytest.approx(perplexity(usage.counts).item(), rel=0.02)
+    assert attainable_perplexity(100, 2) == 100  # there are no more
+
+
 def test_perplexity_counts_equally_frequent_codes_and_is_1_where_nothing_was_counted():
     assert perplexity(torch.tensor([7, 7, 0, 7])) == pytest.approx(3)
-    assert perplexity(1e-6 * torch.ones(5)) == pytest.approx(5)  # shares, whatever their sum
+    assert perplexity(1e-9 * torch.ones(5)) == pytest.approx(5)  # shares, whatever their sum
     assert perplexity(torch.zeros(4)) == 1
 
 
@@ -79,6 +96,10 @@ def test_broken_steps_name_the_cause_first(value: float):
     assert broken.explain(broken.counts) == ""
     broken.add(torch.tensor(0.0), {"loss/mel": fine, "loss/total": fine})
     assert (broken.skipped_in_a_row, broken.skipped) == (0, 2)
+    assert broken.explain(broken.counts) == ""
+    broken.add(torch.tensor(1.0), {"loss/total": bad})
+    broken.add(torch.tensor(0.0), {"loss/total": fine, "loss/adversarial": fine})
+    assert broken.explain(broken.counts) == "loss/total was not finite in 1 step"
 
 
 def test_the_terminal_line_stays_readable():
@@ -99,12 +120,14 @@ def test_the_terminal_line_stays_readable():
 def test_an_alarm_needs_patience_and_is_raised_once():
     watch = Watch(attainable_perplexity=64, undecided_loss=6)
     calm = {"codes/perplexity": 40.0, "codes/utilisation": 0.9, "loss/discriminator": 5.0}
-    fallen = calm | {"codes/perplexity": 10.0}
+    low, fallen = (calm | {"codes/perplexity": share * 40.0} for share in (0.51, 0.49))
     assert watch.alarms(calm) == []
+    assert not any(watch.alarms(low) for _ in range(PATIENCE + 3))
     raised = [watch.alarms(fallen) for _ in range(PATIENCE + 3)]
     assert [len(sentences) for sentences in raised] == [0] * (PATIENCE - 1) + [1] + [0] * 3
-    assert raised[PATIENCE - 1] == ["the codebook is collapsing: perplexity 10, it was 40"]
+    assert raised[PATIENCE - 1] == ["the codebook is collapsing: perplexity 20, it was 40"]
     watch.alarms(calm)
+    assert not any(watch.alarms({}) for _ in range(PATIENCE))  # before there are codes
     assert any(watch.alarms(fallen) for _ in range(PATIENCE))  # a new occasion
 
 
