@@ -30,9 +30,9 @@ def config(**settings):
         spectrum=SpectrumConfig(
             n_ffts=[128],
             overlap=[4],
-            channels=[4],
-            kernel_sizes=[[3, 5]],
-            strides=[[1, 2]],
+            channels=[4, 6],
+            kernel_sizes=[[3, 5], [3, 3]],
+            strides=[[1, 2], [1, 1]],
             band_edges=[0.0, 1.0],
             skip_first_map=True,
             match_logits=True,
@@ -80,9 +80,9 @@ def by_definition(adversary, real, fake):
         for share, group in ((0.5, "period"), (1.0, "scale"))
         for r, f in zip(on_real[group], on_fake[group], strict=True)
     )
-    # Of the spectrum's two maps the first is left out, and the logits are one.
+    # Of the spectrum's two maps the first is left out, and the logits are one more.
     (r,), (f,) = on_real["spectrum"], on_fake["spectrum"]
-    matching += (r.logits - f.logits).abs().mean()
+    matching += (r.feature_maps[1] - f.feature_maps[1]).abs().mean() + (r.logits - f.logits).abs().mean()
     return adversarial, matching, discriminator
 
 
@@ -100,6 +100,7 @@ def test_undecided_is_the_loss_of_logits_that_tell_nothing_apart(adversary):
 
 def test_each_side_gets_the_gradient_of_its_own_loss(adversary, clips):
     real, fake = clips
+    adversary.joint_losses(-real, -fake)  # leaves nothing behind
     real.requires_grad_()
     joint = adversary.joint_losses(real, fake, adversarial_weight=0.7, feature_matching_weight=3)
     gradients = [p.grad.clone() for p in parameters(adversary)]
@@ -175,6 +176,19 @@ def test_a_step_that_is_skipped_changes_nothing(adversary, clips):
     assert any(not p.equal(q) for p, q in zip(parameters(adversary), before[0].values(), strict=True))
 
 
+def test_a_step_is_that_of_adamw_with_the_settings(clips):
+    """Of its first step the moments cancel out but for the sign."""
+    torch.manual_seed(0)
+    adversary = Adversary(config(learning_rate=1e-2, weight_decay=0.5, betas=[0.0, 0.9]))
+    before = [p.detach().clone() for p in parameters(adversary)]
+    adversary.joint_losses(*clips)
+    gradients = [p.grad for p in parameters(adversary)]
+    adversary.step(torch.tensor(0.0))
+    for parameter, old, gradient in zip(parameters(adversary), before, gradients, strict=True):
+        expected = old * (1 - 1e-2 * 0.5) - 1e-2 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_are_clipped_to_the_limit(clips):
     torch.manual_seed(0)
     adversary = Adversary(config(max_gradient_norm=1e-3))
@@ -207,6 +221,7 @@ def test_saved_weights_take_two_bytes_each_and_come_back(adversary, clips, tmp_p
     assert (tmp_path / "discriminators.safetensors").stat().st_size == header + 2 * size
     other = Adversary(config())
     other.load_weights(tmp_path / "discriminators.safetensors")
+    assert (adversary.has_learned, other.has_learned) == (False, True)
     for a, b in zip(parameters(adversary), parameters(other), strict=True):
         torch.testing.assert_close(a, b, rtol=2**-11, atol=1e-7)  # half-precision rounding
 
@@ -260,6 +275,8 @@ def test_a_full_disk_leaves_the_old_weights_and_nothing_else(adversary, tmp_path
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"betas": [0.9]}, "betas must be two numbers"),
+        ({"betas": [0.9, 0.99, 0.999]}, "betas must be two numbers"),
+        ({"betas": [0.9, 1.0]}, "betas must be two numbers in \\[0, 1\\)"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive"),
     ],

@@ -1,6 +1,7 @@
 """Discriminators: what each kind sees, and what their settings promise."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,12 +64,13 @@ def test_periods_as_rows_equal_the_published_columns():
     wav = torch.randn(2, 1, 301)
     padded = torch.nn.functional.pad(wav, (0, 2), mode="reflect")
     x = padded.view(2, 1, 101, 3)
-    for conv, stride in zip(member.convs, (3, 1), strict=True):
+    logits, maps = member(wav)
+    for conv, found, stride in zip(member.convs, maps, (3, 1), strict=True):
         pad = conv.weight.shape[-1] // 2
         x = torch.nn.functional.conv2d(x, conv.weight[..., None], conv.bias, (stride, 1), (pad, 0))
         x = torch.nn.functional.leaky_relu(x, 0.1)
+        torch.testing.assert_close(found.transpose(2, 3), x)
     x = torch.nn.functional.conv2d(x, member.post.weight[..., None], member.post.bias, padding=(1, 0))
-    logits = member(wav).logits
     torch.testing.assert_close(logits.view(2, 3, -1).transpose(1, 2), x[:, 0])
 
 
@@ -82,12 +84,26 @@ def test_a_signal_of_the_period_looks_constant():
     assert inner.std(dim=2).min() > 0.01
 
 
+def test_the_maps_of_a_scale_are_those_of_its_layers():
+    torch.manual_seed(0)
+    member = Discriminators(TINY).groups["scale"][0]  # at the full sample rate
+    wav = torch.randn(2, 1, 301)
+    logits, maps = member(wav)
+    x = wav
+    for conv, found, stride, padding, groups in zip(member.convs, maps, (2, 4), (7, 4), (1, 2), strict=True):
+        x = torch.nn.functional.conv1d(x, conv.weight, conv.bias, stride, padding, groups=groups)
+        x = x.where(x > 0, 0.1 * x)
+        torch.testing.assert_close(found, x)
+    x = torch.nn.functional.conv1d(x, member.post.weight, member.post.bias, padding=1)
+    torch.testing.assert_close(logits, x[:, 0])
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 def test_scales_really_are_downsampled_without_aliasing(factor):
     member = ScaleDiscriminator(factor, TINY.scale)
     nyquist = 12000 / factor
     inner = slice(16, -16)  # away from the zero padding
-    high = member.downsample(tone(1.2 * nyquist))
+    high = member.downsample(tone(1.05 * nyquist))
     low = member.downsample(tone(0.5 * nyquist))
     assert low.shape[-1] == 4800 // factor
     assert high[..., inner].abs().max() < 0.01
@@ -101,6 +117,32 @@ def test_complex_spectrum_sees_phase_and_magnitude_spectrum_does_not():
     magnitude_one = SpectrumDiscriminator(256, 64, SpectrumConfig(is_complex=False, **settings))
     assert not torch.allclose(complex_one.spectrum(wav), complex_one.spectrum(-wav), atol=0.1)
     torch.testing.assert_close(magnitude_one.spectrum(wav), magnitude_one.spectrum(-wav))
+
+
+def test_spectra_of_noise_have_the_power_of_its_windowed_samples():
+    """By Parseval's theorem, for the transform of n samples is divided by sqrt(n)."""
+    wav = torch.randn(1, 1, 96000, generator=torch.Generator().manual_seed(0))
+    member = SpectrumDiscriminator(256, 64, SpectrumConfig(compression=1.0))
+    power = member.spectrum(wav).square().sum(dim=1).mean()
+    assert power.item() == pytest.approx(3 / 8, rel=0.02)  # the mean square of a Hann window
+
+
+def test_each_bin_belongs_to_one_band():
+    """Of an STFT of 256 samples, whose windows are centred at each 64th; the edges are those of DAC."""
+    config = SpectrumConfig(n_ffts=[256], overlap=[4], channels=[4], kernel_sizes=[[3, 3]], strides=[[1, 1]])
+    (member,) = config.networks()
+    maps = member(torch.randn(1, 1, 640)).feature_maps
+    assert [feature_map.shape[-2:] for feature_map in maps] == [(11, bins) for bins in (12, 20, 32, 32, 33)]
+
+
+def test_magnitudes_are_compressed_to_their_root():
+    wav = 3 * tone(750.0, 2560)
+    plain, root = (
+        SpectrumDiscriminator(256, 64, SpectrumConfig(is_complex=False, compression=power)).spectrum(wav)
+        for power in (1.0, 0.5)
+    )
+    loud = plain > 1
+    torch.testing.assert_close(root[loud], plain[loud].sqrt(), rtol=1e-3, atol=0)
 
 
 def test_compression_keeps_phase_and_takes_the_root_of_the_magnitude():
@@ -136,21 +178,25 @@ def test_gradients_are_finite_at_silence_and_clips_do_not_mix(group):
         assert gradient[1].abs().sum() == 0
 
 
-def test_level_input_makes_loudness_invisible():
-    config = PeriodConfig(periods=[2], channels=[4], kernel_sizes=[5], strides=[3], level_input=True)
-    member = Discriminators(DiscriminatorsConfig(period=config, scale=None, spectrum=None)).groups["period"][0]
-    wav = tone(440.0)
-    torch.testing.assert_close(member(wav).logits, member(0.01 * wav + 0.3).logits, atol=1e-4, rtol=1e-3)
-    assert member(torch.zeros(1, 1, 480)).logits.isfinite().all()
-
-
-def test_first_weights_keep_the_size_of_activations():
+@pytest.mark.parametrize("config", TINY.groups().values(), ids=TINY.groups())
+def test_level_input_makes_loudness_invisible_in_each_clip_of_a_batch(config):
     torch.manual_seed(0)
-    discriminators = Discriminators(shipped("small"))
-    for outputs in discriminators(torch.randn(2, 1, 6000)).values():
-        for output in outputs:
-            rms = [feature_map.square().mean().sqrt().item() for feature_map in output.feature_maps]
-            assert 0.5 < rms[-1] / rms[0] < 2
+    wav = tone(440.0)
+    clips = torch.cat([wav, 0.01 * wav + 0.3, 0 * wav])
+    for member in replace(config, level_input=True).build():
+        logits = member(clips).logits
+        torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-3)
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("preserve_variance", "least", "most"), [(True, 0.5, 2), (False, 0, 0.2)])
+def test_first_weights_keep_the_size_of_activations_unless_they_are_torchs(preserve_variance, least, most):
+    torch.manual_seed(0)
+    wav = torch.randn(2, 1, 6000)
+    for group in shipped("small").groups().values():
+        for member in replace(group, preserve_variance=preserve_variance).build():
+            rms = [feature_map.square().mean().sqrt().item() for feature_map in member(wav).feature_maps]
+            assert least < rms[-1] / rms[0] < most
 
 
 @pytest.mark.parametrize(
