@@ -222,9 +222,25 @@ def test_formants_are_moved_by_at_most_their_share(cache: AudioCache):
     """Each window is what some factor within the share makes of it."""
     plain, moved = (sampler(cache, gain_db=0.0, formants=share).batch(3).wav[:, 0].numpy() for share in (0.0, 0.1))
     factors = np.exp(np.linspace(-np.log(1.1), np.log(1.1), 401))
+    chosen = []
     for before, after in zip(plain, moved, strict=True):
         errors = [np.abs(move_formants(before, 24000, factor) - after).max() for factor in factors]
         assert min(errors) < 0.01 * np.abs(before).max() < np.abs(after - before).max()
+        chosen.append(factors[np.argmin(errors)])
+    assert min(chosen) < 0.97
+    assert max(chosen) > 1.03
+
+
+def test_coloration_spreads_levels_by_so_many_decibels(cache: AudioCache):
+    """As a standard deviation over the mel scale, of twenty bands that are equally wide there."""
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 12000 / 700), 21) / 2595) - 1)
+    levels = []
+    for coloration in (0.0, 4.0):
+        wav = torch.cat([sampler(cache, gain_db=0.0, coloration=coloration).batch(step).wav for step in range(20)])
+        power = np.abs(np.fft.rfft(wav[:, 0].numpy())) ** 2
+        levels.append(10 * np.log10(np.add.reduceat(power, (edges[:-1] * 0.3).astype(int), axis=1)))
+    spread = np.sqrt((levels[1] - levels[0]).var(axis=1).mean())
+    assert spread == pytest.approx(4.0, rel=0.15)
 
 
 def test_windows_are_scaled_as_a_whole_by_gains_of_so_many_decibels(cache: AudioCache):
@@ -244,20 +260,45 @@ def test_windows_are_full_and_within_full_scale(cache: AudioCache):
     assert (batch[..., -480:].abs().amax(dim=-1) > 0).all()
 
 
-def test_speakers_are_balanced_as_configured(tmp_path: Path):
-    """With exponent 0 two known speakers are drawn alike, whatever their minutes; with 1 by their minutes."""
+@pytest.mark.parametrize(
+    ("speaker", "balance", "expected"),
+    [
+        ("common", 0.0, (1 / 2, 1 / 18, 8 / 18)),  # of the speakers half each, of a speaker's clips by their length
+        ("common", 1.0, (1 / 10, 1 / 10, 8 / 10)),  # by the length of clips
+        ("corpus_unknown", 0.0, (1 / 3, 1 / 3, 1 / 3)),  # each a speaker of its own
+    ],
+)
+def test_speakers_are_balanced_as_configured(speaker: str, balance: float, expected: tuple[float, ...], tmp_path: Path):
     rng = np.random.default_rng(0)
-    for name, seconds, level in (("rare", 1, 0.5), ("common", 9, 0.05)):
-        (tmp_path / "audio" / name).mkdir(parents=True)
-        for clip in range(seconds):
-            noise = rng.uniform(-level, level, 24000)
-            soundfile.write(tmp_path / "audio" / name / f"{clip}.wav", noise, 24000)
-    cache = open_cache([tmp_path / "audio"], tmp_path / "cache", 24000)
-    for balance, expected in ((0.0, 0.5), (1.0, 0.1)):
-        windows = sampler(cache, speaker_balance=balance, gain_db=0.0)
-        loud = torch.cat([windows.batch(step).wav for step in range(100)]).abs().amax(dim=-1) > 0.1
-        # 600 draws: four standard errors are at most 0.08.
-        assert abs(float(loud.float().mean()) - expected) < 0.08
+    levels = (0.9, 0.3, 0.1)
+    for name, seconds, level in zip(("rare", speaker, speaker), (1, 1, 8), levels, strict=True):
+        (tmp_path / "audio" / name).mkdir(parents=True, exist_ok=True)
+        noise = rng.uniform(-level, level, seconds * 24000)
+        soundfile.write(tmp_path / "audio" / name / f"{seconds}.wav", noise, 24000)
+    windows = sampler(open_cache([tmp_path / "audio"], tmp_path / "cache", 24000), speaker_balance=balance, gain_db=0.0)
+    peaks = torch.cat([windows.batch(step).wav for step in range(100)]).abs().amax(dim=-1)
+    shares = [float((peaks / level).log().abs().lt(0.1).float().mean()) for level in levels]
+    assert shares == pytest.approx(expected, abs=0.08)  # 600 draws: four standard errors
+
+
+@pytest.fixture
+def ramp(tmp_path: Path) -> AudioCache:
+    """A clip of a second whose samples tell where they are."""
+    (tmp_path / "ramp").mkdir()
+    soundfile.write(tmp_path / "ramp" / "ramp.wav", np.arange(24000, dtype=np.int16), 24000)
+    return open_cache([tmp_path / "ramp"], tmp_path / "cache-of-ramp", 24000)
+
+
+def test_windows_are_cut_as_they_are_from_all_of_a_clip(ramp: AudioCache):
+    windows = torch.cat([sampler(ramp, gain_db=0.0).batch(step).wav[:, 0] for step in range(20)]) * 32768
+    torch.testing.assert_close(windows - windows[:, :1], torch.arange(7200.0).expand_as(windows), rtol=0, atol=0)
+    assert windows[:, 0].min() < 0.05 * 24000
+    assert windows[:, -1].max() > 0.95 * 24000
+
+
+def test_windows_of_any_speed_are_full(ramp: AudioCache):
+    windows = WindowSampler(ramp, DataConfig(batch_size=60, window_seconds=7201 / 24000, speed=0.5), 0)
+    assert windows.batch(0).wav.shape == (60, 1, 7201)
 
 
 @pytest.fixture
@@ -311,8 +352,13 @@ def test_speed_moves_pitch_and_band_by_at_most_its_share(tones: list[Path], tmp_
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"gain_db": -1.0}, "data.gain_db must be at least 0"),
+        ({"workers": -1}, "data.workers must be at least 0"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1"),
+        ({"window_seconds": 0.0}, "data.window_seconds must be"),
+        ({"speaker_balance": 1.1}, "data.speaker_balance must be between 0 and 1"),
         ({"speed": 0.6}, "data.speed must be between 0 and 0.5"),
-        ({"coloration": 1e9}, "data.coloration must be between 0 and 20"),
+        ({"coloration": 21}, "data.coloration must be between 0 and 20"),
         ({"degraded": -0.1}, "data.degraded must be between 0 and 1"),
         ({"train": ["a", 3]}, "data.train must be a path or a list"),
     ],
