@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 from scipy.signal import resample_poly
 
 from codec.training import perception
@@ -39,7 +40,8 @@ def test_scales_have_their_published_fixed_points():
     threshold = perception.hearing_threshold(torch.arange(100.0, 8000.0, 10.0))
     assert 3000 < 100 + 10 * int(threshold.argmin()) < 4000
     assert float(threshold.min()) == pytest.approx(-5.0, abs=0.5)
-    assert float(perception.hearing_threshold(torch.tensor(1000.0))) == pytest.approx(3.4, abs=0.1)
+    ends = perception.hearing_threshold(torch.tensor([1000.0, 8000.0]))
+    assert ends.tolist() == pytest.approx([3.4, 4.8], abs=0.1)
 
 
 @pytest.mark.parametrize("sample_rate", [16000, RATE, 48000])
@@ -53,6 +55,7 @@ def test_loudness_doubles_every_ten_decibels(sample_rate: int):
     assert float(sones[0]) == pytest.approx(1.0, abs=0.05)
     ratios = sones[1:] / sones[:-1]
     assert ((ratios > 1.6) & (ratios < 2.1)).all()
+    assert float(ratios[-1]) == pytest.approx(10**0.23, rel=0.03)  # Zwicker's power law, far above the threshold
     assert (ear._sones(0.9 * ear.thresholds) == 0).all()
 
 
@@ -81,6 +84,25 @@ def test_what_is_too_soft_to_be_heard_does_not_disturb(ear: Disturbance, sentenc
     assert float(ear(sentence, sentence + 10 ** (level / 20) * noise(sentence))) < 1e-3
 
 
+def test_what_lies_above_8_khz_is_not_judged(ear: Disturbance, sentence: torch.Tensor):
+    time = torch.arange(sentence.shape[-1]) / RATE
+    below, above = (float(ear(sentence, sentence + 0.01 * torch.sin(2 * math.pi * hz * time))) for hz in (7000, 9000))
+    assert below > 1
+    assert above < 0.02
+
+
+def test_speech_that_is_hardly_there_disturbs_like_none(ear: Disturbance, sentence: torch.Tensor):
+    """Or a decoder could go silent."""
+    assert ear(sentence, 1e-4 * sentence) > 0.9 * ear(sentence, torch.zeros_like(sentence)) > 1
+
+
+def test_pauses_neither_disturb_nor_set_the_level(ear: Disturbance, sentence: torch.Tensor):
+    """The root of a mean of squares over four times as many syllables is half of that over those of speech."""
+    estimate = sentence + 0.03 * noise(sentence)
+    with_pause, estimate_with_pause = (F.pad(wav, (0, 3 * wav.shape[-1])) for wav in (sentence, estimate))
+    assert float(ear(with_pause, estimate_with_pause) / ear(sentence, estimate)) == pytest.approx(0.5, abs=0.02)
+
+
 def test_what_is_added_disturbs_more_than_what_is_missing(ear: Disturbance, sentence: torch.Tensor):
     time = torch.arange(sentence.shape[-1]) / RATE
     tone = 0.003 * torch.sin(2 * math.pi * 3000 * time)[None]
@@ -104,6 +126,14 @@ def test_what_differs_all_the_time_disturbs_little(ear: Disturbance, sentence: t
     assert float(ear(sentence, tilted)) < 0.5 * float(ear(sentence, sudden))
 
 
+def test_a_gain_that_varies_disturbs_less_than_that_of_a_part(ear: Disturbance, sentence: torch.Tensor):
+    gain = 10 ** (6 * torch.sin(2 * math.pi * torch.arange(sentence.shape[-1]) / RATE) / 20)
+    spectrum = torch.fft.rfft(sentence)
+    hz = torch.fft.rfftfreq(sentence.shape[-1], 1 / RATE)
+    low = torch.fft.irfft(spectrum * (hz < 1500), n=sentence.shape[-1])
+    assert ear(sentence, gain * sentence) < 0.2 * ear(sentence, gain * low + sentence - low)
+
+
 def test_the_worst_moment_decides(ear: Disturbance, sentence: torch.Tensor):
     """Noise in one of eight half seconds disturbs more than an eighth as much as noise in all of them."""
     half = slice(RATE, RATE + RATE // 2)
@@ -112,6 +142,13 @@ def test_the_worst_moment_decides(ear: Disturbance, sentence: torch.Tensor):
     short[:, half] += noises[:, half]
     here, everywhere = float(ear(sentence, short)), float(ear(sentence, sentence + noises))
     assert here > 1.5 * everywhere / 8
+
+
+def test_the_last_moment_counts(ear: Disturbance, sentence: torch.Tensor):
+    """Whether or not recordings end with a syllable, of which a new one begins every 0.16 s."""
+    noises = F.pad(0.05 * noise(sentence)[:, -RATE // 8 :], (sentence.shape[-1] - RATE // 8, 0))
+    for length in range(sentence.shape[-1] - RATE // 6, sentence.shape[-1], RATE // 24):
+        assert ear(sentence[:, -length:], (sentence + noises)[:, -length:]) > 0.1
 
 
 def degraded(sentence: torch.Tensor) -> list[torch.Tensor]:
@@ -138,11 +175,14 @@ def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Te
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.9
 
 
-def test_it_counts_in_points_of_the_raw_score(ear: Disturbance, sentence: torch.Tensor):
+@pytest.mark.parametrize("kind", ["blurred", "with soft tones"])  # the first is what a codec does
+def test_it_counts_in_points_of_the_raw_score(ear: Disturbance, sentence: torch.Tensor, kind: str):
     """4.5 without any disturbance; P.862.2 maps the raw score to what `pesq` gives. Bands here come from formulas."""
     pesq = pytest.importorskip("pesq").pesq
+    time = torch.arange(sentence.shape[-1]) / RATE
+    tones = [sentence + 0.001 * torch.sin(2 * math.pi * hz * time) for hz in (500, 1000, 3000, 6000)]
     errors = []
-    for estimate in degraded(sentence)[7:]:  # blurred, as what a codec does
+    for estimate in degraded(sentence)[7:] if kind == "blurred" else tones:
         reference_at_16k, estimate_at_16k = (resample_poly(wav[0].numpy(), 2, 3) for wav in (sentence, estimate))
         score = pesq(16000, reference_at_16k, estimate_at_16k, "wb")
         raw = (3.8224 - math.log(4 / (score - 0.999) - 1)) / 1.3669
@@ -199,6 +239,6 @@ def test_recordings_count_alike_however_little_speech_they_have(listener: Intell
 def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], sample_rate: int):
     length = loss.shortest(sample_rate)
     reference, estimate = torch.randn(2, 1, length, generator=torch.Generator().manual_seed(0))
-    assert torch.isfinite(loss(sample_rate)(reference, estimate))
+    assert 0 < float(loss(sample_rate)(reference, estimate)) < math.inf
     with pytest.raises(RuntimeError):
         loss(sample_rate)(reference[:, 1:], estimate[:, 1:])
