@@ -47,7 +47,12 @@ def test_the_spectrum_is_that_of_formants_so_much_higher(wav, factor):
 
 
 def test_formants_that_stay_leave_the_sound_as_it_is(wav):
-    np.testing.assert_allclose(move_formants(wav, RATE, 1.0), wav, atol=1e-6)
+    np.testing.assert_allclose(move_formants(wav[:-7], RATE, 1.0), wav[:-7], atol=1e-6)
+
+
+def test_soft_speech_has_its_formants_moved_like_loud_speech(wav):
+    moved = move_formants(wav, RATE, 1.1)
+    np.testing.assert_allclose(1000 * move_formants(wav / 1000, RATE, 1.1), moved, atol=0.01 * np.abs(moved).max())
 
 
 @pytest.mark.parametrize("factor", [0.88, 1.12])
@@ -60,6 +65,24 @@ def test_speech_keeps_its_pitch_and_loudness_when_its_formants_move(wav, factor)
     assert abs(10 * np.log10(np.square(moved).mean() / np.square(wav).mean())) < 1
 
 
+def test_a_high_voice_without_formants_keeps_all_its_harmonics():
+    """Impulses at 375 Hz, whose harmonics are equally strong, so that a shifted envelope is the same again."""
+    wav = np.tile(np.eye(1, RATE // 375), 375)[0]
+    harmonics = 375 * np.arange(1, 27)
+    before, after = (np.abs(np.fft.rfft(sound))[harmonics] for sound in (wav, move_formants(wav, RATE, 1.1)))
+    assert np.abs(20 * np.log10(after / before)).max() < 0.5
+
+
+def test_no_frequency_gets_softer_by_more_than_15_db():
+    """Where formants of noise that ends at 4 kHz are moved down, little is to be heard from 3.2 kHz on."""
+    hz = np.fft.rfftfreq(2 * RATE, 1 / RATE)
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(2 * RATE)) * np.where(hz < 4000, 1, 1e-4)
+    moved = np.fft.rfft(move_formants(np.fft.irfft(spectrum), RATE, 0.8))
+    bands = [(hz >= low) & (hz < low + 100) for low in range(3400, 3900, 100)]
+    changes = [20 * np.log10(np.linalg.norm(moved[band]) / np.linalg.norm(spectrum[band])) for band in bands]
+    assert changes == pytest.approx([-15] * len(bands), abs=0.5)
+
+
 def test_responses_are_smooth_and_spread_by_so_many_decibels():
     rng = np.random.default_rng(0)
     responses = 20 / np.log(10) * np.stack([random_response(RATE, 3.0, rng) for _ in range(2000)])
@@ -68,6 +91,8 @@ def test_responses_are_smooth_and_spread_by_so_many_decibels():
     by_mel = np.stack([np.interp(np.linspace(0, mels[-1], 500), mels, response) for response in responses])
     assert abs(np.sqrt(by_mel.var(axis=1).mean()) - 3.0) < 0.1
     slopes = np.abs(np.diff(by_mel)) / (mels[-1] / 499)  # dB for a mel
+    lower, upper = np.split(np.square(slopes[:, :498]).mean(axis=0), 2)
+    assert lower.mean() == pytest.approx(upper.mean(), rel=0.2)
     assert np.quantile(slopes, 0.99) < 0.04  # 3 dB in the 80 mel of a semitone and a half at 1 kHz
 
 
@@ -81,6 +106,13 @@ def test_coloured_noise_has_the_response_and_a_coloured_sum_is_the_sum_of_colour
     expected = 20 / np.log(10) * np.interp(hz, np.linspace(0, RATE / 2, len(response)), response)
     measured = levels(coloured[0], hz) - levels(sounds[0], hz)
     assert np.abs(measured - (expected - expected.mean())).max() < 0.3
+
+
+def test_whispered_noise_is_noise_of_the_mean_logarithm():
+    """That of the power of Gaussian noise lies below the logarithm of the mean by Euler's constant."""
+    wav = np.random.default_rng(0).standard_normal(4 * RATE)
+    whispered = whisper(wav, RATE, np.random.default_rng(1))
+    assert np.log(np.square(whispered).mean()) == pytest.approx(-np.euler_gamma, abs=0.15)
 
 
 def test_silence_stays_silent():
