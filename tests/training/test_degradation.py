@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.signal import find_peaks
 
 from codec import audio
 from codec.training import degradation
@@ -93,14 +94,17 @@ def test_noise_lies_between_white_and_brown(white):
 
 
 def test_music_has_tones_whose_lowest_partials_are_loudest(white):
-    loudest, shares = [], []
+    loudest, shares, num_tones = [], [], []
     for heard in draws(degradation.music, white):
         spectrum = np.abs(np.fft.rfft((heard - white) * np.hanning(RATE))) ** 2
         loudest.append(np.log(spectrum.argmax()))
         shares.append(spectrum[2000:].sum() / spectrum.sum())
+        peaks, _ = find_peaks(10 * np.log10(spectrum), height=decibels(spectrum.max()) - 40, prominence=10)
+        num_tones.append(len(peaks))
         assert np.sort(spectrum)[-RATE // 40 :].sum() > 0.95 * spectrum.sum()  # noise has a fifth in as many bins
     check_range(loudest, np.log(80), np.log(1500), tolerance=0.02)
     assert max(shares) > 0.1  # from notes of at most 1500 Hz
+    assert np.median(num_tones) > 8  # of more than one note
 
 
 def test_notes_begin_at_any_time_and_do_not_grow(white):

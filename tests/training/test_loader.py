@@ -62,7 +62,7 @@ def test_batches_are_cut_before_they_are_asked_for():
 
     with loader(Watched(), []) as batches:
         batches.batch(0)
-        assert Watched.has_cut_step_2.wait(timeout=60)
+        assert Watched.has_cut_step_2.wait(timeout=20)
 
 
 def test_a_changed_sampler_is_asked_anew():
