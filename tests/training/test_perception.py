@@ -239,6 +239,8 @@ def test_recordings_count_alike_however_little_speech_they_have(listener: Intell
 def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], sample_rate: int):
     length = loss.shortest(sample_rate)
     reference, estimate = torch.randn(2, 1, length, generator=torch.Generator().manual_seed(0))
-    assert 0 < float(loss(sample_rate)(reference, estimate)) < math.inf
+    judged = loss(sample_rate)(reference, estimate)
+    assert torch.isfinite(judged)
+    assert loss is Disturbance or judged > 0.1  # whose single frame is evened out
     with pytest.raises(RuntimeError):
         loss(sample_rate)(reference[:, 1:], estimate[:, 1:])
