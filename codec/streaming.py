@@ -171,7 +171,7 @@ class StreamEncoder(_Stream):
         def shape(name: str, kept: Tensor) -> torch.Size:
             return kept.shape if name else kept.shape[1:]  # however many samples wait, which are the whole model's
 
-        return {name: [(kept.dtype, shape(name, kept)) for kept in memory] for name, memory in state.items()}
+        return {name: [(_type(kept), shape(name, kept)) for kept in memory] for name, memory in state.items()}
 
     def _advance(self, wav: Tensor) -> Tensor:
         encoder, hop_length = self.codec.encoder, self.codec.hop_length
@@ -309,7 +309,7 @@ class StreamDecoder(_Stream):
 
     @staticmethod
     def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
-        shapes = {name: [(kept.dtype, kept.shape[1:]) for kept in memory] for name, memory in state.items()}
+        shapes = {name: [(_type(kept), kept.shape[1:]) for kept in memory] for name, memory in state.items()}
         return shapes, len({len(kept) for memory in state.values() for kept in memory})  # all of as many signals
 
     def flush(self) -> Tensor:
@@ -375,6 +375,11 @@ def _checked_model(codec: Codec) -> Codec:
         raise ModelError(f"a stream takes a model as codec.load gives it, got {type(codec).__name__}")
     codec.require_float32()
     return codec
+
+
+def _type(kept: Tensor) -> torch.dtype:
+    """Of what is remembered; what autocast keeps in 16 bits counts as float32, as both go on in either."""
+    return torch.float32 if kept.dtype in (torch.bfloat16, torch.float16) else kept.dtype
 
 
 def _checked_stream(codes: Tensor) -> Tensor:

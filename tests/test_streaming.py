@@ -167,6 +167,23 @@ def test_an_encoder_goes_on_elsewhere_as_it_would_here(codec: Codec, wav: torch.
         assert torch.equal(torch.cat(codes), expected)
 
 
+@pytest.mark.parametrize("precisions", [(True, False), (False, True)], ids=["16 bits first", "16 bits then"])
+def test_streams_go_on_elsewhere_at_another_precision(codec: Codec, wav: torch.Tensor, precisions: tuple[bool, bool]):
+    """As in a server that only pushes under autocast, and restores its streams outside."""
+
+    def precision(is_narrow: bool) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=is_narrow)
+
+    before, after = precisions
+    codes = torch.randint(codec.codebook_size, (2, 40), generator=torch.Generator().manual_seed(0))
+    for stream, pieces in ((StreamEncoder(codec), wav[:80000].split(40000)), (StreamDecoder(codec), codes)):
+        with precision(before):
+            stream.push(pieces[0])
+        with precision(after):
+            other = elsewhere(stream)
+            assert torch.equal(other.push(pieces[1]), stream.push(pieces[1]))
+
+
 def test_states_of_other_encoders_are_refused(codec: Codec, wav: torch.Tensor):
     encoder, decoder, other = StreamEncoder(codec), StreamDecoder(codec), StreamEncoder(codec)
     encoder.push(wav[:9999])
