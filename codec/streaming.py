@@ -356,10 +356,15 @@ class WindowDecoder(_Stream):
     def push(self, codes: Tensor) -> Tensor:
         """Feed codes (n,) integers, n >= 0, get the samples that are complete: (m * hop_length,) float32.
 
+        Whatever goes wrong leaves the decoder as it was.
+
         Raises:
             ModelError: a code outside [0, K), or another shape.
         """
-        return _decode(_checked_stream(codes)[None], self.codec, self._state, self._windows.push)[0]
+        going_on = copy.copy(self)
+        wav = _decode(_checked_stream(codes)[None], self.codec, going_on._state, going_on._windows.push)[0]
+        self.__dict__ = going_on.__dict__
+        return wav
 
     def flush(self) -> Tensor:
         """End the signal: the samples still due. The decoder is then ready for another one."""

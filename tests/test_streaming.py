@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import soundfile
 import torch
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from codec.errors import AudioError, ModelError
 from codec.model.codec import MAX_FRAMES, Codec, CodecConfig
 from codec.model.seanet import SEANetEncoderConfig
+from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import load
 from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
 
@@ -212,31 +215,49 @@ def test_a_stream_is_not_pickled_with_its_model(codec: Codec, stream: type):
         pickle.dumps(stream(codec))
 
 
+def running_out_of_memory(layer: torch.nn.Module, call: int) -> RemovableHandle:
+    """While it is entered, a layer fails at this call, the first being 1."""
+    calls = itertools.count(1)
+
+    def fail(*_: object) -> None:
+        if next(calls) == call:
+            raise MemoryError
+
+    return layer.register_forward_hook(fail)
+
+
 @pytest.mark.parametrize("is_mirroring", [False, True])
 def test_an_encoder_stays_as_it_was_where_encoding_fails(codec: Codec, wav: torch.Tensor, is_mirroring: bool):
     """In the second of the stretches that are handled at once, when some of the codes are already chosen."""
     model = mirroring(codec) if is_mirroring else codec
     encoder, undisturbed = StreamEncoder(model), StreamEncoder(model)
     start, long = wav[:5000], wav.repeat(3)
-    calls = []
-
-    def run_out_of_memory(*_: object) -> None:
-        calls.append(None)
-        if len(calls) == 2:
-            raise MemoryError
-
     codes = [encoder.push(start)]
     last_layer = model.encoder.last if is_mirroring else model.encoder.output
-    with last_layer.register_forward_hook(run_out_of_memory):
-        with pytest.raises(MemoryError):
-            encoder.push(long)
-        codes.append(encoder.push(long))
-        calls[:] = [None]
-        with pytest.raises(MemoryError):
-            encoder.flush()
-        codes.append(encoder.flush())
+    with running_out_of_memory(last_layer, call=2), pytest.raises(MemoryError):
+        encoder.push(long)
+    codes.append(encoder.push(long))
+    with running_out_of_memory(last_layer, call=1), pytest.raises(MemoryError):
+        encoder.flush()
+    codes.append(encoder.flush())
     expected = [undisturbed.push(start), undisturbed.push(long), undisturbed.flush()]
     assert torch.equal(torch.cat(codes), torch.cat(expected))
+
+
+def test_a_decoder_of_windows_stays_as_it_was_where_decoding_fails(codec: Codec):
+    """In the second window, when the sound of the first is already complete."""
+    sizes = {"width": 16, "inner_width": 24, "num_blocks": 1, "num_groups": 4}
+    decoder_config = VocosDecoderConfig(latent_dim=codec.decoder.latent_dim, **sizes)
+    model = Codec(CodecConfig(24000, codec.config.encoder, codec.config.quantizer, decoder_config)).eval()
+    codes = torch.randint(codec.codebook_size, (60,), generator=torch.Generator().manual_seed(0))
+    decoder, undisturbed = WindowDecoder(model, 16, 8), WindowDecoder(model, 16, 8)
+    with running_out_of_memory(model.decoder, call=2), pytest.raises(MemoryError):
+        decoder.push(codes)
+    sound = [decoder.push(codes)]
+    with running_out_of_memory(model.decoder, call=1), pytest.raises(MemoryError):
+        decoder.flush()
+    sound.append(decoder.flush())
+    assert torch.equal(torch.cat(sound), torch.cat([undisturbed.push(codes), undisturbed.flush()]))
 
 
 @pytest.mark.parametrize("as_rows", [list, np.array, torch.tensor, lambda mask: list(torch.tensor(mask))])
