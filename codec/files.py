@@ -173,7 +173,7 @@ def encode_sounds(
         for group in group_alike([len(results[place]) / codec.sample_rate for place in short]):
             places = [short[number] for number in group]
             wavs = [results[place] for place in places]
-            lengths = torch.tensor([len(wav) for wav in wavs])
+            lengths = torch.tensor([len(wav) for wav in wavs], device="cpu")
             padded = pad_sequence(wavs, batch_first=True)[:, None]  # (B, 1, T)
             batch = codec.encode(padded.to(codec.device), lengths).cpu().numpy()
             for place, wav, codes in zip(places, wavs, batch, strict=True):

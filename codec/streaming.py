@@ -164,7 +164,8 @@ class StreamEncoder(_Stream):
         return super().state_dict()
 
     def _begin(self) -> None:
-        self.push(torch.zeros(self.codec.hop_length + self.codec.encoder.lookahead_samples))
+        samples = self.codec.hop_length + self.codec.encoder.lookahead_samples
+        self.push(torch.zeros(samples, dtype=torch.float32, device=self.codec.device))
 
     @staticmethod
     def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
@@ -184,14 +185,15 @@ class StreamEncoder(_Stream):
         self._state[self.codec] = (wav[ready:].clone(),)
         size = MAX_ENCODED_FRAMES * hop_length
         pieces = [wav[start : min(start + size, ready) + encoder.lookahead_samples] for start in range(0, ready, size)]
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *in_two_stages(pieces, self._analyse, self._quantize)])
+        none = torch.zeros(0, dtype=torch.int64, device="cpu")
+        return torch.cat([none, *in_two_stages(pieces, self._analyse, self._quantize)])
 
     def _end(self) -> Tensor:
         if self._mirroring is not None:
             return self._quantize(self._mirroring.flush())
         (waiting,) = self._state[self.codec]
         end = self.codec.num_frames(len(waiting)) * self.codec.hop_length + self.codec.encoder.lookahead_samples
-        return self._advance(torch.full((end - len(waiting),), NO_SAMPLE, dtype=torch.float32))
+        return self._advance(waiting.new_full((end - len(waiting),), NO_SAMPLE))
 
     def _analyse(self, wav: Tensor) -> Tensor:
         """(n * hop + lookahead,) -> (1, D, n)."""
@@ -202,7 +204,7 @@ class StreamEncoder(_Stream):
     def _quantize(self, latent: Tensor) -> Tensor:
         """(1, D, n) -> (n,)."""
         if not latent.shape[-1]:
-            return torch.zeros(0, dtype=torch.int64)
+            return torch.zeros(0, dtype=torch.int64, device="cpu")
         return self.codec.quantizer.encode(latent, self._state)[0].cpu()
 
 
@@ -305,7 +307,7 @@ class StreamDecoder(_Stream):
         return joined
 
     def _begin(self) -> None:
-        self.push(torch.tensor([0]))
+        self.push(torch.zeros(1, dtype=torch.int64, device=self.codec.device))
 
     @staticmethod
     def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
@@ -315,7 +317,7 @@ class StreamDecoder(_Stream):
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
         self.reset()
-        return torch.zeros(0, dtype=torch.float32)
+        return torch.zeros(0, dtype=torch.float32, device="cpu")
 
 
 class WindowDecoder(_Stream):
@@ -399,7 +401,7 @@ def _checked_stream(codes: Tensor) -> Tensor:
 def _decode(codes: Tensor, codec: Codec, state: State, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """Codes (B, n) -> samples (B, m) on the CPU; `decode` turns latents (B, D, n) into sound (B, 1, m)."""
     codes = codec.quantizer.checked_codes(codes)  # all of them, before the first changes the state
-    wav = [torch.zeros(len(codes), 0, dtype=torch.float32)]
+    wav = [torch.zeros(len(codes), 0, dtype=torch.float32, device="cpu")]
     with torch.inference_mode():  # a tenth faster for a single code
         # Cut, so that memory does not depend on how the caller feeds it.
         for some in codes.split(max(MAX_FRAMES // len(codes), 1), dim=1):

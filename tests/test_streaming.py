@@ -5,6 +5,7 @@ import io
 import itertools
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from codec.errors import AudioError, ModelError
 from codec.model.codec import MAX_FRAMES, Codec, CodecConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
-from codec.model.weights import load
+from codec.model.weights import load, save
 from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
 
 
@@ -246,9 +247,7 @@ def test_an_encoder_stays_as_it_was_where_encoding_fails(codec: Codec, wav: torc
 
 def test_a_decoder_of_windows_stays_as_it_was_where_decoding_fails(codec: Codec):
     """In the second window, when the sound of the first is already complete."""
-    sizes = {"width": 16, "inner_width": 24, "num_blocks": 1, "num_groups": 4}
-    decoder_config = VocosDecoderConfig(latent_dim=codec.decoder.latent_dim, **sizes)
-    model = Codec(CodecConfig(24000, codec.config.encoder, codec.config.quantizer, decoder_config)).eval()
+    model = of_whole_clips(codec)
     codes = torch.randint(codec.codebook_size, (60,), generator=torch.Generator().manual_seed(0))
     decoder, undisturbed = WindowDecoder(model, 16, 8), WindowDecoder(model, 16, 8)
     with running_out_of_memory(model.decoder, call=2), pytest.raises(MemoryError):
@@ -319,6 +318,13 @@ def mirroring(codec: Codec) -> Codec:
     return Codec(CodecConfig(24000, encoder_config, codec.config.quantizer, codec.config.decoder)).eval()
 
 
+def of_whole_clips(codec: Codec) -> Codec:
+    """A model like `codec` but for its networks, which are those of the reference family."""
+    sizes = {"width": 16, "inner_width": 24, "num_blocks": 1, "num_groups": 4}
+    decoder_config = VocosDecoderConfig(latent_dim=codec.decoder.latent_dim, **sizes)
+    return Codec(replace(mirroring(codec).config, decoder=decoder_config)).eval()
+
+
 def test_what_was_reset_is_as_new(codec: Codec, wav: torch.Tensor):
     for model in (mirroring(codec), codec):
         encoder, other = StreamEncoder(model), StreamEncoder(model)
@@ -366,6 +372,29 @@ def test_what_streams_give_can_be_trained_with(codec: Codec, wav: torch.Tensor):
     torch.testing.assert_close(weight.grad, torch.bincount(torch.cat(codes), minlength=len(weight)).float())
     assert gain.grad is not None
     torch.testing.assert_close(gain.grad, torch.cat(sounds).sum(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_streamable", [True, False])
+def test_a_default_device_changes_nothing(codec: Codec, wav: torch.Tensor, tmp_path: Path, is_streamable: bool):
+    """Models and samples say where they are; on "meta" nothing could be computed."""
+    save(codec if is_streamable else of_whole_clips(codec), tmp_path)
+
+    def round_trips() -> list[torch.Tensor]:
+        model = load(tmp_path)
+        codes = model.encode(wav[None, None])
+        encoder, decoder = StreamEncoder(model), StreamDecoder(model) if is_streamable else WindowDecoder(model)
+        results = [codes, model.decode(codes), encoder.push(wav[:99]), encoder.push(wav), decoder.push(codes[0, :200])]
+        if is_streamable:
+            encoder.load_state_dict(encoder.state_dict())
+            decoder.load_state_dict(decoder.select([0]).join().state_dict())
+        ends = [encoder.flush(), encoder.flush(), decoder.push(codes[0, 200:]), decoder.flush(), decoder.flush()]
+        return results + ends
+
+    expected = round_trips()
+    with torch.device("meta"):
+        results = round_trips()
+    for result, same in zip(results, expected, strict=True):
+        assert torch.equal(result, same)
 
 
 def test_an_empty_signal_has_no_codes(codec: Codec):

@@ -171,10 +171,10 @@ class _Beam:
         self.pairs, self.both = self.flat_told.reshape(num_all, 2, dim), self.gains[:, None]
         self.square, self.ones = np.empty_like(self.rest), np.ones(dim, np.float32)
         self.distance = np.empty(num_all, np.float32)
-        self.query = torch.empty(num_all, 2 * dim + 1, dtype=torch.float32)
+        self.query = vectors.new_empty(num_all, 2 * dim + 1)
         self.products = self.query[:, : 2 * dim].unflatten(1, (2, dim)).numpy()
         self.cost = self.query[:, 2 * dim].numpy()
-        self.errors = torch.empty(num_all, codebook_size, dtype=torch.float32)
+        self.errors = vectors.new_empty(num_all, codebook_size)
         self.blocks = list(zip(self.query.split(ROWS), self.errors.split(ROWS), strict=True))
 
         self.smallest = Smallest(self.errors.view(batch, -1), num_paths)
@@ -254,7 +254,8 @@ class Smallest:
         self.minima = numbers.new_empty(num_rows, size // group)
         firsts = np.arange(0, num_rows * size, size)[:, None]
         self.members = np.arange(0, size, size // group) + firsts[:, None]  # (B, 1, group)
-        self.least, self.best = numbers.new_empty(num_rows, count), torch.empty(num_rows, count, dtype=torch.int64)
+        self.least = numbers.new_empty(num_rows, count)
+        self.best = numbers.new_empty(num_rows, count, dtype=torch.int64)
         self.best_groups = self.best[:, :, None].numpy()
         self.candidates = np.empty((num_rows, count, group), np.int64)
         self.flat_candidates = self.candidates.reshape(-1)

@@ -163,7 +163,7 @@ class PredictiveSimVQ(SimVQ):
             paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
         decided = decided[:, max(self.delay - num_before, 0) :]
         if state is not None:
-            state[self] = (*paths, torch.tensor([num_before + length]))
+            state[self] = (*paths, torch.tensor([num_before + length], device="cpu"))
             return decided.clone()
         codes = torch.zeros(batch, length, dtype=torch.int64, device=vectors.device)
         for item, end in enumerate(num_frames or [length] * batch):  # where the best path gives the codes still due

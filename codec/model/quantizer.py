@@ -179,7 +179,7 @@ class Quantizer(nn.Module):
 
     def finish(self, state: State) -> Tensor:
         """The codes that are still due once all pieces of a latent were given to `encode`: (B, n) int64."""
-        return torch.zeros(1, 0, dtype=torch.int64)
+        return torch.zeros(1, 0, dtype=torch.int64, device="cpu")
 
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
         """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32.

@@ -190,7 +190,7 @@ class SEANetStream:
     def flush(self) -> Tensor:
         """End the signal: the frames still due, (B, D, n). The stream is then ready for another signal."""
         if self._wav is None or not self._offset + self._wav.shape[-1]:
-            return torch.zeros(1, self.encoder.latent_dim, 0, dtype=torch.float32)
+            return next(self.encoder.parameters()).new_zeros(1, self.encoder.latent_dim, 0)
         latent = self._advance(self._wav, self._offset + self._wav.shape[-1])
         self._reset()
         return latent

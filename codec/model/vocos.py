@@ -136,7 +136,7 @@ class VocosStream:
     @torch.no_grad()
     def flush(self) -> Tensor:
         """End the signal: the sound still due. The stream is then ready for another signal."""
-        sound = torch.zeros(1, 1, 0, dtype=torch.float32)
+        sound = self.decoder.head.window.new_zeros(1, 1, 0)
         if self._latent is not None and self._latent.shape[-1] > self._num_past:
             sound = self._decode(self._latent, self._latent.shape[-1])
         self._reset()

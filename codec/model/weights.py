@@ -56,11 +56,11 @@ def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Co
 
 
 def blank(config: CodecConfig) -> Codec:
-    """A codec whose weights are whatever lay in memory; for those who load its state right afterwards.
+    """A codec on the CPU whose weights are whatever lay in memory; for those who load its state right afterwards.
 
     Drawing random numbers for tens of millions of weights would take longer than everything else.
     """
-    with _Undrawn():
+    with torch.device("cpu"), _Undrawn():  # whatever torch's default device is
         return Codec(config).float()
 
 
