@@ -28,7 +28,11 @@ layers are (B, ...), so that a signal of a batch can go on without the others, a
 
 def select_rows(state: State, rows: Sequence[int]) -> State:
     """What a decoder remembers of some of its signals."""
-    return {module: tuple(kept[list(rows)] for kept in memory) for module, memory in state.items()}
+    index = torch.tensor(rows, dtype=torch.int64, device="cpu")
+    return {
+        module: tuple(kept.index_select(0, index.to(kept.device)) for kept in memory)
+        for module, memory in state.items()
+    }
 
 
 def join_rows(states: Sequence[State]) -> State:
