@@ -23,7 +23,7 @@ def attainable_perplexity(codebook_size: int, num_frames: float) -> float:
     """What the perplexity of recent codes could be at most, with batches of this many frames.
 
     Older batches fade by `MEMORY`; if each frame had a code of its own, the entropy of what remains would be
-    1 + log(num_frames / (1 - MEMORY)).
+    nearly 1 + log(num_frames / (1 - MEMORY)).
     """
     return min(codebook_size, math.e * num_frames / (1 - MEMORY))
 
@@ -33,7 +33,7 @@ class Watch:
     """Looks at every logged value of a run.
 
     Args:
-        attainable_perplexity: of the codes counted at a time.
+        attainable_perplexity: as the function of that name gives it.
         undecided_loss: the discriminators' loss when they tell nothing apart.
     """
 

@@ -48,8 +48,8 @@ def music(wav: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.nda
     notes = np.zeros(len(wav), dtype=np.float32)
     for _ in range(rng.integers(1, 13)):
         since = seconds - np.float32(rng.uniform(-1, len(wav) / sample_rate))
-        turns = np.float32(2 * np.pi * 10 ** rng.uniform(*np.log10([80, 1500]))) * since
-        note = sum(np.sin(partial * turns) / partial for partial in range(1, rng.integers(2, 10)))
+        phase = np.float32(2 * np.pi * 10 ** rng.uniform(*np.log10([80, 1500]))) * since
+        note = sum(np.sin(partial * phase) / partial for partial in range(1, rng.integers(2, 10)))
         notes += note * np.exp(np.float32(-rng.uniform(0, 6)) * np.maximum(since, 0)) * (since >= 0)
     return _mix(wav, notes, level)
 

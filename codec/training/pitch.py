@@ -12,6 +12,7 @@ from codec.model.decoder import SpectralDecoderConfig
 
 CORRELATION_SECONDS = 0.03
 VOICING_THRESHOLD = 0.6
+LEAST_RISE = 0.2  # of the correlation, from where it is least to its peak
 OCTAVE_TOLERANCE = 0.85
 GOOD_PITCH = 0.05  # in log Hz, about a semitone
 
@@ -37,8 +38,9 @@ def track_pitch(wav: Tensor, config: SpectralDecoderConfig, num_frames: int) -> 
         num_frames: N.
 
     Returns:
-        The track around the middle of the last hop of each frame's window; voiced where the correlation has a peak
-        above `VOICING_THRESHOLD` and the stretch is louder than -60 dB of full scale.
+        The track around the middle of the last hop of each frame's window; voiced where the correlation falls and
+        then rises by `LEAST_RISE` to a peak above `VOICING_THRESHOLD`, and the stretch is louder than -60 dB of full
+        scale.
 
     Source: the normalised cross-correlation of RAPT (Talkin, 1995), without its dynamic programming.
     """
@@ -65,8 +67,9 @@ def track_pitch(wav: Tensor, config: SpectralDecoderConfig, num_frames: int) -> 
     curvature = (left - 2 * middle + right).clamp(max=-1e-9)
     refined = lag + (0.5 * (left - right) / curvature).clamp(-0.5, 0.5)
     loud = stretches[..., -width * DECIMATION :].square().mean(-1) > 1e-6
-    # Of slow rumble all lags correlate, but none is a peak.
-    is_voiced = (peaks.gather(-1, chosen).squeeze(-1) > VOICING_THRESHOLD) & loud
+    # Of slow rumble all lags correlate, and noise makes peaks of some; a voice does not correlate in between.
+    rise = middle - normal.cummin(-1).values.gather(-1, lag)
+    is_voiced = ((peaks.gather(-1, chosen) > VOICING_THRESHOLD) & (rise > LEAST_RISE)).squeeze(-1) & loud
     log_pitch = torch.log(rate / refined.squeeze(-1)).clamp(math.log(lowest), math.log(highest))
     return Pitch(log_pitch, is_voiced)
 

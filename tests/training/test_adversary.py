@@ -176,10 +176,10 @@ def test_a_step_that_is_skipped_changes_nothing(adversary, clips):
     assert any(not p.equal(q) for p, q in zip(parameters(adversary), before[0].values(), strict=True))
 
 
-def test_a_step_is_that_of_adamw_with_the_settings(clips):
-    """Of its first step the moments cancel out but for the sign."""
+def test_a_first_step_is_that_of_adamw_with_its_rate_and_decay(clips):
+    """In which the moments cancel out but for the sign."""
     torch.manual_seed(0)
-    adversary = Adversary(config(learning_rate=1e-2, weight_decay=0.5, betas=[0.0, 0.9]))
+    adversary = Adversary(config(learning_rate=1e-2, weight_decay=0.5))
     before = [p.detach().clone() for p in parameters(adversary)]
     adversary.joint_losses(*clips)
     gradients = [p.grad for p in parameters(adversary)]

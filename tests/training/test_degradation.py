@@ -101,17 +101,18 @@ def test_music_has_tones_whose_lowest_partials_are_loudest(white):
         shares.append(spectrum[2000:].sum() / spectrum.sum())
         peaks, _ = find_peaks(10 * np.log10(spectrum), height=decibels(spectrum.max()) - 40, prominence=10)
         num_tones.append(len(peaks))
-        assert np.sort(spectrum)[-RATE // 40 :].sum() > 0.95 * spectrum.sum()  # noise has a fifth in as many bins
+        assert np.sort(spectrum)[-RATE // 40 :].sum() > 0.8 * spectrum.sum()  # noise has a fifth in as many bins
     check_range(loudest, np.log(80), np.log(1500), tolerance=0.02)
     assert max(shares) > 0.1  # from notes of at most 1500 Hz
     assert np.median(num_tones) > 8  # of more than one note
 
 
-def test_notes_begin_at_any_time_and_do_not_grow(white):
+def test_notes_begin_at_any_time_and_fade(white):
     music = [heard - white for heard in draws(degradation.music, white)]
     at_the_start = [power(added[:200]) / power(added) for added in music]
     assert min(at_the_start) < 1e-6
     assert max(at_the_start) > 1
+    # About half: held notes alone would rarely be louder at first.
     assert sum(power(added[: RATE // 2]) > power(added[RATE // 2 :]) for added in music) > 16
 
 

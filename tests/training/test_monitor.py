@@ -42,7 +42,7 @@ def test_codes_fade_from_batch_to_batch():
     assert usage.counts.tolist() == pytest.approx([MEMORY**3, 1 + MEMORY + MEMORY**2])
 
 
-def test_a_code_is_in_use_for_hundreds_of_batches_and_not_for_thousands():
+def test_a_code_is_in_use_for_a_hundred_batches_and_not_for_a_thousand():
     usage = CodeUsage(2, torch.device("cpu"))
     utilisation = []
     for batch in range(1000):

@@ -235,12 +235,10 @@ def test_recordings_count_alike_however_little_speech_they_have(listener: Intell
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 24000, 44100])
-@pytest.mark.parametrize("loss", [Disturbance, Intelligibility])
-def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], sample_rate: int):
+@pytest.mark.parametrize(("loss", "least"), [(Disturbance, 0.0), (Intelligibility, 0.1)])
+def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], least: float, sample_rate: int):
     length = loss.shortest(sample_rate)
     reference, estimate = torch.randn(2, 1, length, generator=torch.Generator().manual_seed(0))
-    judged = loss(sample_rate)(reference, estimate)
-    assert torch.isfinite(judged)
-    assert loss is Disturbance or judged > 0.1  # whose single frame is evened out
+    assert least <= loss(sample_rate)(reference, estimate) < math.inf  # a single frame's disturbance is evened out
     with pytest.raises(RuntimeError):
         loss(sample_rate)(reference[:, 1:], estimate[:, 1:])

@@ -57,9 +57,9 @@ def test_a_strong_second_harmonic_is_not_the_pitch():
     assert (pitch.log_pitch - math.log(150)).abs().max() < 0.005
 
 
-@pytest.mark.parametrize(("share", "least", "most"), [(0.5, 0.0, 0.02), (0.7, 0.98, 1.0)])
+@pytest.mark.parametrize(("share", "least", "most"), [(0.4, 0.0, 0.02), (0.7, 0.98, 1.0)])
 def test_voiced_is_where_the_voice_has_more_than_three_fifths_of_the_power(share: float, least: float, most: float):
-    """A voice with this share of the power in the band of a third of the rate correlates by as much."""
+    """A voice with this share of the power in the band of a third of the rate correlates by about as much."""
     wav = voice(torch.full((2 * RATE,), 200.0))
     noise = torch.randn(1, 2 * RATE, generator=torch.Generator().manual_seed(0))
     voice_power, noise_power = (x.unflatten(-1, (-1, 3)).mean(-1).square().mean() for x in (wav, noise))
@@ -73,11 +73,13 @@ def test_nothing_is_voiced_in(level: float):
     assert track(noise).is_voiced.float().mean() < 0.02
 
 
-@pytest.mark.parametrize("frequency", [10.0, 20.0, 40.0])
-def test_a_hum_below_the_lowest_pitch_is_not_voiced(frequency: float):
+@pytest.mark.parametrize("level", [0.0, 0.02], ids=["clean", "noisy"])
+@pytest.mark.parametrize("frequency", [5.0, 10.0, 20.0, 40.0])
+def test_a_hum_below_the_lowest_pitch_is_not_voiced(frequency: float, level: float):
     """Any lag that is short to its period correlates."""
     hum = 0.1 * torch.sin(2 * math.pi * frequency * torch.arange(2 * RATE) / RATE)
-    assert not track(hum[None]).is_voiced.any()
+    noise = level * torch.randn(1, 2 * RATE, generator=torch.Generator().manual_seed(0))
+    assert not track(hum + noise).is_voiced.any()
 
 
 def test_loss_has_slope_one_at_the_right_pitch_and_little_an_octave_off():
