@@ -1,6 +1,7 @@
 """Files through models that look at whole clips: exact up to a documented length, in pieces and windows beyond it."""
 
 import copy
+import multiprocessing
 import pickle
 import shutil
 import subprocess
@@ -141,6 +142,20 @@ def test_what_was_changed_has_another_name(codec, sound, tmp_path, model_directo
     assert read_codes(tmp_path / "a.codes").header.fingerprint not in ("", made_by)
     with pytest.raises(ModelError, match="made by model"):
         files.decode_file(tmp_path / "a.codes", tmp_path / "a.wav", model=model_directory)
+
+
+def test_a_model_that_was_sent_to_another_process_has_its_name_still(model_directory):
+    model = load(model_directory)
+    made_by = model.fingerprint
+    wav = model.decode(torch.tensor([[1, 2, 3]]))  # and so keeps derived weights, which stay behind
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    queue.put(model)  # moves its weights to shared memory
+    received = queue.get()
+    assert model.fingerprint == received.fingerprint == made_by
+    torch.testing.assert_close(received.decode(torch.tensor([[1, 2, 3]])), wav)
+    with torch.no_grad():
+        model.quantizer.projection.weight.mul_(1.01)
+    assert model.fingerprint == ""
 
 
 def test_a_model_that_is_replaced_in_its_place_is_loaded_anew(tmp_path, model_directory, other_model_directory):

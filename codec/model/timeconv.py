@@ -4,6 +4,7 @@ Plain functions of tensors and the two layers built on them; networks and config
 (B, N, C), the channels of one step next to each other in memory. B batch, N steps in time, C and D channels.
 """
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -47,15 +48,21 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 
 
 def identities(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    """Of each tensor its place in memory, its type and how often torch has changed it in place."""
-    return tuple((t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version) for t in tensors)
+    """Of each tensor its storage, its place there, its type and how often torch has changed it in place.
+
+    Not its address, which changes when the tensor is shared with another process and may be that of another later.
+    """
+    return tuple(
+        (weakref.ref(t.untyped_storage()), t.storage_offset(), t.dtype, t.device, 0 if t.is_inference() else t._version)
+        for t in tensors
+    )
 
 
 class DerivedWeight:
     """A tensor, or several, computed from parameters, kept as long as those parameters stay what they were.
 
-    Parameters are recognised by address and by torch's count of in-place changes. A change behind torch's back (through
-    `.data`) is not seen: modules call `clear` when they move between training and evaluation.
+    Parameters are recognised by their storage and by torch's count of in-place changes. A change behind torch's back
+    (through `.data`) is not seen: modules call `clear` when they move between training and evaluation.
     """
 
     def __init__(self) -> None:
@@ -76,8 +83,8 @@ class DerivedWeight:
         value: Derived = self._value
         return value
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "DerivedWeight":
-        return DerivedWeight()
+    def __reduce__(self) -> tuple[type["DerivedWeight"], tuple[()]]:
+        return DerivedWeight, ()  # copies, and those for other processes, have parameters of their own
 
 
 class TimeConv1d(nn.Conv1d):
