@@ -138,6 +138,11 @@ class Places(Mapping[str, Place]):
         """Where each utterance's speaker stands in `speakers`, of these folders alone: (U,) int32."""
         return self._rows["speaker"]
 
+    @property
+    def part_numbers(self) -> np.ndarray:
+        """The same of its part in `parts`: (U,) int32."""
+        return self._rows["part"]
+
     def id(self, number: int) -> str:
         """The id of utterance 0 to U - 1, in the order of all columns. Raises IndexError."""
         if number < 0:

@@ -92,6 +92,8 @@ def test_several_folders_are_read_as_one(tokens: Tokens, tmp_path: Path, further
     assert both.places.speakers == ["anna", "ben", "dan"]
     assert both.places.speakers[:2] == tokens.places.speakers  # which keep their numbers
     assert both.places.speaker_numbers.tolist() == [0, 1, 2, 1]
+    assert both.places.parts == ["train", "dev"]
+    assert both.places.part_numbers.tolist() == [0, 0, 1, 1]
     assert both.places.samples.tolist() == [640, 320, 960, 320]
     assert both.shards == [(tmp_path, 0), (further, 0), (further, 1)]
     assert both.places["c"] == Tokens(further, partial=True).places["c"]
