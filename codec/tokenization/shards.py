@@ -263,7 +263,7 @@ def _list_shards(folder: Path, info: TokensInfo, partial: bool) -> list[tuple[Pa
             f"{folder}: {num_missing} of {info.num_shards} shards are missing, the first is {_name(first)}; "
             "run codec tokenize again"
         )
-    return [(folder, number) for number in shards]
+    return [(folder.absolute(), number) for number in shards]  # which hold when the process changes its directory
 
 
 def _map(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.memmap:
@@ -292,6 +292,8 @@ def _checked(codes: np.ndarray, place: Place, info: TokensInfo, path: Path) -> n
 
 
 def _unreadable(path: Path, error: Exception) -> FormatError:
+    if isinstance(error, OSError):  # a disk that is not mounted, say: tokens that may well be whole
+        return FormatError(f"{path}: cannot be read ({error.strerror or error})")
     return FormatError(f"{path}: cannot be read ({error}); run codec tokenize again")
 
 
@@ -459,7 +461,9 @@ def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
         if len({place.id for place in places}) < len(places):
             raise ValueError("an id stands there twice")
         return places
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
         raise FormatError(f"{path}: is not the table of a shard ({error}); run codec tokenize again") from error
 
 
@@ -481,7 +485,9 @@ def read_failed(folder: Path, number: int) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.is_file() else []
         return {id: state for id, _, _, state in (line.split("\t") for line in lines)}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
         raise FormatError(f"{path}: is not a table of failures; run codec tokenize again") from error
 
 

@@ -68,13 +68,29 @@ def test_codes_that_vanish_or_are_cut_off_after_opening_are_named(tokens: Tokens
         tokens["a"]
 
 
+def test_tokens_are_read_wherever_their_process_goes(tokens: Tokens, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    relative = Tokens(tmp_path.name)
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickle.dumps(relative))["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["00000.npy", "00000.tsv"])
+def test_tokens_that_the_system_refuses_are_not_to_be_made_again(tokens: Tokens, tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.unlink()
+    path.symlink_to(path)  # even for root: too many levels of symbolic links
+    with pytest.raises(FormatError, match=rf"{name}: cannot be read \(Too many levels of symbolic links\)$"):
+        Tokens(tmp_path)
+
+
 @pytest.fixture
 def further(tmp_path: Path, tokens: Tokens) -> Path:
     """A folder of tokens beside the others: of a new speaker and of one who is known, in two shards of three."""
     info = dataclasses.replace(tokens.info, utterances=3, utterances_per_shard=1, model="renamed")
     write_info(tmp_path / "further", info)
     for number, (id, codes, speaker) in enumerate([("d", [4, 5, 6], "dan"), ("c", [7], "ben")]):
-        utterances = [(id, np.array(codes), 320 * len(codes), speaker, "train")]
+        utterances = [(id, np.array(codes), 320 * len(codes), speaker, "dev")]
         write_shard(tmp_path / "further", number, utterances, [], info.dtype)
     return tmp_path / "further"
 
