@@ -87,7 +87,7 @@ def encode_file(
     target: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
@@ -222,7 +222,7 @@ def decode_file(
     target: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Codec | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
@@ -275,7 +275,7 @@ def decode_codes(
     target: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Codec | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
@@ -335,7 +335,7 @@ def roundtrip_file(
     target: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     precision: str = "float32",
     format: str | None = None,
     overwrite: bool = False,
@@ -502,7 +502,7 @@ def header_of(model: Codec, name: str = "") -> Header:
     return Header(model.sample_rate, model.hop_length, model.codebook_size, model.fingerprint, fit_name(name))
 
 
-def load_model(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Codec, str]:
+def load_model(model: str | os.PathLike[str] | Codec, device: str | torch.device) -> tuple[Codec, str]:
     """A model ready for use, and the name that code files carry for people. The last one loaded by name is kept.
 
     Raises:
@@ -512,9 +512,9 @@ def load_model(model: str | os.PathLike[str] | Codec, device: str) -> tuple[Code
     if isinstance(model, Codec):
         model.fingerprint = model.fingerprint or weights.fingerprint(model)
         return model, ""
-    directory = catalogue.resolve(model if isinstance(model, str) else Path(model)).resolve()
+    directory = catalogue.resolve(model).resolve()
     changed = (directory / catalogue.WEIGHTS_NAME).stat().st_mtime_ns
-    return _load_directory(directory, device, changed), fit_name(catalogue.name_of(model))
+    return _load_directory(directory, str(device), changed), fit_name(catalogue.name_of(model))
 
 
 @functools.lru_cache(maxsize=1)
@@ -523,7 +523,11 @@ def _load_directory(directory: Path, device: str, changed: int) -> Codec:
 
 
 def load_for(
-    header: Header | None, model: str | os.PathLike[str] | Codec | None, device: str, force: bool, source: str
+    header: Header | None,
+    model: str | os.PathLike[str] | Codec | None,
+    device: str | torch.device,
+    force: bool,
+    source: str,
 ) -> tuple[Codec, str]:
     """The model asked for, or else the one that made the codes, held against what the header says; see `load_model`.
 

@@ -193,7 +193,12 @@ def test_every_public_name_exists_and_an_unknown_one_does_not():
 def test_a_type_checker_knows_public_names_from_others_and_what_a_call_gives(tmp_path):
     pytest.importorskip("mypy", reason="needs mypy")
     program = """
-    import codec, torch
+    import codec, os, torch
+    def alike(path: os.PathLike[str], device: torch.device) -> None:
+        codec.save(codec.load(path, device), path)
+        codec.encode_file(path, path, model=path, device=device)
+        codec.decode_file(path, path, model=path, device=device)
+        codec.tokenize(path, path, model=path, device=device)
     reveal_type(codec.load()(torch.zeros(1, 1, 320)).codes)
     reveal_type(codec.SimVQ(4, 4)(torch.zeros(1, 4, 1)).codes)
     reveal_type(codec.CodecError())

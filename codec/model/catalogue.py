@@ -48,7 +48,7 @@ class ModelInfo(Rates):
     config: dict[str, Any]
 
 
-def describe(model: str | Path) -> ModelInfo:
+def describe(model: str | os.PathLike[str]) -> ModelInfo:
     """Name, rates and size of a model given as for `resolve`.
 
     Raises:
@@ -80,17 +80,18 @@ def boxed_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_NAME}"))}
 
 
-def resolve(model: str | Path) -> Path:
+def resolve(model: str | os.PathLike[str]) -> Path:
     """The directory of a model given as boxed name, directory, or Hugging Face Hub id (`owner/name`).
 
     Raises:
         ModelError: there is no such model, or the directory lacks a file.
     """
-    if not isinstance(model, str | Path):
+    if not isinstance(model, str | os.PathLike):
         raise ModelError(f"the name or directory of a model is meant, got {type(model).__name__}")
+    model = os.fspath(model)
     boxed = boxed_models()
-    if str(model) in boxed:
-        return boxed[str(model)]
+    if model in boxed:
+        return boxed[model]
     directory = Path(model)
     if directory.is_dir():
         for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -101,10 +102,10 @@ def resolve(model: str | Path) -> Path:
         return directory
     if directory.exists():
         raise ModelError(f"{directory}: is a file; name the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
-    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")) and not directory.parent.is_dir():
-        return _download(str(model))
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not directory.parent.is_dir():
+        return _download(model)
     known = ", ".join(boxed) or "none"
-    raise ModelError(f"unknown model {str(model)!r}; boxed models: {known}; or give a directory or a Hub id owner/name")
+    raise ModelError(f"unknown model {model!r}; boxed models: {known}; or give a directory or a Hub id owner/name")
 
 
 def fingerprint_of(config: dict[str, Any], sum_of_weights: str) -> str:

@@ -4,6 +4,7 @@ A model is named by the `fingerprint` of what defines its codes, so that codes m
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.output import open_output, write_json, write_text
 
 
-def load(model: str | Path = "stream", device: str | torch.device = "cpu") -> Codec:
+def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = "cpu") -> Codec:
     """A trained model in eval mode.
 
     Several threads may share it, but a `StreamEncoder` or `StreamDecoder` serves one caller at a time. A process that
@@ -64,7 +65,7 @@ def blank(config: CodecConfig) -> Codec:
         return Codec(config).float()
 
 
-def save(codec: Codec, directory: str | Path, card: str = "", dtype: torch.dtype | None = None) -> None:
+def save(codec: Codec, directory: str | os.PathLike[str], card: str = "", dtype: torch.dtype | None = None) -> None:
     """Write a model directory; what is there of the same names is replaced.
 
     Args:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from codec import audio
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
@@ -79,8 +80,8 @@ def tokenize(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    model: str = DEFAULT_MODEL,
-    device: str = "cpu",
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    device: str | torch.device = "cpu",
     precision: str = "float32",
     jobs: int | None = None,
     utterances_per_shard: int | None = None,
@@ -112,7 +113,7 @@ def tokenize(
     """
     started = time.monotonic()
     _check_settings(model, precision, jobs, utterances_per_shard, share)
-    device = str(weights.choose_device(device))
+    device = str(weights.choose_device(device))  # by name, for other processes
     if jobs is None:
         jobs = num_cores() if device == "cpu" else 0
     recordings = list_recordings(Path(source))
@@ -197,7 +198,12 @@ def list_recordings(source: Path) -> list[Recording]:
 
 
 def _begin(
-    source: Path, target: Path, recordings: Sequence[Recording], model: str, precision: str, size: int | None
+    source: Path,
+    target: Path,
+    recordings: Sequence[Recording],
+    model: str | os.PathLike[str],
+    precision: str,
+    size: int | None,
 ) -> TokensInfo:
     """What is to be made; noted in the target, or held against what is noted there."""
     found = describe(model)
@@ -297,7 +303,7 @@ def _likely_seconds(recording: Recording) -> float:
 
 
 def _encode_all(
-    batches: Sequence[Batch], jobs: int, arguments: tuple[str, str, str]
+    batches: Sequence[Batch], jobs: int, arguments: tuple[str | os.PathLike[str], str, str]
 ) -> Iterator[tuple[int, str, Encoded]]:
     """(shard, id, result) of each recording, in the order in which they are finished."""
     tasks = [recordings for _, recordings in batches]
@@ -348,7 +354,7 @@ _codec: Codec
 _precision: str
 
 
-def _prepare(model: str, device: str, precision: str) -> None:
+def _prepare(model: str | os.PathLike[str], device: str, precision: str) -> None:
     """What each process does first."""
     global _codec, _precision
     _codec, _precision = weights.load(model, device), precision
