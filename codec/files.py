@@ -497,6 +497,10 @@ def header_of(model: Codec, name: str = "") -> Header:
 
     Returns:
         The header of a file in blocks of the usual size.
+
+    Raises:
+        ModelError: no model.
+        FormatError: the name is no string.
     """
     model, _ = load_model(model, "cpu")  # which finds the fingerprint of one whose weights have changed
     return Header(model.sample_rate, model.hop_length, model.codebook_size, model.fingerprint, fit_name(name))
@@ -512,6 +516,10 @@ def load_model(model: str | os.PathLike[str] | Codec, device: str | torch.device
     if isinstance(model, Codec):
         model.fingerprint = model.fingerprint or weights.fingerprint(model)
         return model, ""
+    if not isinstance(model, str | os.PathLike):  # such as what torch.compile makes: it renames the weights
+        raise ModelError(
+            f"a model as codec.load gives it, or its name or directory, is meant, got {type(model).__name__}"
+        )
     directory = catalogue.resolve(model).resolve()
     changed = (directory / catalogue.WEIGHTS_NAME).stat().st_mtime_ns
     return _load_directory(directory, str(device), changed), fit_name(catalogue.name_of(model))

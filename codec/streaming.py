@@ -333,7 +333,7 @@ class WindowDecoder(_Stream):
 
     Raises:
         ModelError: the model's decoder streams exactly.
-        ConfigError: window or overlap is too small.
+        ConfigError: window or overlap is too small, or no integer.
     """
 
     def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):

@@ -242,3 +242,13 @@ def test_decoders_are_told_apart(codec, model_directory):
         WindowDecoder(load(model_directory))
     with pytest.raises(ModelError, match=r"shape \(n,\)"):
         WindowDecoder(codec).push(torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"must be integers of at least 1 and 8, got 16\.5 and 8"):
+        WindowDecoder(codec, 16.5, 8)
+
+
+def test_what_is_no_model_as_it_was_loaded_is_named(codec, tmp_path):
+    (tmp_path / "a.txt").write_text("1 2 3")
+    with pytest.raises(ModelError, match=r"a model as codec\.load gives it, .* is meant, got Sequential"):
+        files.decode_file(tmp_path / "a.txt", tmp_path / "a.wav", model=torch.nn.Sequential(codec))
+    with pytest.raises(ModelError, match="is meant, got NoneType"):
+        files.header_of(None)

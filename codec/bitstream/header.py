@@ -117,6 +117,8 @@ class Header(Rates):
 
 def fit_name(name: str) -> str:
     """A model name as a header can hold it: control characters replaced, cut to 31 bytes between two characters."""
+    if not isinstance(name, str):
+        raise FormatError(f"the name of a model must be a string, got {name!r}")
     visible = "".join(character if _is_plain(character) else "?" for character in name)
     return visible.encode("utf-8", "replace")[:MAX_NAME].decode("utf-8", "ignore")
 

@@ -47,7 +47,10 @@ class CodesWriter:
             FormatError: not one-dimensional, not integers or out of range; nothing of `codes` is written.
         """
         self._refuse_if_closed()
-        codes = np.asarray(codes)
+        try:
+            codes = np.asarray(codes)
+        except (TypeError, ValueError, RuntimeError) as error:  # lists of several lengths, tensors on another device
+            raise FormatError(f"codes cannot be taken for an array ({error})") from error
         check_codes(codes, self.header.codebook_size, self.num_frames)
         if self.num_frames + len(codes) > MAX_FILE_FRAMES:
             raise FormatError(f"{self._name}: a .codes file holds at most {MAX_FILE_FRAMES} frames; begin a new one")
@@ -68,11 +71,13 @@ class CodesWriter:
                 frame is full.
 
         Raises:
-            FormatError: N frames cannot hold `num_samples` samples; nothing is written.
+            FormatError: `num_samples` is no integer, or N frames cannot hold so many; nothing is written.
         """
         self._refuse_if_closed()
         hop_length, most = self.header.hop_length, self.num_frames * self.header.hop_length
         num_samples = most if num_samples is None else num_samples
+        if not isinstance(num_samples, int | np.integer):
+            raise FormatError(f"{self._name}: the number of samples must be an integer, got {num_samples!r}")
         if not (most - hop_length < num_samples <= most and num_samples >= 0):
             raise FormatError(
                 f"{self._name}: {self.num_frames} frames of {hop_length} samples hold "

@@ -5,6 +5,7 @@ Inside, features are (B, N, H). Attention and group norm span the whole signal, 
 
 import math
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -109,9 +110,10 @@ class VocosStream:
     FADE_FRAMES = 8
 
     def __init__(self, decoder: VocosDecoder, window: int, overlap: int):
-        if window < 1 or overlap < self.FADE_FRAMES:
+        are_integers = all(isinstance(size, SupportsIndex) for size in (window, overlap))
+        if not are_integers or window < 1 or overlap < self.FADE_FRAMES:
             raise ConfigError(
-                f"window must be at least 1 frame and overlap at least {self.FADE_FRAMES}, got {window} and {overlap}"
+                f"window and overlap must be integers of at least 1 and {self.FADE_FRAMES}, got {window} and {overlap}"
             )
         self.decoder, self.window, self.overlap = decoder, window, overlap
         self._reset()

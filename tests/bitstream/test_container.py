@@ -277,6 +277,21 @@ def test_refused_codes_leave_the_old_file_and_nothing_else(tmp_path: Path):
     assert os.listdir(tmp_path) == ["talk.codes"]
 
 
+def test_codes_that_are_no_array_are_refused(tmp_path: Path):
+    with pytest.raises(FormatError, match=r"codes cannot be taken for an array \(.*inhomogeneous"):
+        write_codes(tmp_path / "talk.codes", [[1, 2], [3]], header=SMALL)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("num_samples", [320.0, "320"])
+def test_a_number_of_samples_that_is_no_integer_is_refused(tmp_path: Path, num_samples):
+    with pytest.raises(
+        FormatError, match=rf"talk\.codes: the number of samples must be an integer, got {num_samples!r}"
+    ):
+        write_codes(tmp_path / "talk.codes", some_codes(1), header=SMALL, num_samples=num_samples)
+    assert not os.listdir(tmp_path)
+
+
 def test_what_is_no_header_is_named(tmp_path: Path):
     with pytest.raises(FormatError, match=r"the header of codes must be a Header, got NoneType; see codec\.header_of"):
         write_codes(tmp_path / "talk.codes", some_codes(20), header=None)

@@ -62,6 +62,11 @@ def test_any_name_can_be_made_to_fit(name, fitted):
     dataclasses.replace(HEADER, model=fit_name(name))
 
 
+def test_a_name_is_a_string():
+    with pytest.raises(FormatError, match="the name of a model must be a string, got 3"):
+        fit_name(3)
+
+
 def test_any_single_wrong_byte_is_repaired():
     data = HEADER.to_bytes()
     for position in range(len(data)):

@@ -385,7 +385,7 @@ def test_decoding_in_windows_is_complete_and_equal_where_one_window_is_enough(pi
         assert wav.shape == (2, 1, 10 * num_frames)
         if num_frames <= 26:
             assert torch.allclose(wav, decoder(latent), atol=1e-5)
-    with pytest.raises(ConfigError, match="overlap at least 8, got 16 and 3"):
+    with pytest.raises(ConfigError, match="at least 1 and 8, got 16 and 3"):
         decoder.stream(window=16, overlap=3)
 
 
