@@ -89,7 +89,10 @@ class _Stream:
             raise ModelError(f"this is not the state of a stream of this model; {name}.state_dict gives one")
         modules = dict(self.codec.named_modules())
         self._state = {
-            modules[name]: tuple(kept.to(like.device) for kept, like in zip(memory, begun[name], strict=True))
+            modules[name]: tuple(
+                kept.to(like.device, torch.promote_types(kept.dtype, like.dtype))  # the search takes no 16 bits
+                for kept, like in zip(memory, begun[name], strict=True)
+            )
             for name, memory in state.items()
         }
 

@@ -1,5 +1,6 @@
 """Codes -> the bytes of a `.codes` file, as they come; the stream needs no seek."""
 
+import operator
 from typing import BinaryIO
 
 import numpy as np
@@ -75,9 +76,10 @@ class CodesWriter:
         """
         self._refuse_if_closed()
         hop_length, most = self.header.hop_length, self.num_frames * self.header.hop_length
-        num_samples = most if num_samples is None else num_samples
-        if not isinstance(num_samples, int | np.integer):
-            raise FormatError(f"{self._name}: the number of samples must be an integer, got {num_samples!r}")
+        try:
+            num_samples = most if num_samples is None else operator.index(num_samples)
+        except TypeError as error:
+            raise FormatError(f"{self._name}: the number of samples must be an integer, got {num_samples!r}") from error
         if not (most - hop_length < num_samples <= most and num_samples >= 0):
             raise FormatError(
                 f"{self._name}: {self.num_frames} frames of {hop_length} samples hold "

@@ -227,7 +227,7 @@ class Codec(Rates, nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fingerprint": self.fingerprint, "_named": ()}
+        return super().__getstate__() | {"_fingerprint": self.fingerprint, "_named": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

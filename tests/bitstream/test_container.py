@@ -127,7 +127,8 @@ def test_very_short_files_are_small(num_frames, size):
 
 @pytest.mark.parametrize(("num_frames", "num_samples"), [(0, 0), (1, 1), (1, 320), (2, 321), (16, 16 * 320 - 319)])
 def test_exact_number_of_samples_comes_back(num_frames, num_samples):
-    assert read_codes(io.BytesIO(written(some_codes(num_frames), SMALL, num_samples))).num_samples == num_samples
+    for integer in (num_samples, np.int64(num_samples), np.array(num_samples)):
+        assert read_codes(io.BytesIO(written(some_codes(num_frames), SMALL, integer))).num_samples == num_samples
 
 
 @pytest.mark.parametrize(
