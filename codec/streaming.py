@@ -388,7 +388,7 @@ def _checked_model(codec: Codec) -> Codec:
 
 
 def _type(kept: Tensor) -> torch.dtype:
-    """Of what is remembered; what autocast keeps in 16 bits counts as float32, as both go on in either."""
+    """Type of what is remembered; 16 bits, which autocast keeps, count as float32: a stream goes on from either."""
     return torch.float32 if kept.dtype in (torch.bfloat16, torch.float16) else kept.dtype
 
 

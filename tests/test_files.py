@@ -144,6 +144,18 @@ def test_what_was_changed_has_another_name(codec, sound, tmp_path, model_directo
         files.decode_file(tmp_path / "a.codes", tmp_path / "a.wav", model=model_directory)
 
 
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(model_directory):
+    model = load(model_directory)
+    model.compile(backend="eager")
+    copied, wav = copy.deepcopy(model), torch.randn(1, 1, 640)
+    assert copied.fingerprint == pickle.loads(pickle.dumps(model)).fingerprint == model.fingerprint
+    with torch.no_grad():
+        for parameter in copied.decoder.parameters():
+            parameter.zero_()
+        assert torch.equal(copied(wav).wav, copied.forward(wav).wav)
+        assert not torch.equal(copied(wav).wav, model.forward(wav).wav)
+
+
 def test_a_model_that_was_sent_to_another_process_has_its_name_still(model_directory):
     model = load(model_directory)
     made_by = model.fingerprint
@@ -244,6 +256,8 @@ def test_decoders_are_told_apart(codec, model_directory):
         WindowDecoder(codec).push(torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(ConfigError, match=r"must be integers of at least 1 and 8, got 16\.5 and 8"):
         WindowDecoder(codec, 16.5, 8)
+    with pytest.raises(ConfigError, match=r"must be integers of at least 1 and 8, got 16\.5 and 8"):
+        WindowDecoder(codec, torch.tensor(16.5).numpy(), 8)
 
 
 def test_what_is_no_model_as_it_was_loaded_is_named(codec, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from codec.errors import AudioError, ModelError
@@ -186,6 +186,21 @@ def test_streams_go_on_elsewhere_at_another_precision(codec: Codec, wav: torch.T
         with precision(after):
             other = elsewhere(stream)
             assert torch.equal(other.push(pieces[1]), stream.push(pieces[1]))
+
+
+def test_a_state_that_was_kept_in_16_bits_goes_on_like_its_values(codec: Codec, wav: torch.Tensor):
+    codes = torch.randint(codec.codebook_size, (40,), generator=torch.Generator().manual_seed(0))
+    for stream, some, more in ((StreamEncoder, wav[:40000], wav[40000:80000]), (StreamDecoder, codes, codes)):
+        begun = stream(codec)
+        begun.push(some)
+        narrow = tree_map(lambda kept: kept.bfloat16() if kept.dtype == torch.float32 else kept, begun.state_dict())
+        wide = tree_map(lambda kept: kept.float() if kept.dtype == torch.bfloat16 else kept, narrow)
+        told = []
+        for state in (narrow, wide):
+            other = stream(codec)
+            other.load_state_dict(state)
+            told.append(other.push(more))
+        assert torch.equal(*told)
 
 
 def test_states_of_other_encoders_are_refused(codec: Codec, wav: torch.Tensor):

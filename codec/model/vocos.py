@@ -4,8 +4,8 @@ Inside, features are (B, N, H). Attention and group norm span the whole signal, 
 """
 
 import math
+import operator
 from dataclasses import dataclass
-from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -110,12 +110,15 @@ class VocosStream:
     FADE_FRAMES = 8
 
     def __init__(self, decoder: VocosDecoder, window: int, overlap: int):
-        are_integers = all(isinstance(size, SupportsIndex) for size in (window, overlap))
-        if not are_integers or window < 1 or overlap < self.FADE_FRAMES:
+        try:
+            self.window, self.overlap = operator.index(window), operator.index(overlap)
+        except TypeError:
+            self.window = self.overlap = 0  # refused like any other that is too small
+        if self.window < 1 or self.overlap < self.FADE_FRAMES:
             raise ConfigError(
                 f"window and overlap must be integers of at least 1 and {self.FADE_FRAMES}, got {window} and {overlap}"
             )
-        self.decoder, self.window, self.overlap = decoder, window, overlap
+        self.decoder = decoder
         self._reset()
 
     def _reset(self) -> None:

@@ -140,7 +140,7 @@ class Places(Mapping[str, Place]):
 
     @property
     def part_numbers(self) -> np.ndarray:
-        """The same of its part in `parts`: (U,) int32."""
+        """Where each utterance's part stands in `parts`, of these folders alone: (U,) int32."""
         return self._rows["part"]
 
     def id(self, number: int) -> str:
@@ -263,7 +263,7 @@ def _list_shards(folder: Path, info: TokensInfo, partial: bool) -> list[tuple[Pa
             f"{folder}: {num_missing} of {info.num_shards} shards are missing, the first is {_name(first)}; "
             "run codec tokenize again"
         )
-    return [(folder.absolute(), number) for number in shards]  # which hold when the process changes its directory
+    return [(folder.absolute(), number) for number in shards]  # to hold when the process changes its directory
 
 
 def _map(folder: Path, number: int, places: list[Place], dtype: "np.dtype[Any]") -> np.memmap:

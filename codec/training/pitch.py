@@ -67,9 +67,9 @@ def track_pitch(wav: Tensor, config: SpectralDecoderConfig, num_frames: int) -> 
     curvature = (left - 2 * middle + right).clamp(max=-1e-9)
     refined = lag + (0.5 * (left - right) / curvature).clamp(-0.5, 0.5)
     loud = stretches[..., -width * DECIMATION :].square().mean(-1) > 1e-6
-    # Of slow rumble all lags correlate, and noise makes peaks of some; a voice does not correlate in between.
+    # Of slow rumble all lags correlate; a voice does not in between.
     rise = middle - normal.cummin(-1).values.gather(-1, lag)
-    is_voiced = ((peaks.gather(-1, chosen) > VOICING_THRESHOLD) & (rise > LEAST_RISE)).squeeze(-1) & loud
+    is_voiced = ((middle > VOICING_THRESHOLD) & (rise > LEAST_RISE)).squeeze(-1) & loud
     log_pitch = torch.log(rate / refined.squeeze(-1)).clamp(math.log(lowest), math.log(highest))
     return Pitch(log_pitch, is_voiced)
 
