@@ -6,7 +6,7 @@ Nothing heavy is imported until one of the names below is used.
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.13.1"
+__version__ = "0.14.0"
 
 _HOME_OF = {
     "load": "codec.model.weights",
@@ -16,6 +16,7 @@ _HOME_OF = {
     "StreamEncoder": "codec.streaming",
     "StreamDecoder": "codec.streaming",
     "WindowDecoder": "codec.streaming",
+    "RefiningEncoder": "codec.refinement",
     "encode_file": "codec.files",
     "decode_file": "codec.files",
     "header_of": "codec.files",
@@ -29,6 +30,7 @@ _HOME_OF = {
 __all__ = [
     "Codec",
     "CodecError",
+    "RefiningEncoder",
     "SimVQ",
     "StreamDecoder",
     "StreamEncoder",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from codec.model.codec import Codec
     from codec.model.quantizer import SimVQ
     from codec.model.weights import load, save
+    from codec.refinement import RefiningEncoder
     from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
     from codec.tokenization.corpus import tokenize
     from codec.tokenization.shards import Tokens

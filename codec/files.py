@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from codec.output import check_output, is_stream, shown
 from codec.progress import SecondsProgress
 from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
+if TYPE_CHECKING:
+    from codec.refinement import RefiningEncoder
+
 DEFAULT_MODEL = "stream"
 PRECISIONS = ("float32", "bf16")
 MAX_WHOLE_SECONDS = 300.0
@@ -42,6 +45,7 @@ MAX_SECONDS_AT_ONCE = 60.0
 """Of recordings that are encoded at once, with their padding; more would only take more memory."""
 
 _READ_SECONDS = 60.0  # of a file at once, so that encoding always has several pieces to work on
+_REFINE_SECONDS = 5.0  # where that takes as long, so that progress is seen
 _LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s
 _FILE_BLOCK_FRAMES = 256
 
@@ -89,6 +93,7 @@ def encode_file(
     model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
     device: str | torch.device = "cpu",
     precision: str = "float32",
+    refine: int = 0,
     format: str | None = None,
     overwrite: bool = False,
     progress: SecondsProgress | None = None,
@@ -102,6 +107,7 @@ def encode_file(
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
             for it. Most codes differ then, as each depends on those before it.
+        refine: steps in which the codes are made to sound better, see `codec.refinement`; 0: as the encoder gives them.
         format: "codes", "npy", "json" or "txt", where the suffix of `target` does not say it.
         overwrite: allow replacing `target`.
         progress: see `codec.progress.SecondsProgress`.
@@ -113,9 +119,10 @@ def encode_file(
     start = time.perf_counter()
     format = code_format(target, format)
     _check_places(source, target, overwrite)
-    with SoundReader(source, block_seconds=_READ_SECONDS) as sound:
+    with SoundReader(source, block_seconds=_REFINE_SECONDS if refine else _READ_SECONDS) as sound:
         codec, name = load_model(model, device)
         arithmetic = _arithmetic(codec, precision)
+        encoder = _stream_encoder(codec, refine)
         sound.sample_rate = codec.sample_rate
         is_live = sound.is_live and is_stream(target)
         block_frames = _LIVE_BLOCK_FRAMES if is_live else _FILE_BLOCK_FRAMES
@@ -124,7 +131,7 @@ def encode_file(
         counted = _Counted(sound, codec.sample_rate, total, progress)
         num_frames = 0
         with open_code_writer(target, header, format, overwrite) as writer, arithmetic:
-            for codes in _encode_blocks(codec, counted, is_live):
+            for codes in _encode_blocks(encoder, counted, is_live):
                 num_frames += len(codes)
                 writer.write(codes)
             writer.close(counted.num_samples)
@@ -213,7 +220,7 @@ def _read_or_encode(source: str | os.PathLike[str], codec: Codec) -> Tensor | tu
                 check_samples(wav)  # which resampling may have put out of range: no fault of the others
                 return wav
             start.append(block)
-        codes = np.concatenate(list(_encode_blocks(codec, chain(start, blocks), is_live=False)))
+        codes = np.concatenate(list(_encode_blocks(StreamEncoder(codec), chain(start, blocks), is_live=False)))
         return codes, counted.num_samples
 
 
@@ -337,6 +344,7 @@ def roundtrip_file(
     model: str | os.PathLike[str] | Codec = DEFAULT_MODEL,
     device: str | torch.device = "cpu",
     precision: str = "float32",
+    refine: int = 0,
     format: str | None = None,
     overwrite: bool = False,
     progress: SecondsProgress | None = None,
@@ -350,7 +358,9 @@ def roundtrip_file(
 
     with tempfile.TemporaryDirectory(prefix="codec-") as folder:
         codes = Path(folder) / "roundtrip.codes"
-        encoded = encode_file(source, codes, model=model, device=device, precision=precision, progress=half(0.0))
+        encoded = encode_file(
+            source, codes, model=model, device=device, precision=precision, refine=refine, progress=half(0.0)
+        )
         decoded = decode_file(
             codes,
             target,
@@ -375,11 +385,22 @@ def _check_places(source: str | os.PathLike[str], target: str | os.PathLike[str]
         raise FileExistsError(errno.EEXIST, "would be replaced by what is made of it; choose another name", target)
 
 
-def _encode_blocks(codec: Codec, blocks: Iterable[np.ndarray], is_live: bool) -> Iterator[np.ndarray]:
+def _stream_encoder(codec: Codec, refine: int) -> "StreamEncoder | RefiningEncoder":
+    """What gives the codes of a stream, as they are or refined in so many steps."""
+    if isinstance(refine, int) and refine == 0:
+        return StreamEncoder(codec)
+    from codec.refinement import RefiningEncoder  # with the losses of training, which nothing else here needs
+
+    return RefiningEncoder(codec, refine)
+
+
+def _encode_blocks(
+    stream: "StreamEncoder | RefiningEncoder", blocks: Iterable[np.ndarray], is_live: bool
+) -> Iterator[np.ndarray]:
     """Samples (T,) as they come -> codes (n,) as they are certain."""
-    stream = StreamEncoder(codec)
-    encoder: StreamEncoder | _WholeIfShort = stream
-    if not codec.is_streamable and not is_live:
+    encoder: StreamEncoder | RefiningEncoder | _WholeIfShort = stream
+    codec = stream.codec
+    if isinstance(stream, StreamEncoder) and not codec.is_streamable and not is_live:
         limit = round(MAX_WHOLE_SECONDS * codec.sample_rate)
         encoder = _WholeIfShort(lambda wav: codec.encode(wav.to(codec.device)[None, None])[0].cpu(), stream, limit)
     for block in blocks:

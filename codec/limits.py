@@ -6,6 +6,8 @@ from codec.errors import ConfigError
 
 MAX_MAGNITUDE = 100.0
 """Of samples. Those beyond are integers that were made floats, not loud speech (full scale is 1)."""
+MOST_REFINING_STEPS = 1000
+"""In which codes are refined; far fewer do."""
 
 
 def too_small(settings: object, group: str, least: Mapping[int, Sequence[str]]) -> list[str]:

@@ -34,7 +34,7 @@ class _Stream:
     _state: State  # what is in it is replaced and never changed, so copies share it
 
     def __init__(self, codec: Codec):
-        self.codec = _checked_model(codec)
+        self.codec = checked_model(codec)
         self.reset()
 
     def __copy__(self) -> Any:
@@ -142,12 +142,10 @@ class StreamEncoder(_Stream):
         Raises:
             AudioError: no tensor of floating-point samples, another shape, NaN or infinite samples.
         """
-        check_samples(wav)
-        if wav.shape[:-1] not in ((), (1, 1)) or wav.ndim == 0:
-            raise AudioError(f"a stream takes audio of shape (T,) or (1, 1, T), got {tuple(wav.shape)}")
+        wav = samples_of_piece(wav)
         going_on = copy.copy(self)  # so that this one stays as it was if anything goes wrong
         with torch.inference_mode():
-            codes = going_on._advance(wav.reshape(-1))
+            codes = going_on._advance(wav)
         codes = codes.clone()  # outside, which makes it a tensor like any other
         self.__dict__ = going_on.__dict__
         return codes
@@ -340,7 +338,7 @@ class WindowDecoder(_Stream):
     """
 
     def __init__(self, codec: Codec, window: int = 1500, overlap: int = 150):
-        if not isinstance(_checked_model(codec).config.decoder, VocosDecoderConfig):
+        if not isinstance(checked_model(codec).config.decoder, VocosDecoderConfig):
             raise ModelError("this model's decoder streams exactly; use StreamDecoder")
         self._sizes = window, overlap
         super().__init__(codec)
@@ -379,7 +377,15 @@ class WindowDecoder(_Stream):
         return wav[0, 0].cpu().clone()
 
 
-def _checked_model(codec: Codec) -> Codec:
+def samples_of_piece(wav: Tensor) -> Tensor:
+    """(T,) or (1, 1, T) -> (T,), or an AudioError."""
+    check_samples(wav)
+    if wav.shape[:-1] not in ((), (1, 1)) or wav.ndim == 0:
+        raise AudioError(f"a stream takes audio of shape (T,) or (1, 1, T), got {tuple(wav.shape)}")
+    return wav.reshape(-1)
+
+
+def checked_model(codec: Codec) -> Codec:
     """A model as it is, or a ModelError."""
     if not hasattr(codec, "require_float32"):  # which one around a model, such as torch.compile makes, has too
         raise ModelError(f"a stream takes a model as codec.load gives it, got {type(codec).__name__}")

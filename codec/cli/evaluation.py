@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from codec.cli.options import Name, option_device, option_jobs, option_json_once, option_model, option_quiet
+from codec.cli.options import (
+    Name,
+    option_device,
+    option_jobs,
+    option_json_once,
+    option_model,
+    option_quiet,
+    option_refine,
+)
 from codec.cli.reporting import count
 from codec.cli.running import Failed
 from codec.progress import SpeedLine
@@ -15,6 +23,7 @@ from codec.progress import SpeedLine
 @click.argument("folders", metavar="[REFERENCE ESTIMATE]", type=Name(), nargs=-1)
 @option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
 @click.option("--data", metavar="DIR|MANIFEST", type=Name(), help="Recordings to encode with --model.")
+@option_refine
 @click.option(
     "--metrics", default="core", show_default=True, metavar="NAME,...", help="Metrics, or core, paper (SimVQ's), full."
 )
@@ -47,6 +56,7 @@ def evaluate(
     folders: tuple[str, ...],
     model: str | None,
     data: str | None,
+    refine: int,
     metrics: str,
     utmos_weights: str | None,
     dnsmos_weights: str | None,
@@ -84,6 +94,8 @@ def evaluate(
         return
     if (len(folders) != 2) if model is None else (folders or data is None):
         raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data, or --compare A B")
+    if refine and model is None:
+        raise click.UsageError("--refine is for the codes of --model")
     settings = Settings(
         device=device,
         utmos_weights=Path(utmos_weights) if utmos_weights else None,
@@ -93,7 +105,7 @@ def evaluate(
         allow_download=download,
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    options = Options(names, settings, jobs, hop_length, limit, delay, with_audio=not no_audio)
+    options = Options(names, settings, jobs, hop_length, limit, delay, with_audio=not no_audio, refine=refine)
     lines: dict[str, SpeedLine] = {}
 
     def progress(what: str, done: float, total: float) -> None:

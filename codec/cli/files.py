@@ -22,6 +22,7 @@ from codec.cli.options import (
     option_overwrite,
     option_precision,
     option_quiet,
+    option_refine,
     option_skip,
     option_sound_format,
 )
@@ -70,8 +71,9 @@ class _Job:
     type=click.Choice(["codes", "npy", "json", "txt"]),
     help="Where the suffix of OUTPUT does not tell it; the last three are plain integers.",
 )
+@option_refine
 @options_of_files
-def encode(model: str, format: str | None, device: str, precision: str, **shared: Any) -> None:
+def encode(model: str, format: str | None, refine: int, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes.
 
     INPUT is one or more sound files (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a
@@ -90,6 +92,7 @@ def encode(model: str, format: str | None, device: str, precision: str, **shared
             model=model,
             device=device,
             precision=precision,
+            refine=refine,
             format=format,
             overwrite=job.overwrite,
             progress=progress,
@@ -177,8 +180,9 @@ def decode(
 @click.command()
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_sound_format
+@option_refine
 @options_of_files
-def roundtrip(model: str, format: str | None, device: str, precision: str, **shared: Any) -> None:
+def roundtrip(model: str, format: str | None, refine: int, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes and back, to hear what is left of it.
 
     INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder.
@@ -195,6 +199,7 @@ def roundtrip(model: str, format: str | None, device: str, precision: str, **sha
             model=model,
             device=device,
             precision=precision,
+            refine=refine,
             format=format,
             overwrite=job.overwrite,
             progress=progress,

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from codec.limits import MOST_REFINING_STEPS
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -70,6 +72,14 @@ option_precision = click.option(
     default="float32",
     show_default=True,
     help="Of the network's large products; bf16 is faster on some processors, but most codes then differ.",
+)
+option_refine = click.option(
+    "--refine",
+    type=click.IntRange(0, MOST_REFINING_STEPS),
+    metavar="STEPS",
+    default=0,
+    show_default=True,
+    help="Listen to what the codes decode to, and make them better, in so many steps; 4 do most.",
 )
 option_jobs = click.option(
     "--jobs",

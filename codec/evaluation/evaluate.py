@@ -68,6 +68,8 @@ class Options:
     """Samples by which the codec is late, removed from the beginning of every estimate."""
     peak: float | None = None
     """Samples of a model's output beyond this are cut to it; None: full scale, as `codec decode` does."""
+    refine: int = 0
+    """Steps in which a model's codes are refined, see `codec.refinement`."""
     with_audio: bool = True
     """Whether the page of the report lets the best and worst utterances be heard."""
 
@@ -270,7 +272,7 @@ def _reconstruct(
         jobs = 0  # one process keeps a GPU busy, several would each load the model
     advance = _Advance("encoding and decoding", {task.id: task.reference for task in tasks}, progress)
     made, problems = {}, []
-    arguments = (model, options.settings.device, 1 if jobs else 0)
+    arguments = (model, options.settings.device, options.refine, 1 if jobs else 0)
     for number, result in work(reconstruction.reconstruct, tasks, jobs, reconstruction.prepare, arguments):
         id = tasks[number].id
         if isinstance(result, Died):
@@ -480,6 +482,7 @@ def _command(subject: list[str], options: Options) -> str:
         "--limit": options.limit,
         "--hop-length": options.hop_length,
         "--delay": options.delay or None,
+        "--refine": options.refine or None,
     }
     given = [text for flag, value in chosen.items() if value is not None for text in (flag, str(value))]
     return shlex.join(["codec", "evaluate", *subject, *given])
@@ -497,6 +500,7 @@ def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]
         "resampler": resampling.DESCRIPTION,
         "intervals": f"95 %, bootstrap over files, {NUM_RESAMPLES} resamples, seed {SEED}",
         "delay_removed": options.delay,
+        "refining_steps": options.refine,
         "device": options.settings.device,
         "weights": {name: found for name in plan.names if (found := METRICS[name].weights(options.settings))},
         "versions": versions,

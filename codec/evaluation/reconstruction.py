@@ -1,6 +1,7 @@
 """A model's output for a data set: sound files and code files, and what is known of them besides."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +43,19 @@ class Task:
 
 
 _model = _device = ""  # of this process
+_refine = 0
 
 
-def prepare(model: str, device: str, num_threads: int) -> None:
+def prepare(model: str, device: str, refine: int, num_threads: int) -> None:
     """Load the model, once in a process; 0 threads leaves their number as it is."""
     import torch
 
     from codec.files import load_model
 
-    global _model, _device
+    global _model, _device, _refine
     if num_threads:
         torch.set_num_threads(num_threads)
-    _model, _device = model, device
+    _model, _device, _refine = model, device, refine
     load_model(model, device)  # which keeps it
 
 
@@ -64,18 +66,19 @@ def reconstruct(task: Task) -> Reconstruction:
 
     key = ""
     try:
-        key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak}"
+        key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak} {_refine}"
         if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
             return task.known
         for path in (task.estimate, task.codes):
             path.parent.mkdir(parents=True, exist_ok=True)
-        encoded = encode_file(task.reference, task.codes, model=_model, device=_device, overwrite=True)
+        encode = partial(encode_file, model=_model, device=_device, refine=_refine, overwrite=True)
+        encoded = encode(task.reference, task.codes)
         decoded = decode_file(task.codes, task.estimate, model=_model, device=_device, overwrite=True)
         if task.peak is not None:
             _cut(task.estimate, task.peak)
         again = task.codes.with_name(task.codes.stem + AGAIN_SUFFIX)
         try:
-            encode_file(task.estimate, again, model=_model, device=_device, overwrite=True)
+            encode(task.estimate, again)
             reencoding = agreement(read_codes(task.codes).codes, read_codes(again).codes)
         finally:
             again.unlink(missing_ok=True)

@@ -118,6 +118,13 @@ class PredictiveSimVQ(SimVQ):
         due = min(self.delay, int(num_frames))
         return undecided[:: self.num_paths, self.delay - due :].clone()
 
+    def settle(self, state: State) -> None:
+        if self in state:
+            costs, *known, num_frames = state[self]
+            only_best = torch.full_like(costs, torch.inf)
+            only_best[:, 0].zero_()
+            state[self] = (only_best, *known, torch.zeros_like(num_frames))
+
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
         """The quantized latent of codes: (B, N) integers in [0, K) -> (B, D, N) float32.
 

@@ -181,6 +181,9 @@ class Quantizer(nn.Module):
         """The codes that are still due once all pieces of a latent were given to `encode`: (B, n) int64."""
         return torch.zeros(1, 0, dtype=torch.int64, device="cpu")
 
+    def settle(self, state: State) -> None:
+        """Decide the codes that are still due as `finish` does, and go on behind them instead of ending."""
+
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
         """The quantized latent of codes: (B, *) integers in [0, K) -> (B, D, *) float32.
 

@@ -1,0 +1,185 @@
+"""Codes that sound better than the encoder's, found by listening to what they decode to.
+
+An encoder states its latent at one glance. Here the latent goes on from there: it is quantized and decoded, the loss of
+what is heard is followed back to it, and it takes a step against that slope. Codes stay codes: any decoder of the model
+plays them, at the same bit rate.
+
+Source: semi-amortized inference (Kim et al., arXiv:1802.02550), with the straight-through gradient of VQ-VAE
+(arXiv:1711.00937).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codec.errors import ConfigError, ModelError
+from codec.limits import MOST_REFINING_STEPS
+from codec.model.codec import Codec
+from codec.model.encoder import NO_SAMPLE
+from codec.model.layers import State
+from codec.streaming import checked_model, samples_of_piece
+from codec.training.losses import MelLossConfig, SpectralLoss
+from codec.training.perception import Disturbance, Intelligibility
+
+SEGMENT_FRAMES = 384
+"""Frames whose codes are refined, and then decided, together."""
+FRAMES_AHEAD = 32
+"""Further frames that are refined with them, as they will sound other after other codes. They are decided later."""
+FRAMES_BEFORE = 40
+"""Frames before them whose sound is heard with theirs: spectra of the first look back so far."""
+
+STEP_SIZE = 1.0  # of the first step, in rms errors of the quantizer; later ones are smaller
+BETAS = 0.3, 0.8  # short memories: the slope changes with every code that changes
+PULL = 0.3  # share of the way back to the quantized latent after each step, so that it stays where codes are
+
+MEL_WEIGHT, CONVERGENCE_WEIGHT, DISTURBANCE_WEIGHT, INTELLIGIBILITY_WEIGHT = 15.0, 30.0, 10.0, 60.0
+
+
+class RefiningEncoder:
+    """As `codec.StreamEncoder`, but each stretch of 5 s is refined before its codes are given.
+
+    Memory does not depend on the length of the signal. The result depends on the device and the number of threads, in
+    the way of all sums of floats; whatever it is, it has no larger loss than the encoder's codes.
+
+    Args:
+        codec: a model of the stream family.
+        steps: in which each stretch is refined, 1 to `codec.limits.MOST_REFINING_STEPS`. The first few do most.
+
+    Raises:
+        ModelError: the model is of another family.
+        ConfigError: no such number of steps.
+    """
+
+    def __init__(self, codec: Codec, steps: int):
+        if not checked_model(codec).is_streamable:
+            raise ModelError("codes can be refined only for models that stream, such as the boxed one")
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_REFINING_STEPS:
+            raise ConfigError(f"codes are refined in 1 to {MOST_REFINING_STEPS} steps, got {steps!r}")
+        self.codec, self.steps = codec, steps
+        with _recording():
+            self.listener = Listener(codec.sample_rate).to(codec.device)
+            self._forget()
+
+    def _forget(self) -> None:
+        empty = torch.zeros(0, dtype=torch.float32, device=self.codec.device)
+        self._wav = empty  # from the first frame on whose code is not decided
+        self._before = empty, empty  # the last of what is decided, as it was and as it sounds
+        self._encoding: State = {}
+        self._decoding: State = {}
+
+    def push(self, wav: Tensor) -> Tensor:
+        """Feed samples (T,) or (1, 1, T) float32, T >= 0, get the codes that are now decided: (n,) int64.
+
+        Raises:
+            AudioError: no tensor of floating-point samples, another shape, NaN or infinite samples.
+        """
+        with _recording():
+            return self._push(samples_of_piece(wav))
+
+    def flush(self) -> Tensor:
+        """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
+        with _recording():
+            codes = self._end()
+            self._forget()
+        return codes
+
+    def _push(self, wav: Tensor) -> Tensor:
+        self._wav = torch.cat([self._wav, wav.to(self.codec.device, torch.float32)])
+        hop, codes = self.codec.hop_length, [torch.zeros(0, dtype=torch.int64, device="cpu")]
+        whole = (SEGMENT_FRAMES + FRAMES_AHEAD) * hop + self.codec.encoder.lookahead_samples
+        while len(self._wav) >= whole:
+            codes.append(self._decide(self._wav[:whole], whole, SEGMENT_FRAMES))
+            self._wav = self._wav[SEGMENT_FRAMES * hop :]
+        return torch.cat(codes)
+
+    def _end(self) -> Tensor:
+        num_samples, num_frames = len(self._wav), self.codec.num_frames(len(self._wav))
+        if not num_frames:
+            return torch.zeros(0, dtype=torch.int64, device="cpu")
+        end = num_frames * self.codec.hop_length + self.codec.encoder.lookahead_samples
+        return self._decide(F.pad(self._wav, (0, end - num_samples), value=NO_SAMPLE), num_samples, num_frames)
+
+    def _decide(self, wav: Tensor, num_samples: int, num_frames: int) -> Tensor:
+        """Refine the frames of `wav`, of which `num_samples` are sound, and decide the first `num_frames`: (n,)."""
+        codec, hop = self.codec, self.codec.hop_length
+        with torch.no_grad():
+            latent = codec.encoder.encode_frames(wav[None, None], self._encoding.copy())  # (1, D, N)
+        codes = self._refined(latent, wav[: min(num_samples, latent.shape[-1] * hop)])[:, :num_frames]
+        with torch.no_grad():  # go on behind them
+            quantized = codec.quantizer.lookup(codes, self._decoding)
+            sound = codec.decoder(quantized, self._decoding)[0, 0]
+            ahead = num_frames * hop + codec.encoder.lookahead_samples
+            codec.encoder.encode_frames(wav[None, None, :ahead], self._encoding)
+            # The quantized latent makes the quantizer choose the same codes again, and remember them.
+            codec.quantizer.encode(quantized, self._encoding)
+            codec.quantizer.settle(self._encoding)
+        reference, estimate = self._before
+        kept = FRAMES_BEFORE * hop
+        self._before = torch.cat([reference, wav[: len(sound)]])[-kept:], torch.cat([estimate, sound])[-kept:]
+        return codes[0].cpu()
+
+    def _refined(self, latent: Tensor, wav: Tensor) -> Tensor:
+        """The codes (1, N) with the least loss of all that a latent (1, D, N) comes to on its way."""
+        reference = torch.cat([self._before[0], wav])
+        latent = latent.clone()
+        optimizer = torch.optim.Adam([latent], betas=BETAS)
+        found: list[tuple[float, Tensor]] = []
+        for step in range(self.steps + 1):
+            codes, quantized, sound = self._decoded(latent)
+            loss = self.listener(reference, torch.cat([self._before[1], sound[: len(wav)]]))
+            found.append((loss.item(), codes))
+            if step == 0:
+                error = (latent - quantized.detach()).square().mean().sqrt().item()
+            optimizer.param_groups[0]["lr"] = STEP_SIZE * error * (1 - step / self.steps)
+            (latent.grad,) = torch.autograd.grad(loss, quantized)
+            optimizer.step()
+            latent.lerp_(quantized.detach(), PULL)
+        return min(found, key=lambda each: each[0])[1]
+
+    def _decoded(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (1, N), the quantized latent (1, D, N), and its sound (N * hop,), with its gradient."""
+        encoding, decoding = self._encoding.copy(), self._decoding.copy()
+        quantizer = self.codec.quantizer
+        with torch.no_grad():
+            codes = torch.cat([quantizer.encode(latent, encoding), quantizer.finish(encoding).to(latent.device)], dim=1)
+            quantized = quantizer.lookup(codes, decoding)
+        quantized.requires_grad_()
+        return codes, quantized, self.codec.decoder(quantized, decoding)[0, 0]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Follow losses back, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+class Listener(torch.nn.Module):
+    """The loss of a sound: those of training without discriminators, weighted to taste on `dev`.
+
+    Args:
+        sample_rate: Hz.
+    """
+
+    def __init__(self, sample_rate: int):
+        super().__init__()
+        self.spectral = SpectralLoss(MelLossConfig(), sample_rate)
+        self.disturbance = Disturbance(sample_rate)
+        self.intelligibility = Intelligibility(sample_rate)
+        spectra = (size for size, *_ in MelLossConfig().resolutions)
+        self.shortest = max(*spectra, Disturbance.shortest(sample_rate), Intelligibility.shortest(sample_rate))
+
+    def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
+        """(T,) twice -> scalar. What is too short to be judged is judged with silence behind it."""
+        missing = max(self.shortest - len(reference), 0)
+        reference, estimate = (F.pad(wav, (0, missing))[None] for wav in (reference, estimate))
+        spectral = self.spectral(reference, estimate)
+        return (
+            MEL_WEIGHT * spectral.mel
+            + CONVERGENCE_WEIGHT * spectral.convergence
+            + DISTURBANCE_WEIGHT * self.disturbance(reference, estimate)
+            + INTELLIGIBILITY_WEIGHT * self.intelligibility(reference, estimate)
+        )

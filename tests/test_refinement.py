@@ -1,0 +1,161 @@
+"""Refined codes: better by measures that are not the loss, the same however a signal arrives, codes like any other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pesq import pesq
+from pystoi import stoi
+from torch import Tensor
+
+import codec
+from codec import cli, refinement
+from codec.audio import read, resample
+from codec.bitstream import read_codes
+from codec.errors import AudioError, ConfigError, ModelError
+from codec.model import weights
+from codec.model.codec import Codec, CodecConfig
+from codec.model.predictive import PredictiveSimVQ
+from codec.model.seanet import SEANetEncoderConfig
+from codec.model.vocos import VocosDecoderConfig
+from codec.refinement import Listener, RefiningEncoder
+
+HOP = 320
+
+
+@pytest.fixture(scope="module")
+def boxed() -> Codec:
+    return weights.load("stream")
+
+
+@pytest.fixture(scope="module")
+def tiny(model_directory: Path) -> Codec:
+    return weights.load(model_directory)
+
+
+@pytest.fixture(scope="module")
+def wav(speech: Path) -> Tensor:
+    return torch.from_numpy(read(speech)[0][0])
+
+
+def refine(model: Codec, wav: Tensor, steps: int, piece: int | None = None) -> Tensor:
+    encoder = RefiningEncoder(model, steps)
+    return torch.cat([*(encoder.push(part) for part in wav.split(piece or max(len(wav), 1))), encoder.flush()])
+
+
+def decode(model: Codec, codes: Tensor, num_samples: int) -> Tensor:
+    return model.decode(codes[None])[0, 0, :num_samples]
+
+
+def test_refined_codes_sound_better_by_measures_that_are_not_the_loss(boxed: Codec, wav: Tensor) -> None:
+    plain, refined = boxed.encode(wav[None, None])[0], refine(boxed, wav, steps=8)
+    scores = []
+    for codes in (plain, refined):
+        reference, estimate = (resample(sound.numpy(), 24000, 16000) for sound in (wav, decode(boxed, codes, len(wav))))
+        scores.append((pesq(16000, reference, estimate, "wb"), stoi(reference, estimate, 16000)))
+    (pesq_before, stoi_before), (pesq_after, stoi_after) = scores
+    assert pesq_after > pesq_before + 0.02
+    assert stoi_after > stoi_before + 0.006
+
+
+def test_each_step_may_only_lower_the_loss(tiny: Codec, wav: Tensor) -> None:
+    wav, listener = wav[24000:48000], Listener(24000)
+    losses = [listener(wav, decode(tiny, codes, len(wav))) for codes in [tiny.encode(wav[None, None])[0]]]
+    losses += [listener(wav, decode(tiny, refine(tiny, wav, steps), len(wav))) for steps in (1, 8)]
+    assert losses[1] <= losses[0]
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("piece", [1000, 24000, None])
+def test_codes_do_not_depend_on_how_the_signal_arrives(
+    piece: int | None, tiny: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "SEGMENT_FRAMES", 48)
+    monkeypatch.setattr(refinement, "FRAMES_AHEAD", 8)
+    wav = wav[:50001]
+    encoder = RefiningEncoder(tiny, 2)
+    expected = torch.cat([encoder.push(wav), encoder.flush()])
+    assert len(expected) == -(-len(wav) // HOP)
+    assert torch.equal(refine(tiny, wav, 2, piece), expected)
+    assert torch.equal(torch.cat([encoder.push(wav), encoder.flush()]), expected), "a flushed encoder is as new"
+
+
+def test_each_segment_goes_on_from_the_codes_before_it(
+    boxed: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes of a predictive quantizer mean nothing without those before them, and segments must not be heard."""
+    monkeypatch.setattr(refinement, "SEGMENT_FRAMES", 60)
+    encoder, listener = RefiningEncoder(boxed, 2), Listener(24000)
+    whole = torch.cat([encoder.push(wav), encoder.flush()])
+    plain = boxed.encode(wav[None, None])[0]
+    assert listener(wav, decode(boxed, whole, len(wav))) < listener(wav, decode(boxed, plain, len(wav)))
+
+
+def test_without_steps_of_any_size_codes_are_those_of_the_encoder(
+    boxed: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SEGMENT_FRAMES", 60), ("STEP_SIZE", 0.0), ("PULL", 0.0)):
+        monkeypatch.setattr(refinement, name, value)
+    with torch.inference_mode():  # which is left for the time being
+        codes = refine(boxed, wav, 1)
+    same = (codes == boxed.encode(wav[None, None])[0]).float().mean()
+    assert same > 0.98  # where a segment ends, other ways on are given up earlier
+
+
+def test_settled_quantizer_goes_on_behind_its_codes() -> None:
+    torch.manual_seed(0)
+    quantizer = PredictiveSimVQ(64, 4, memory=3, context_width=16, num_paths=4, delay=3)
+    with torch.no_grad():
+        quantizer.taps.copy_(0.2 * torch.randn(3, 4, 4))
+    codes = torch.randint(64, (1, 40))
+    latent, state = quantizer.eval().lookup(codes), {}
+    first = torch.cat([quantizer.encode(latent[..., :25], state), quantizer.finish(state.copy())], dim=1)
+    quantizer.settle(state)
+    second = torch.cat([quantizer.encode(latent[..., 25:], state), quantizer.finish(state)], dim=1)
+    assert torch.equal(torch.cat([first, second], dim=1), codes)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 320, 321, 5000])
+def test_signals_of_any_length_have_their_codes(num_samples: int, tiny: Codec, wav: Tensor) -> None:
+    assert len(refine(tiny, wav[:num_samples], 1)) == -(-num_samples // HOP)
+
+
+def test_silence_can_be_refined(tiny: Codec) -> None:
+    assert len(refine(tiny, torch.zeros(20000), 2)) == 63
+
+
+def test_what_is_no_sound_is_refused(tiny: Codec) -> None:
+    encoder = RefiningEncoder(tiny, 1)
+    with pytest.raises(AudioError, match="NaN"):
+        encoder.push(torch.full((100,), torch.nan))
+    with pytest.raises(AudioError, match=r"shape \(T,\)"):
+        encoder.push(torch.zeros(2, 100))
+
+
+@pytest.mark.parametrize("steps", [-1, 1001, 2.0, "4", True])
+def test_steps_that_cannot_be_meant_are_refused(steps: object, tiny: Codec, speech: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1 to 1000 steps"):
+        codec.encode_file(speech, tmp_path / "out.codes", model=tiny, refine=steps)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_that_looks_at_whole_clips_is_refused() -> None:
+    decoder = VocosDecoderConfig(latent_dim=16, width=16, inner_width=24, num_blocks=1, num_groups=4)
+    config = CodecConfig(encoder=SEANetEncoderConfig(latent_dim=16, num_filters=4), decoder=decoder)
+    with pytest.raises(ModelError, match="only for models that stream"):
+        RefiningEncoder(Codec(config).eval(), 1)
+
+
+def test_commands_refine(model_directory: Path, speech: Path, tmp_path: Path, tiny: Codec) -> None:
+    target, options = tmp_path / "out.codes", ["--model", str(model_directory), "--device", "cpu", "--refine", "1"]
+    assert cli.run(["encode", str(speech), str(target), *options]) == 0
+    assert (read_codes(target).codes == refine(tiny, torch.from_numpy(read(speech)[0][0]), 1).numpy()).all()
+    assert cli.run(["roundtrip", str(speech), str(tmp_path / "out.wav"), *options]) == 0
+    heard = torch.from_numpy(read(tmp_path / "out.wav")[0][0])
+    expected = decode(tiny, torch.from_numpy(read_codes(target).codes).long(), len(heard)).clamp(-1, 1)
+    torch.testing.assert_close(heard, expected, atol=1e-3, rtol=0)
+
+
+def test_evaluation_of_folders_has_no_codes_to_refine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", str(tmp_path), str(tmp_path), "--refine", "2"]) == 2
+    assert "--refine is for the codes of --model" in capsys.readouterr().err
