@@ -25,6 +25,7 @@ from codec.audio import SoundReader, SoundWriter, output_format, require_regular
 from codec.bitstream import Block, Header, fit_name, packed_size
 from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
 from codec.errors import CodecError, ConfigError, FormatError, ModelError
+from codec.limits import refining_steps
 from codec.model import catalogue, weights
 from codec.model.codec import MAX_FRAMES, Codec, check_samples
 from codec.output import check_output, is_stream, shown
@@ -46,7 +47,7 @@ MAX_SECONDS_AT_ONCE = 60.0
 
 _READ_SECONDS = 60.0  # of a file at once, so that encoding always has several pieces to work on
 _REFINE_SECONDS = 5.0  # where that takes as long, so that progress is seen
-_LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s
+_LIVE_BLOCK_FRAMES = 64  # from pipe to pipe a block leaves every 0.85 s, unless codes are refined
 _FILE_BLOCK_FRAMES = 256
 
 
@@ -119,6 +120,7 @@ def encode_file(
     start = time.perf_counter()
     format = code_format(target, format)
     _check_places(source, target, overwrite)
+    refine = refining_steps(refine)
     with SoundReader(source, block_seconds=_REFINE_SECONDS if refine else _READ_SECONDS) as sound:
         codec, name = load_model(model, device)
         arithmetic = _arithmetic(codec, precision)
@@ -387,7 +389,7 @@ def _check_places(source: str | os.PathLike[str], target: str | os.PathLike[str]
 
 def _stream_encoder(codec: Codec, refine: int) -> "StreamEncoder | RefiningEncoder":
     """What gives the codes of a stream, as they are or refined in so many steps."""
-    if isinstance(refine, int) and refine == 0:
+    if not refine:
         return StreamEncoder(codec)
     from codec.refinement import RefiningEncoder  # with the losses of training, which nothing else here needs
 

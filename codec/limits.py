@@ -1,6 +1,8 @@
 """What settings and samples may be, and how settings are refused."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
+from typing import SupportsIndex
 
 from codec.errors import ConfigError
 
@@ -8,6 +10,21 @@ MAX_MAGNITUDE = 100.0
 """Of samples. Those beyond are integers that were made floats, not loud speech (full scale is 1)."""
 MOST_REFINING_STEPS = 1000
 """In which codes are refined; far fewer do."""
+
+
+def refining_steps(steps: SupportsIndex) -> int:
+    """A number of steps in which codes are refined, of any type of integer.
+
+    Raises:
+        ConfigError: no integer from 0 to `MOST_REFINING_STEPS`.
+    """
+    try:
+        number = -1 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= MOST_REFINING_STEPS:
+        raise ConfigError(f"codes are refined in 0 (not at all) to {MOST_REFINING_STEPS} steps, got {steps!r}")
+    return number
 
 
 def too_small(settings: object, group: str, least: Mapping[int, Sequence[str]]) -> list[str]:

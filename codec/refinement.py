@@ -8,15 +8,17 @@ Source: semi-amortized inference (Kim et al., arXiv:1802.02550), with the straig
 (arXiv:1711.00937).
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec.errors import ConfigError, ModelError
-from codec.limits import MOST_REFINING_STEPS
+from codec.errors import ModelError
+from codec.limits import refining_steps
 from codec.model.codec import Codec
 from codec.model.encoder import NO_SAMPLE
 from codec.model.layers import State
@@ -33,37 +35,46 @@ FRAMES_BEFORE = 40
 
 STEP_SIZE = 1.0  # of the first step, in rms errors of the quantizer; later ones are smaller
 BETAS = 0.3, 0.8  # short memories: the slope changes with every code that changes
+SMALLEST_SLOPE = 1e-8  # Adam's
 PULL = 0.3  # share of the way back to the quantized latent after each step, so that it stays where codes are
 
 MEL_WEIGHT, CONVERGENCE_WEIGHT, DISTURBANCE_WEIGHT, INTELLIGIBILITY_WEIGHT = 15.0, 30.0, 10.0, 60.0
 
 
 class RefiningEncoder:
-    """As `codec.StreamEncoder`, but each stretch of 5 s is refined before its codes are given.
+    """Turns sound that arrives in pieces into codes, as `codec.StreamEncoder` does, but refines them first.
 
-    Memory does not depend on the length of the signal. The result depends on the device and the number of threads, in
-    the way of all sums of floats; whatever it is, it has no larger loss than the encoder's codes.
+    With the boxed model codes come 5 s at a time, half a second after the last of their sound. Memory does not depend
+    on the length of the signal. The codes depend on the device and the number of threads, as sums of floats do.
 
     Args:
         codec: a model of the stream family.
-        steps: in which each stretch is refined, 1 to `codec.limits.MOST_REFINING_STEPS`. The first few do most.
+        steps: in which codes are refined, 0 to `codec.limits.MOST_REFINING_STEPS`. The first few do most. Whatever
+            they find, no stretch gets a larger loss than with the codes that the encoder would go on with.
 
     Raises:
-        ModelError: the model is of another family.
+        ModelError: the model is of another family, or was loaded in inference mode.
         ConfigError: no such number of steps.
     """
 
-    def __init__(self, codec: Codec, steps: int):
+    def __init__(self, codec: Codec, steps: SupportsIndex):
         if not checked_model(codec).is_streamable:
             raise ModelError("codes can be refined only for models that stream, such as the boxed one")
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_REFINING_STEPS:
-            raise ConfigError(f"codes are refined in 1 to {MOST_REFINING_STEPS} steps, got {steps!r}")
-        self.codec, self.steps = codec, steps
-        with _recording():
+        if any(tensor.is_inference() for tensor in codec.state_dict().values()):
+            raise ModelError("codes can be refined only for models that were loaded outside torch.inference_mode")
+        self.codec, self.steps = codec, refining_steps(steps)
+        with _recording(), torch.device("cpu"):
             self.listener = Listener(codec.sample_rate).to(codec.device)
-            self._forget()
+        self.reset()
 
-    def _forget(self) -> None:
+    def __copy__(self) -> "RefiningEncoder":
+        copied = object.__new__(RefiningEncoder)
+        states = {"_encoding": self._encoding.copy(), "_decoding": self._decoding.copy()}
+        copied.__dict__ = self.__dict__ | states
+        return copied
+
+    def reset(self) -> None:
+        """Forget the signal, and the codes still due: the encoder is as new."""
         empty = torch.zeros(0, dtype=torch.float32, device=self.codec.device)
         self._wav = empty  # from the first frame on whose code is not decided
         self._before = empty, empty  # the last of what is decided, as it was and as it sounds
@@ -73,17 +84,23 @@ class RefiningEncoder:
     def push(self, wav: Tensor) -> Tensor:
         """Feed samples (T,) or (1, 1, T) float32, T >= 0, get the codes that are now decided: (n,) int64.
 
+        Whatever goes wrong leaves the encoder as it was.
+
         Raises:
             AudioError: no tensor of floating-point samples, another shape, NaN or infinite samples.
         """
+        wav = samples_of_piece(wav).detach()
+        going_on = copy.copy(self)
         with _recording():
-            return self._push(samples_of_piece(wav))
+            codes = going_on._push(wav)
+        self.__dict__ = going_on.__dict__
+        return codes
 
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
         with _recording():
-            codes = self._end()
-            self._forget()
+            codes = copy.copy(self)._end()
+        self.reset()
         return codes
 
     def _push(self, wav: Tensor) -> Tensor:
@@ -124,19 +141,29 @@ class RefiningEncoder:
     def _refined(self, latent: Tensor, wav: Tensor) -> Tensor:
         """The codes (1, N) with the least loss of all that a latent (1, D, N) comes to on its way."""
         reference = torch.cat([self._before[0], wav])
-        latent = latent.clone()
-        optimizer = torch.optim.Adam([latent], betas=BETAS)
+        latent = latent.float()
+        mean, square, error = torch.zeros_like(latent), torch.zeros_like(latent), 0.0
         found: list[tuple[float, Tensor]] = []
         for step in range(self.steps + 1):
             codes, quantized, sound = self._decoded(latent)
             loss = self.listener(reference, torch.cat([self._before[1], sound[: len(wav)]]))
             found.append((loss.item(), codes))
+            if step == self.steps:
+                break
+            (slope,) = torch.autograd.grad(loss, quantized)
+            quantized = quantized.detach()
             if step == 0:
-                error = (latent - quantized.detach()).square().mean().sqrt().item()
-            optimizer.param_groups[0]["lr"] = STEP_SIZE * error * (1 - step / self.steps)
-            (latent.grad,) = torch.autograd.grad(loss, quantized)
-            optimizer.step()
-            latent.lerp_(quantized.detach(), PULL)
+                error = (latent - quantized).square().mean().sqrt().item()
+            # A step of Adam; torch's own takes seconds to import.
+            mean, square = (
+                past + (1 - beta) * (now - past)
+                for past, now, beta in zip((mean, square), (slope, slope.square()), BETAS, strict=True)
+            )
+            direction, scale = (
+                past / (1 - beta ** (step + 1)) for past, beta in zip((mean, square), BETAS, strict=True)
+            )
+            size = STEP_SIZE * error * (1 - step / self.steps)
+            latent = (latent - size * direction / (scale.sqrt() + SMALLEST_SLOPE)).lerp(quantized, PULL)
         return min(found, key=lambda each: each[0])[1]
 
     def _decoded(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -172,8 +172,8 @@ def test_encoding_and_decoding_need_no_optional_package(tmp_path, model_director
         for name in {OPTIONAL!r}:
             sys.modules[name] = None
         from codec.cli import run
-        assert run(["encode", {str(speech)!r}, {codes!r}, "--model", {str(model_directory)!r}]) == 0
-        assert run(["encode", {str(speech)!r}, {codes!r}, "--model", {str(model_directory)!r}, "--refine", "1", "--overwrite"]) == 0
+        for more in ([], ["--refine", "1", "--overwrite"]):
+            assert run(["encode", {str(speech)!r}, {codes!r}, "--model", {str(model_directory)!r}, *more]) == 0
         assert run(["decode", {codes!r}, {sound!r}, "--model", {str(model_directory)!r}]) == 0
         """
     )

@@ -1,7 +1,11 @@
 """Refined codes: better by measures that are not the loss, the same however a signal arrives, codes like any other."""
 
+import copy
+import shutil
 from pathlib import Path
+from typing import SupportsIndex
 
+import numpy as np
 import pytest
 import torch
 from pesq import pesq
@@ -13,6 +17,7 @@ from codec import cli, refinement
 from codec.audio import read, resample
 from codec.bitstream import read_codes
 from codec.errors import AudioError, ConfigError, ModelError
+from codec.evaluation.evaluate import Options, evaluate_folders
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.predictive import PredictiveSimVQ
@@ -38,7 +43,7 @@ def wav(speech: Path) -> Tensor:
     return torch.from_numpy(read(speech)[0][0])
 
 
-def refine(model: Codec, wav: Tensor, steps: int, piece: int | None = None) -> Tensor:
+def refine(model: Codec, wav: Tensor, steps: SupportsIndex, piece: int | None = None) -> Tensor:
     encoder = RefiningEncoder(model, steps)
     return torch.cat([*(encoder.push(part) for part in wav.split(piece or max(len(wav), 1))), encoder.flush()])
 
@@ -132,11 +137,64 @@ def test_what_is_no_sound_is_refused(tiny: Codec) -> None:
         encoder.push(torch.zeros(2, 100))
 
 
-@pytest.mark.parametrize("steps", [-1, 1001, 2.0, "4", True])
+@pytest.mark.parametrize("steps", [-1, 1001, 2.0, "4", True, None])
 def test_steps_that_cannot_be_meant_are_refused(steps: object, tiny: Codec, speech: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1 to 1000 steps"):
+    with pytest.raises(ConfigError, match="to 1000 steps"):
         codec.encode_file(speech, tmp_path / "out.codes", model=tiny, refine=steps)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="to 1000 steps"):
+        Options(refine=steps)  # type: ignore[arg-type]
+
+
+def test_any_integer_is_a_number_of_steps(tiny: Codec, wav: Tensor) -> None:
+    wav = wav[:5000]
+    assert torch.equal(refine(tiny, wav, np.int64(2)), refine(tiny, wav, 2))
+    assert torch.equal(refine(tiny, wav, 0), tiny.encode(wav[None, None])[0])
+
+
+def test_what_goes_wrong_leaves_the_encoder_as_it_was(
+    tiny: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "SEGMENT_FRAMES", 48)
+    monkeypatch.setattr(refinement, "FRAMES_AHEAD", 8)
+    encoder, expected = RefiningEncoder(tiny, 1), refine(tiny, wav[:60000], 1)
+    start = encoder.push(wav[:10000])
+    branch, calls = copy.copy(encoder), iter(range(1000))
+
+    def fail(*_: object) -> None:
+        if next(calls) == 5:  # in the second segment
+            raise MemoryError
+
+    hook = tiny.decoder.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        encoder.push(wav[10000:60000])
+    hook.remove()
+    codes = torch.cat([start, encoder.push(wav[10000:60000]), encoder.flush()])
+    assert torch.equal(codes, expected)
+    assert torch.equal(torch.cat([start, branch.push(wav[10000:60000]), branch.flush()]), expected)
+
+
+def test_codes_are_refined_in_16_bit_arithmetic_too(tiny: Codec, speech: Path, tmp_path: Path) -> None:
+    report = codec.encode_file(speech, tmp_path / "out.npy", model=tiny, refine=1, precision="bf16")
+    assert report.num_frames == 356
+
+
+def test_model_that_was_loaded_in_inference_mode_is_refused(model_directory: Path) -> None:
+    with torch.inference_mode():
+        model = weights.load(model_directory)
+    with pytest.raises(ModelError, match="loaded outside"):
+        RefiningEncoder(model, 1)
+
+
+def test_defaults_of_torch_change_nothing(tiny: Codec, wav: Tensor) -> None:
+    expected = refine(tiny, wav[:9000], 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            encoder = RefiningEncoder(tiny, 1)
+            assert torch.equal(torch.cat([encoder.push(wav[:9000]), encoder.flush()]), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_model_that_looks_at_whole_clips_is_refused() -> None:
@@ -159,3 +217,26 @@ def test_commands_refine(model_directory: Path, speech: Path, tmp_path: Path, ti
 def test_evaluation_of_folders_has_no_codes_to_refine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["evaluate", str(tmp_path), str(tmp_path), "--refine", "2"]) == 2
     assert "--refine is for the codes of --model" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no codes to refine"):
+        evaluate_folders(tmp_path, tmp_path, options=Options(refine=2))
+
+
+def test_evaluation_says_that_codes_were_refined(
+    model_directory: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, plain, refined = (tmp_path / name for name in ("data", "plain", "refined"))
+    data.mkdir()
+    shutil.copy(speech, data)
+    for output, more in ((plain, []), (refined, ["--refine", "1"])):
+        options = ["--metrics", "mel", "--jobs", "0", "--output", str(output), *more]
+        assert cli.run(["evaluate", "--model", str(model_directory), "--data", str(data), *options]) == 0
+    table = capsys.readouterr().out
+    assert table.count("refined in 1 step") == 1
+    names = [f"{folder}/codes/speech.codes" for folder in (plain, refined)]
+    assert (read_codes(names[0]).codes != read_codes(names[1]).codes).any()
+    assert cli.run(["evaluate", "--compare", str(plain), str(refined)]) == 0
+    a, b = capsys.readouterr().out.splitlines()[:2]
+    assert a.startswith("A: ")
+    assert "refined" not in a
+    assert b.startswith("B: ")
+    assert "refined in 1 step" in b

@@ -87,6 +87,8 @@ def evaluate(
     from codec.evaluation.registry import METRICS
     from codec.evaluation.report import table
 
+    if refine and model is None:
+        raise click.UsageError("--refine is for the codes of --model")
     if compare:
         if folders or model or data:
             raise click.UsageError("--compare takes two outputs of this command, and nothing to score beside them")
@@ -94,8 +96,6 @@ def evaluate(
         return
     if (len(folders) != 2) if model is None else (folders or data is None):
         raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data, or --compare A B")
-    if refine and model is None:
-        raise click.UsageError("--refine is for the codes of --model")
     settings = Settings(
         device=device,
         utmos_weights=Path(utmos_weights) if utmos_weights else None,

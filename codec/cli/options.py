@@ -79,7 +79,7 @@ option_refine = click.option(
     metavar="STEPS",
     default=0,
     show_default=True,
-    help="Listen to what the codes decode to, and make them better, in so many steps; 4 do most.",
+    help="Make the codes sound better, in so many steps; 8 take about as long as the sound. For models that stream.",
 )
 option_jobs = click.option(
     "--jobs",

@@ -11,7 +11,7 @@ import numpy as np
 from codec.errors import ConfigError, sentence
 from codec.evaluation.journal import Journal
 from codec.evaluation.metric import Column
-from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME
+from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, model_of
 from codec.evaluation.statistics import bootstrap_interval
 from codec.input import is_of, read_json
 from codec.output import write_json, write_text
@@ -169,7 +169,7 @@ def _verdict(low: float | None, high: float | None, sign: int) -> str:
 
 
 def _name(summary: Mapping[str, Any]) -> str:
-    return f"{summary['model']} ({summary['fingerprint']})" if "model" in summary else str(summary["estimate"])
+    return model_of(summary) if "model" in summary else str(summary["estimate"])
 
 
 def _rates(summary: Mapping[str, Any]) -> list[int]:

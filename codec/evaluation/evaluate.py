@@ -32,6 +32,7 @@ from codec.evaluation.registry import METRICS, choose
 from codec.evaluation.scoring import Row
 from codec.evaluation.statistics import NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
+from codec.limits import refining_steps
 from codec.model.catalogue import ModelInfo, describe
 from codec.progress import Progress
 from codec.workers import Died, num_cores, work
@@ -78,6 +79,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
+        refining_steps(self.refine)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def evaluate_folders(
             written to `output`; the message says why).
     """
     options = options or Options()
+    if options.refine:
+        raise ConfigError("sound files of two folders have no codes to refine; leave Options.refine at 0")
     names = choose(options.metrics)
     options = _on_a_device(options, names)
     items, problems = pair_folders(Path(reference), Path(estimate))

@@ -280,6 +280,7 @@ def _conditions(summary: dict[str, Any]) -> str:
         ["lengths", f"{lengths['num_different']} files differed, by at most {largest} samples"],
         ["delay", escape(_delay(summary["delay"], conditions["delay_removed"]))],
         ["model", escape(summary.get("fingerprint", "-"))],
+        ["steps of refining", str(conditions.get("refining_steps", 0))],
         ["versions", escape(", ".join(f"{name} {version}" for name, version in conditions["versions"].items()))],
     ]  # fmt: skip
     rows += [

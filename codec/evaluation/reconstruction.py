@@ -66,7 +66,8 @@ def reconstruct(task: Task) -> Reconstruction:
 
     key = ""
     try:
-        key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak} {_refine}"
+        key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak}"
+        key += f" {_refine}" if _refine else ""
         if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
             return task.known
         for path in (task.estimate, task.codes):

@@ -1,5 +1,6 @@
 """The results of an evaluation as files and as a table for the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,16 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join([_heading(summary), "", *aligned(rows, words=("metric", "better")), *_notes(summary)])
 
 
+def model_of(summary: Mapping[str, Any]) -> str:
+    """The model whose codes were scored, and in how many steps they were refined."""
+    steps = summary["conditions"].get("refining_steps", 0)
+    refined = f", refined in {steps} step{'s' * (steps != 1)}" if steps else ""
+    return f"{summary['model']} ({summary['fingerprint']}{refined})"
+
+
 def _heading(summary: dict[str, Any]) -> str:
     if "model" in summary:
-        what = f"{summary['model']} ({summary['fingerprint']}) on {summary['reference']}"
+        what = f"{model_of(summary)} on {summary['reference']}"
     else:
         what = f"{summary['estimate']} against {summary['reference']}"
     subset = ", a subset" if summary["is_subset"] else ""

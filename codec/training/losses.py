@@ -47,7 +47,7 @@ class MelSpectrum(nn.Module):
     def __init__(self, sample_rate: int, n_fft: int, hop_length: int, num_mels: int, *, scale: str = "htk") -> None:
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
         filters = torch.tensor(mel_filters(sample_rate, n_fft, num_mels, scale))  # a copy, theirs is kept for others
         self.register_buffer("filters", filters, persistent=False)
 

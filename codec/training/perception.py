@@ -112,7 +112,7 @@ class Disturbance(nn.Module):
         thresholds = power_of(hearing_threshold(centres))
         exponents = ZWICKER_EXPONENT * (6 / (bark(centres) + 2)).clamp(1, 2) ** 0.15  # P.862's, below 4 Bark
         half_widths = counts * hz[0] / 2
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft, dtype=torch.float32), persistent=False)
         self.register_buffer(
             "telephone", (centres > TELEPHONE_BAND[0]) & (centres < TELEPHONE_BAND[1]), persistent=False
         )
@@ -218,7 +218,7 @@ class Intelligibility(nn.Module):
         centres = LOWEST_THIRD * 2 ** (torch.arange(NUM_THIRDS, dtype=torch.float64) / 3)
         bands = (hz[:, None] >= centres * 2 ** (-1 / 6)) & (hz[:, None] < centres * 2 ** (1 / 6))
         self.register_buffer("bands", bands[:, bands.any(0)].float(), persistent=False)  # as far as there are any
-        self.register_buffer("window", torch.hann_window(size), persistent=False)
+        self.register_buffer("window", torch.hann_window(size, dtype=torch.float32), persistent=False)
 
     @staticmethod
     def shortest(sample_rate: int) -> int:

@@ -1,6 +1,6 @@
 """Speed, latency and memory of a streaming model, beside the reference architecture in the same run.
 
-    python recipes/stream/benchmark.py [--model stream] [--threads 2] [--hours 1]
+    python recipes/stream/benchmark.py [--model stream] [--threads 2] [--hours 1] [--refine 8]
 
 Prints one table. Times are medians of runs that alternate between the two models, so that a busy machine slows both.
 The reference is `wavtokenizer-75` with random weights: speed does not depend on them.
@@ -27,6 +27,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
+from codec.refinement import RefiningEncoder
 from codec.streaming import StreamDecoder, StreamEncoder
 
 REFERENCE = CodecConfig(
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument(
         "--hours", type=not_negative, default=1.0, help="of audio for measuring memory; 0 leaves it out"
     )
+    parser.add_argument(
+        "--refine", type=not_negative, default=8, metavar="STEPS", help="for which to measure speed; 0 leaves it out"
+    )
     parser.add_argument("--measure-memory", nargs=2, metavar=("VERB", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
@@ -55,6 +59,8 @@ def main() -> None:
     if arguments.hours:  # first: on Linux a process begins with the peak of the one that started it
         print_memory(arguments.model, arguments.hours)
     compare_speed(arguments.model, arguments.seconds, arguments.runs)
+    if arguments.refine:
+        print_refinement(arguments.model, round(arguments.refine))
     print_latency(arguments.model)
 
 
@@ -87,6 +93,17 @@ def compare_speed(model: str, seconds: float, runs: int) -> None:
             f"{verb} {seconds:.0f} s: {model} {mine:.3f} s ({seconds / mine:.0f} x real time), "
             f"wavtokenizer-75 {theirs:.3f} s, ratio {theirs / mine:.1f}"
         )
+
+
+def print_refinement(model: str, steps: int, seconds: float = 20.0) -> None:
+    """Speed of encoding when codes are refined."""
+    encoder = RefiningEncoder(codec.load(model), steps)
+    wav = 0.1 * torch.randn(round(seconds * encoder.codec.sample_rate), generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    encoder.push(wav)
+    encoder.flush()
+    took = time.perf_counter() - started
+    print(f"encode {seconds:.0f} s, refined in {steps} steps: {took:.1f} s ({seconds / took:.2f} x real time)")
 
 
 def print_latency(model: str) -> None:
