@@ -157,7 +157,7 @@ def encode_file(
 
 
 def encode_sounds(
-    sources: Sequence[str | os.PathLike[str]], codec: Codec, precision: str = "float32"
+    sources: Sequence[str | os.PathLike[str]], codec: Codec, precision: str = "float32", refine: int = 0
 ) -> list[tuple[np.ndarray, int] | CodecError | OSError]:
     """The codes that `encode_file` would write of each file, up to rounding; short recordings are encoded at once.
 
@@ -166,6 +166,7 @@ def encode_sounds(
             is encoded.
         codec: a loaded model.
         precision: see `encode_file`.
+        refine: see `encode_file`; one recording after the other then.
 
     Returns:
         In the same order codes (N,) int64 and the number of samples at the model's sample rate, or the error of a sound
@@ -175,7 +176,7 @@ def encode_sounds(
     with _arithmetic(codec, precision):
         for source in sources:
             try:
-                results.append(_read_or_encode(source, codec))
+                results.append(_read_or_encode(source, codec, refine))
             except (CodecError, OSError) as error:
                 results.append(error)
         short = [place for place, result in enumerate(results) if isinstance(result, Tensor)]
@@ -209,20 +210,23 @@ def group_alike(seconds: Sequence[float], most: int = MAX_AT_ONCE) -> list[list[
     return groups
 
 
-def _read_or_encode(source: str | os.PathLike[str], codec: Codec) -> Tensor | tuple[np.ndarray, int]:
+def _read_or_encode(source: str | os.PathLike[str], codec: Codec, refine: int) -> Tensor | tuple[np.ndarray, int]:
     """The samples (T,) of a sound that can be encoded with others, else its codes and the number of its samples."""
+    is_alone = bool(refine) or not codec.is_streamable
     require_regular(Path(source))
     with SoundReader(source, codec.sample_rate) as sound:
         counted = _Counted(sound, codec.sample_rate, None, None)
         blocks, start = iter(counted), list[np.ndarray]()
-        while codec.is_streamable and sum(map(len, start)) <= MAX_SECONDS_AT_ONCE / 2 * codec.sample_rate:
+        while not is_alone and sum(map(len, start)) <= MAX_SECONDS_AT_ONCE / 2 * codec.sample_rate:
             block = next(blocks, None)
             if block is None:
                 wav = torch.from_numpy(np.concatenate(start))
                 check_samples(wav)  # which resampling may have put out of range: no fault of the others
                 return wav
             start.append(block)
-        codes = np.concatenate(list(_encode_blocks(StreamEncoder(codec), chain(start, blocks), is_live=False)))
+        codes = np.concatenate(
+            list(_encode_blocks(_stream_encoder(codec, refine), chain(start, blocks), is_live=False))
+        )
         return codes, counted.num_samples
 
 

@@ -68,6 +68,7 @@ def inspect_tokens(path: str, progress: Progress | None = None) -> dict[str, Any
         "hop_length": tokens.info.hop_length,
         "codebook_size": tokens.info.codebook_size,
         "precision": tokens.info.precision,
+        "refine": tokens.info.refine,
         "model": tokens.info.model,
         "fingerprint": tokens.info.fingerprint,
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from codec.errors import ModelError
 from codec.limits import refining_steps
-from codec.model.codec import Codec
+from codec.model.codec import Codec, CodecConfig
 from codec.model.encoder import NO_SAMPLE
 from codec.model.layers import State
 from codec.streaming import checked_model, samples_of_piece
@@ -58,8 +58,7 @@ class RefiningEncoder:
     """
 
     def __init__(self, codec: Codec, steps: SupportsIndex):
-        if not checked_model(codec).is_streamable:
-            raise ModelError("codes can be refined only for models that stream, such as the boxed one")
+        require_refinable(checked_model(codec).config)
         if any(tensor.is_inference() for tensor in codec.state_dict().values()):
             raise ModelError("codes can be refined only for models that were loaded outside torch.inference_mode")
         self.codec, self.steps = codec, refining_steps(steps)
@@ -175,6 +174,16 @@ class RefiningEncoder:
             quantized = quantizer.lookup(codes, decoding)
         quantized.requires_grad_()
         return codes, quantized, self.codec.decoder(quantized, decoding)[0, 0]
+
+
+def require_refinable(config: CodecConfig) -> None:
+    """Refuse a model whose codes cannot be refined.
+
+    Raises:
+        ModelError: it looks at whole clips.
+    """
+    if not config.is_streamable:
+        raise ModelError("codes can be refined only for models that stream, such as the boxed one")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from codec.cli.options import (
     option_model,
     option_precision,
     option_quiet,
+    option_refine,
 )
 from codec.cli.reporting import count
 from codec.cli.running import Failed, complain
@@ -161,6 +162,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
 @option_model("stream", "Boxed model, model directory or Hub id.")
 @option_device
 @option_precision
+@option_refine
 @option_jobs
 @click.option(
     "--shard", type=int, metavar="N", help="Utterances per file of codes.  [default: as OUT_DIR was begun, or 1000]"
@@ -177,6 +179,7 @@ def tokenize(
     model: str,
     device: str,
     precision: str,
+    refine: int,
     jobs: int | None,
     shard: int | None,
     share: str,
@@ -208,6 +211,7 @@ def tokenize(
             model=model,
             device=device,
             precision=precision,
+            refine=refine,
             jobs=jobs,
             utterances_per_shard=shard,
             share=(int(first), int(of)),

@@ -99,6 +99,11 @@ class CodecConfig:
         if type(self.sample_rate) is not int or self.sample_rate < 1:
             raise ConfigError(f"sample_rate must be a whole number of Hz, at least 1, got {self.sample_rate!r}")
 
+    @property
+    def is_streamable(self) -> bool:
+        """See `Codec.is_streamable`."""
+        return isinstance(self.encoder, SpectralEncoderConfig) and isinstance(self.decoder, SpectralDecoderConfig)
+
     def to_dict(self) -> dict[str, Any]:
         """As nested plain values, for JSON."""
         return asdict(self)
@@ -256,9 +261,7 @@ class Codec(Rates, nn.Module):
     @property
     def is_streamable(self) -> bool:
         """Whether every code and sample depends on a bounded future, so that streaming is exact and memory bounded."""
-        return isinstance(self.config.encoder, SpectralEncoderConfig) and isinstance(
-            self.config.decoder, SpectralDecoderConfig
-        )
+        return self.config.is_streamable
 
     def num_frames(self, num_samples: int) -> int:
         """Codes of a signal: N = ceil(T / hop_length)."""

@@ -18,10 +18,11 @@ import torch
 from codec import audio
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, MAX_AT_ONCE, PRECISIONS, encode_sounds, group_alike
+from codec.limits import refining_steps
 from codec.manifest import read_rows, sounds_by_id, speaker_of
 from codec.model import weights
 from codec.model.catalogue import describe
-from codec.model.codec import Codec
+from codec.model.codec import Codec, CodecConfig
 from codec.output import TEMPORARY_SUFFIX
 from codec.progress import Progress
 from codec.tokenization.shards import (
@@ -83,6 +84,7 @@ def tokenize(
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     device: str | torch.device = "cpu",
     precision: str = "float32",
+    refine: int = 0,
     jobs: int | None = None,
     utterances_per_shard: int | None = None,
     share: tuple[int, int] = (1, 1),
@@ -98,6 +100,8 @@ def tokenize(
         model: name of a boxed model, directory or Hub id; no loaded model, as every process loads its own.
         device: "cpu", "cuda", "mps" or "auto".
         precision: "float32" or "bf16", see `encode_file`.
+        refine: steps in which the codes are made to sound better, see `encode_file`; recording by recording, which uses
+            a GPU badly.
         jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
             one elsewhere, as several would each load the model.
         utterances_per_shard: how the list is divided, in its order. None goes on as the target was begun, or with
@@ -113,11 +117,12 @@ def tokenize(
     """
     started = time.monotonic()
     _check_settings(model, precision, jobs, utterances_per_shard, share)
+    refine = refining_steps(refine)
     device = str(weights.choose_device(device))  # by name, for other processes
     if jobs is None:
         jobs = num_cores() if device == "cpu" else 0
     recordings = list_recordings(Path(source))
-    info = _begin(Path(source), Path(target), recordings, model, precision, utterances_per_shard)
+    info = _begin(Path(source), Path(target), recordings, model, precision, refine, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
     wanted: dict[int, Sequence[Recording]] = {}  # by shard
     for count, number in enumerate(numbers):
@@ -132,7 +137,7 @@ def tokenize(
     new_samples = 0
     if progress and wanted:
         progress("encoded", done, total)
-    results = _encode_all(_batches(wanted, jobs), jobs, (model, device, precision))
+    results = _encode_all(_batches(wanted, jobs), jobs, (model, device, precision, refine))
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
         new_samples += _write(Path(target), number, _shard(recordings, number, info), encoded, info)
     num_utterances = num_codes = num_samples = 0
@@ -203,10 +208,15 @@ def _begin(
     recordings: Sequence[Recording],
     model: str | os.PathLike[str],
     precision: str,
+    refine: int,
     size: int | None,
 ) -> TokensInfo:
     """What is to be made; noted in the target, or held against what is noted there."""
     found = describe(model)
+    if refine:
+        from codec.refinement import require_refinable
+
+        require_refinable(CodecConfig.from_dict(found.config))
     digest = hashlib.sha256()
     for recording in recordings:
         digest.update(f"{recording.id}\t{recording.seconds}\t{recording.speaker}\t{recording.part}\n".encode())
@@ -224,6 +234,7 @@ def _begin(
         utterances_per_shard=size,
         list=digest.hexdigest()[:16],
         source=os.fsencode(os.path.abspath(source)).decode(errors="backslashreplace"),
+        refine=refine,
     )
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the tokens")
@@ -303,7 +314,7 @@ def _likely_seconds(recording: Recording) -> float:
 
 
 def _encode_all(
-    batches: Sequence[Batch], jobs: int, arguments: tuple[str | os.PathLike[str], str, str]
+    batches: Sequence[Batch], jobs: int, arguments: tuple[str | os.PathLike[str], str, str, int]
 ) -> Iterator[tuple[int, str, Encoded]]:
     """(shard, id, result) of each recording, in the order in which they are finished."""
     tasks = [recordings for _, recordings in batches]
@@ -352,18 +363,20 @@ def _write(target: Path, number: int, shard: Sequence[Recording], encoded: dict[
 
 _codec: Codec
 _precision: str
+_refine: int
 
 
-def _prepare(model: str | os.PathLike[str], device: str, precision: str) -> None:
+def _prepare(model: str | os.PathLike[str], device: str, precision: str, refine: int) -> None:
     """What each process does first."""
-    global _codec, _precision
-    _codec, _precision = weights.load(model, device), precision
+    global _codec, _precision, _refine
+    _codec, _precision, _refine = weights.load(model, device), precision, refine
 
 
 def _encode(recordings: Sequence[Recording]) -> list[Encoded]:
     paths = [Path(recording.path) for recording in recordings]
     files = [file_state(path) for path in paths]  # before they are read: what changes meanwhile is tried again
-    return [_judged(*each) for each in zip(recordings, files, encode_sounds(paths, _codec, _precision), strict=True)]
+    results = encode_sounds(paths, _codec, _precision, _refine)
+    return [_judged(*each) for each in zip(recordings, files, results, strict=True)]
 
 
 def _judged(recording: Recording, file: str, result: tuple[np.ndarray, int] | CodecError | OSError) -> Encoded:

@@ -48,6 +48,7 @@ class TokensInfo:
     utterances_per_shard: int
     list: str  # sum of the list of utterances
     source: str = ""  # where the list was; unknown of tokens made before this was noted
+    refine: int = 0  # steps in which the codes were refined
 
     @property
     def num_shards(self) -> int:
@@ -191,7 +192,7 @@ class Tokens(Mapping[str, np.ndarray]):
 
     Args:
         folder: of the tokens.
-        more: folders of further tokens that the same model made with the same precision; their utterances follow, and
+        more: folders of further tokens that the same model made in the same way; their utterances follow, and
             so do the speakers that are new in them.
         partial: accept the shards that exist now, while `tokenize` makes the others.
 
@@ -209,7 +210,7 @@ class Tokens(Mapping[str, np.ndarray]):
         self.shards: list[tuple[Path, int]] = []
         for path in map(Path, (folder, *more)):
             info = read_info(path)
-            for name in ("fingerprint", "sample_rate", "hop_length", "codebook_size", "precision"):
+            for name in ("fingerprint", "sample_rate", "hop_length", "codebook_size", "precision", "refine"):
                 value, first = getattr(info, name), getattr(self.info, name)
                 if value != first:
                     raise FormatError(f"{path}: {name} is {value}, that of {folder} is {first}; read them separately")
@@ -311,11 +312,11 @@ def read_info(folder: Path) -> TokensInfo:
     path = folder / INFO_NAME
     try:
         values = read_json(path)
-        values = {"source": TokensInfo.source} | values
+        values = {"source": TokensInfo.source, "refine": TokensInfo.refine} | values
         info = TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
         for field in fields(TokensInfo):
             value = getattr(info, field.name)
-            if type(value) is not field.type or (field.type is int and value < 1):
+            if type(value) is not field.type or (field.type is int and value < (field.name != "refine")):
                 raise ValueError(f"{field.name} is {value!r}")
         _ = info.header  # raises where a value is out of its range
         return info

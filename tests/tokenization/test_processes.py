@@ -32,7 +32,7 @@ def test_a_gpu_is_used_by_this_process_alone(tmp_path, speech, model_directory, 
 
     def work_here(function, tasks, jobs, prepare, arguments):
         found.append((jobs, arguments[1]))
-        return work_in_batches(function, tasks, 0, prepare, (arguments[0], "cpu", arguments[2]))
+        return work_in_batches(function, tasks, 0, prepare, (arguments[0], "cpu", *arguments[2:]))
 
     monkeypatch.setattr(corpus.weights, "choose_device", choose_as_if_there_were_a_gpu)
     monkeypatch.setattr(corpus, "work_in_batches", work_here)

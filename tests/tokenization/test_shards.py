@@ -120,7 +120,9 @@ def test_several_folders_are_read_as_one(tokens: Tokens, tmp_path: Path, further
         both["d"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("fingerprint", "1" * 16), ("precision", "bf16"), ("codebook_size", 9)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("fingerprint", "1" * 16), ("precision", "bf16"), ("codebook_size", 9), ("refine", 2)]
+)
 def test_folders_that_were_made_otherwise_are_not_read_as_one(tokens, tmp_path, further, name, value):
     write_info(further, dataclasses.replace(tokens.info, utterances=2, **{name: value}))
     with pytest.raises(FormatError, match=f"further: {name} is {value}, that of .* is {getattr(tokens.info, name)}; "):

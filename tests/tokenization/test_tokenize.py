@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec import encode_file, load, read_codes
+from codec import encode_file, load, read_codes, save
 from codec.cli import run
-from codec.errors import CodecWarning, ConfigError, CorpusError, FormatError
+from codec.errors import CodecWarning, ConfigError, CorpusError, FormatError, ModelError
 from codec.files import group_alike
 from codec.inspection import inspect
 from codec.manifest import Utterance, write_manifest
-from codec.model.codec import Codec
+from codec.model.codec import Codec, CodecConfig
+from codec.model.quantizer import SimVQConfig
+from codec.model.seanet import SEANetEncoderConfig
+from codec.model.vocos import VocosDecoderConfig
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
 from codec.tokenization.shards import Place, Tokens, TokensInfo, unfinished, write_info, write_shard
@@ -74,6 +77,25 @@ def test_tokens_are_the_codes_of_the_files(recordings, manifest, tmp_path, model
         assert tokens[path.stem].tolist() == file.codes.tolist()
         place = tokens.places[path.stem]
         assert (place.samples, place.speaker, place.part) == (file.num_samples, path.parent.name, "train")
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_refined_tokens_are_the_refined_codes_of_the_files(recordings, manifest, tmp_path, model_directory, jobs):
+    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory, refine=1, jobs=jobs)
+    assert inspect(str(tmp_path / "tokens"))["refine"] == 1
+    for path in recordings.rglob("*.wav"):
+        encode_file(path, tmp_path / "one.codes", model=model_directory, refine=1, overwrite=True)
+        assert tokens[path.stem].tolist() == read_codes(tmp_path / "one.codes").codes.tolist()
+
+
+def test_models_that_look_at_whole_clips_do_not_refine(recordings, tmp_path):
+    encoder = SEANetEncoderConfig(latent_dim=16, num_filters=4)
+    decoder = VocosDecoderConfig(latent_dim=16, width=16, inner_width=24, num_blocks=1, num_groups=4)
+    quantizer = SimVQConfig(codebook_size=16, codebook_dim=16)
+    save(Codec(CodecConfig(24000, encoder, quantizer, decoder)), tmp_path / "model")
+    with pytest.raises(ModelError, match="only for models that stream"):
+        tokens_of(recordings, tmp_path / "tokens", tmp_path / "model", refine=1)
+    assert not (tmp_path / "tokens").exists()
 
 
 @pytest.mark.parametrize(("seconds", "sizes"), [(60.0, [7]), (1.0, [2, 2, 1])])
@@ -322,6 +344,7 @@ def test_tokens_of_another_model_or_list_are_refused(
         (manifest, other_model_directory, {}, "fingerprint was"),
         (manifest, model_directory, {"utterances_per_shard": 4}, "utterances_per_shard was 3 and is 4"),
         (manifest, model_directory, {"precision": "bf16"}, "precision was float32 and is bf16"),
+        (manifest, model_directory, {"refine": 4}, "refine was 0 and is 4"),
         (shuffled, model_directory, {}, "ids, lengths, speakers, parts or order, has changed since .* made; list new"),
         (
             recordings,
@@ -703,6 +726,7 @@ def test_misuse_is_one_sentence(arguments, message, recordings, tmp_path, model_
         ({"share": (1, 2.0)}, r"share must be two integers, .*, got \(1, 2.0\)"),
         ({"utterances_per_shard": 6.5}, "utterances_per_shard must be an integer or None, got 6.5"),
         ({"precision": "half"}, "precision must be float32 or bf16, got 'half'"),
+        ({"refine": -1}, "refined in 0 .not at all. to 1000 steps, got -1"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_written(settings, message, recordings, tmp_path, model_directory):
