@@ -29,7 +29,7 @@ from codec.training.perception import Disturbance, Intelligibility
 SEGMENT_FRAMES = 384
 """Frames whose codes are refined, and then decided, together."""
 FRAMES_AHEAD = 32
-"""Further frames that are refined with them, as they will sound other after other codes. They are decided later."""
+"""Further frames that are refined with them, as they sound different after other codes. They are decided later."""
 FRAMES_BEFORE = 40
 """Frames before them whose sound is heard with theirs: spectra of the first look back so far."""
 
@@ -194,7 +194,8 @@ def _recording() -> Iterator[None]:
 
 
 class Listener(torch.nn.Module):
-    """The loss of a sound: those of training without discriminators, weighted to taste on `dev`.
+    """The loss of a sound: those of training without discriminators, in a mixture of their own that was
+    chosen on `dev` (recipes/stream).
 
     Args:
         sample_rate: Hz.

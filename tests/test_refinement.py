@@ -197,11 +197,25 @@ def test_defaults_of_torch_change_nothing(tiny: Codec, wav: Tensor) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_model_that_looks_at_whole_clips_is_refused() -> None:
+def test_model_that_looks_at_whole_clips_is_refused(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(speech, tmp_path / "one.flac")
+    shutil.copy(speech, tmp_path / "two.flac")
     decoder = VocosDecoderConfig(latent_dim=16, width=16, inner_width=24, num_blocks=1, num_groups=4)
     config = CodecConfig(encoder=SEANetEncoderConfig(latent_dim=16, num_filters=4), decoder=decoder)
     with pytest.raises(ModelError, match="only for models that stream"):
         RefiningEncoder(Codec(config).eval(), 1)
+    weights.save(Codec(config), tmp_path / "model")
+    for command in (
+        ["encode", str(tmp_path), str(tmp_path / "out")],
+        ["roundtrip", str(speech), str(tmp_path / "out.wav")],
+        ["evaluate", "--data", str(tmp_path)],
+        ["tokenize", str(tmp_path), str(tmp_path / "out")],
+    ):
+        assert cli.run([*command, "--model", str(tmp_path / "model"), "--refine", "1"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "only for models that stream" in line
 
 
 def test_commands_refine(model_directory: Path, speech: Path, tmp_path: Path, tiny: Codec) -> None:

@@ -81,7 +81,7 @@ def encode(model: str, format: str | None, refine: int, device: str, precision: 
     """
     from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
-    from codec.files import encode_file, load_model
+    from codec.files import encode_file
 
     job = _Job(suffix=CODE_FORMATS[format or "codes"], **shared)
 
@@ -101,7 +101,7 @@ def encode(model: str, format: str | None, refine: int, device: str, precision: 
         warning = softer(report)
         return told(report, f"{count(report.num_frames, 'code')}{rate}{warning}", bool(warning))
 
-    _each(job, partial(_mirrored, job, find_sounds), partial(load_model, model, device), one)
+    _each(job, partial(_mirrored, job, find_sounds), partial(_load_encoder, model, device, refine), one)
 
 
 @click.command()
@@ -188,7 +188,7 @@ def roundtrip(model: str, format: str | None, refine: int, device: str, precisio
     INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder.
     """
     from codec.audio import OUTPUT_FORMATS, find_sounds
-    from codec.files import load_model, roundtrip_file
+    from codec.files import roundtrip_file
 
     job = _Job(suffix=OUTPUT_FORMATS[format or "wav"], **shared)
 
@@ -211,7 +211,18 @@ def roundtrip(model: str, format: str | None, refine: int, device: str, precisio
         text = f"{count(report.num_frames, 'code')}, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
         return told(report, text + warning, bool(warning)) | {"num_saturated": decoded.num_saturated}
 
-    _each(job, partial(_mirrored, job, find_sounds), partial(load_model, model, device), one)
+    _each(job, partial(_mirrored, job, find_sounds), partial(_load_encoder, model, device, refine), one)
+
+
+def _load_encoder(model: str, device: str, refine: int) -> None:
+    """Load the model, which is kept, and find out whether its codes can be refined if they are to be."""
+    from codec.files import load_model
+
+    codec, _ = load_model(model, device)
+    if refine:
+        from codec.refinement import require_refinable
+
+        require_refinable(codec.config)
 
 
 def _each(

@@ -212,6 +212,11 @@ def evaluate_model(
     options = replace(options, settings=replace(options.settings, device=device))
     plan = make_plan(choose(options.metrics), options.settings)
     found = describe(os.fspath(model))
+    if options.refine:
+        from codec.model.codec import CodecConfig
+        from codec.refinement import require_refinable
+
+        require_refinable(CodecConfig.from_dict(found.config))
     references, problems = find_references(Path(data))
     chosen = choose_some(list(references), options.limit)
     with ExitStack() as resources:
