@@ -79,9 +79,8 @@ def test_tokens_are_the_codes_of_the_files(recordings, manifest, tmp_path, model
         assert (place.samples, place.speaker, place.part) == (file.num_samples, path.parent.name, "train")
 
 
-@pytest.mark.parametrize("jobs", [0, 1])
-def test_refined_tokens_are_the_refined_codes_of_the_files(recordings, manifest, tmp_path, model_directory, jobs):
-    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory, refine=1, jobs=jobs)
+def test_refined_tokens_are_the_refined_codes_of_the_files(recordings, manifest, tmp_path, model_directory):
+    tokens = tokens_of(manifest, tmp_path / "tokens", model_directory, refine=1)
     assert inspect(str(tmp_path / "tokens"))["refine"] == 1
     for path in recordings.rglob("*.wav"):
         encode_file(path, tmp_path / "one.codes", model=model_directory, refine=1, overwrite=True)
