@@ -124,16 +124,16 @@ def encode_file(
     with SoundReader(source, block_seconds=_REFINE_SECONDS if refine else _READ_SECONDS) as sound:
         codec, name = load_model(model, device)
         arithmetic = _arithmetic(codec, precision)
-        encoder = _stream_encoder(codec, refine)
         sound.sample_rate = codec.sample_rate
         is_live = sound.is_live and is_stream(target)
+        encoder = _encoder_of(codec, refine, is_live)
         block_frames = _LIVE_BLOCK_FRAMES if is_live else _FILE_BLOCK_FRAMES
         header = dataclasses.replace(header_of(codec, name), block_frames=block_frames)
         total = None if sound.num_samples is None else sound.num_samples / codec.sample_rate
         counted = _Counted(sound, codec.sample_rate, total, progress)
         num_frames = 0
         with open_code_writer(target, header, format, overwrite) as writer, arithmetic:
-            for codes in _encode_blocks(encoder, counted, is_live):
+            for codes in _encode_blocks(encoder, counted):
                 num_frames += len(codes)
                 writer.write(codes)
             writer.close(counted.num_samples)
@@ -224,9 +224,8 @@ def _read_or_encode(source: str | os.PathLike[str], codec: Codec, refine: int) -
                 check_samples(wav)  # which resampling may have put out of range: no fault of the others
                 return wav
             start.append(block)
-        codes = np.concatenate(
-            list(_encode_blocks(_stream_encoder(codec, refine), chain(start, blocks), is_live=False))
-        )
+        encoder = _encoder_of(codec, refine, is_live=False)
+        codes = np.concatenate(list(_encode_blocks(encoder, chain(start, blocks))))
         return codes, counted.num_samples
 
 
@@ -391,24 +390,23 @@ def _check_places(source: str | os.PathLike[str], target: str | os.PathLike[str]
         raise FileExistsError(errno.EEXIST, "would be replaced by what is made of it; choose another name", target)
 
 
-def _stream_encoder(codec: Codec, refine: int) -> "StreamEncoder | RefiningEncoder":
-    """What gives the codes of a stream, as they are or refined in so many steps."""
-    if not refine:
-        return StreamEncoder(codec)
-    from codec.refinement import RefiningEncoder  # with the losses of training, which nothing else here needs
+def _encoder_of(codec: Codec, refine: int, is_live: bool) -> "StreamEncoder | RefiningEncoder | _WholeIfShort":
+    """What turns a signal, piece by piece, into codes, refined in so many steps."""
+    if refine:
+        from codec.refinement import RefiningEncoder  # with the losses of training, which nothing else here needs
 
-    return RefiningEncoder(codec, refine)
+        return RefiningEncoder(codec, refine)
+    stream = StreamEncoder(codec)
+    if codec.is_streamable or is_live:
+        return stream
+    limit = round(MAX_WHOLE_SECONDS * codec.sample_rate)
+    return _WholeIfShort(lambda wav: codec.encode(wav.to(codec.device)[None, None])[0].cpu(), stream, limit)
 
 
 def _encode_blocks(
-    stream: "StreamEncoder | RefiningEncoder", blocks: Iterable[np.ndarray], is_live: bool
+    encoder: "StreamEncoder | RefiningEncoder | _WholeIfShort", blocks: Iterable[np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Samples (T,) as they come -> codes (n,) as they are certain."""
-    encoder: StreamEncoder | RefiningEncoder | _WholeIfShort = stream
-    codec = stream.codec
-    if isinstance(stream, StreamEncoder) and not codec.is_streamable and not is_live:
-        limit = round(MAX_WHOLE_SECONDS * codec.sample_rate)
-        encoder = _WholeIfShort(lambda wav: codec.encode(wav.to(codec.device)[None, None])[0].cpu(), stream, limit)
     for block in blocks:
         yield encoder.push(torch.from_numpy(block)).numpy()
     yield encoder.flush().numpy()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from codec.errors import ModelError
 from codec.limits import refining_steps
-from codec.model.codec import Codec, CodecConfig
+from codec.model.codec import Codec, require_refinable
 from codec.model.encoder import NO_SAMPLE
 from codec.model.layers import State
 from codec.streaming import checked_model, samples_of_piece
@@ -174,16 +174,6 @@ class RefiningEncoder:
             quantized = quantizer.lookup(codes, decoding)
         quantized.requires_grad_()
         return codes, quantized, self.codec.decoder(quantized, decoding)[0, 0]
-
-
-def require_refinable(config: CodecConfig) -> None:
-    """Refuse a model whose codes cannot be refined.
-
-    Raises:
-        ModelError: it looks at whole clips.
-    """
-    if not config.is_streamable:
-        raise ModelError("codes can be refined only for models that stream, such as the boxed one")
 
 
 @contextmanager

@@ -75,8 +75,8 @@ def test_refined_codes_sound_better_by_measures_that_are_not_the_loss(boxed: Cod
 
 def test_each_step_may_only_lower_the_loss(tiny: Codec, wav: Tensor) -> None:
     wav, listener = wav[24000:], Listener(24000)
-    losses = [listener(wav, decode(tiny, codes, len(wav))) for codes in [tiny.encode(wav[None, None])[0]]]
-    losses += [listener(wav, decode(tiny, refine(tiny, wav, steps), len(wav))) for steps in (1, 8)]
+    choices = [tiny.encode(wav[None, None])[0], *(refine(tiny, wav, steps) for steps in (1, 8))]
+    losses = [listener(wav, decode(tiny, codes, len(wav))) for codes in choices]
     assert losses[1] <= losses[0]
     assert losses[2] < losses[0]
 
@@ -262,3 +262,7 @@ def test_evaluation_says_that_codes_were_refined(
     assert "refined" not in a
     assert b.startswith("B: ")
     assert "refined in 1 step" in b
+    shutil.copytree(refined, tmp_path / "again")  # to go on there without refining
+    options = ["--metrics", "mel", "--jobs", "0", "--output", str(tmp_path / "again")]
+    assert cli.run(["evaluate", "--model", str(model_directory), "--data", str(sound.parent), *options]) == 0
+    assert (read_codes(tmp_path / "again" / "codes" / "speech.codes").codes == read_codes(names[0]).codes).all()

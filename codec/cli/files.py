@@ -217,11 +217,10 @@ def roundtrip(model: str, format: str | None, refine: int, device: str, precisio
 def _load_encoder(model: str, device: str, refine: int) -> None:
     """Load the model, which is kept, and find out whether its codes can be refined if they are to be."""
     from codec.files import load_model
+    from codec.model.codec import require_refinable
 
     codec, _ = load_model(model, device)
     if refine:
-        from codec.refinement import require_refinable
-
         require_refinable(codec.config)
 
 

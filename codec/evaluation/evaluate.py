@@ -205,6 +205,7 @@ def evaluate_model(
     Raises:
         CodecError: as for `evaluate_folders`, or the model cannot be used.
     """
+    from codec.model.codec import CodecConfig, require_refinable
     from codec.model.weights import choose_device
 
     options = options or Options()
@@ -213,9 +214,6 @@ def evaluate_model(
     plan = make_plan(choose(options.metrics), options.settings)
     found = describe(os.fspath(model))
     if options.refine:
-        from codec.model.codec import CodecConfig
-        from codec.refinement import require_refinable
-
         require_refinable(CodecConfig.from_dict(found.config))
     references, problems = find_references(Path(data))
     chosen = choose_some(list(references), options.limit)

@@ -390,6 +390,16 @@ class Codec(Rates, nn.Module):
         return ends
 
 
+def require_refinable(config: CodecConfig) -> None:
+    """Refuse a model whose codes `codec.refinement` cannot refine.
+
+    Raises:
+        ModelError: it looks at whole clips.
+    """
+    if not config.is_streamable:
+        raise ModelError("codes can be refined only for models that stream, such as the boxed one")
+
+
 def check_samples(wav: Tensor, checks_values: bool = True) -> None:
     """Refuse what cannot be audio: other things than tensors, integers, and if values are looked at, those beyond +-100
     (their scale is unknown), NaN and infinity.

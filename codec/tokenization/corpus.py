@@ -22,7 +22,7 @@ from codec.limits import refining_steps
 from codec.manifest import read_rows, sounds_by_id, speaker_of
 from codec.model import weights
 from codec.model.catalogue import describe
-from codec.model.codec import Codec, CodecConfig
+from codec.model.codec import Codec, CodecConfig, require_refinable
 from codec.output import TEMPORARY_SUFFIX
 from codec.progress import Progress
 from codec.tokenization.shards import (
@@ -214,8 +214,6 @@ def _begin(
     """What is to be made; noted in the target, or held against what is noted there."""
     found = describe(model)
     if refine:
-        from codec.refinement import require_refinable
-
         require_refinable(CodecConfig.from_dict(found.config))
     digest = hashlib.sha256()
     for recording in recordings:

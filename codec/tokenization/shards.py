@@ -316,7 +316,8 @@ def read_info(folder: Path) -> TokensInfo:
         info = TokensInfo(**{field.name: values[field.name] for field in fields(TokensInfo)})
         for field in fields(TokensInfo):
             value = getattr(info, field.name)
-            if type(value) is not field.type or (field.type is int and value < (field.name != "refine")):
+            least = 0 if field.name == "refine" else 1
+            if type(value) is not field.type or (field.type is int and value < least):
                 raise ValueError(f"{field.name} is {value!r}")
         _ = info.header  # raises where a value is out of its range
         return info

@@ -48,7 +48,7 @@ def main() -> None:
         "--hours", type=not_negative, default=1.0, help="of audio for measuring memory; 0 leaves it out"
     )
     parser.add_argument(
-        "--refine", type=not_negative, default=8, metavar="STEPS", help="for which to measure speed; 0 leaves it out"
+        "--refine", type=int, default=8, metavar="STEPS", help="for which to measure speed; 0 leaves it out"
     )
     parser.add_argument("--measure-memory", nargs=2, metavar=("VERB", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
         print_memory(arguments.model, arguments.hours)
     compare_speed(arguments.model, arguments.seconds, arguments.runs)
     if arguments.refine:
-        print_refinement(arguments.model, round(arguments.refine))
+        print_refinement(arguments.model, arguments.refine)
     print_latency(arguments.model)
 
 
