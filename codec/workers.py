@@ -130,7 +130,7 @@ class _Processes:
                 place, number = idle.pop(), waiting.pop()
                 try:
                     future = self._pools[place].submit(_do, function, tasks[number])
-                except BrokenProcessPool:  # it has died meanwhile, without a task
+                except BrokenProcessPool:  # it has died, of its last task or without one
                     self._renew(place)
                     future = self._pools[place].submit(_do, function, tasks[number])
                 running[future] = place, number
@@ -140,7 +140,6 @@ class _Processes:
                 try:
                     result = future.result()
                 except BrokenProcessPool:
-                    self._renew(place)
                     result = Died("the process that worked on it has died")
                 idle.append(place)
                 yield number, result

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from codec import audio
+from codec.config import compose
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import SimVQConfig
 from codec.training.doctor import Record
+from codec.training.trainer import Trainer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stream"
 SPEECH = Path(__file__).parents[1] / "data"
@@ -196,14 +198,14 @@ def test_a_rate_is_what_the_run_has_logged(speech: Path, tmp_path: Path):
     rates = []
     for factor in (1, 2):
         run_folder = tmp_path / f"run{factor}"
-        command = [
-            *("train", f"data.train={tmp_path / 'speaker'}", f"data.cache={tmp_path / 'cache'}"),
+        settings = [
+            *(f"data.train={tmp_path / 'speaker'}", f"data.cache={tmp_path / 'cache'}"),
             *(f"training.run={run_folder}", f"data.batch_size={factor}", "data.window_seconds=0.5", "adversary=small"),
             *("training.steps=1", "mel.resolutions=[[256,64,20]]", "training.adversarial_seconds=0.2"),
             *("model.encoder.width=16", "model.encoder.num_blocks=1", "model.decoder.width=24"),
             *("model.decoder.num_blocks=1", "model.decoder.num_attention=1", "training.device=cpu"),
         ]
-        subprocess.run([sys.executable, "-m", "codec", *command], check=True, capture_output=True)
+        Trainer(compose(settings)).fit()
         with open(run_folder / "log.jsonl", "a") as log:
             log.writelines(json.dumps({"step": step, "steps_per_second": 3.0 * factor}) + "\n" for step in (50, 100))
         result = run("training_rate.py", run_folder, "--data", tmp_path / "speaker", "--peak", 1e10)
