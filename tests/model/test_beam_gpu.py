@@ -27,9 +27,9 @@ def interpreter_of_new_numpy(monkeypatch: pytest.MonkeyPatch):
 
     before = interpreter._patch_lang_tensor
 
-    def patch(tensor, scope):
-        before(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    def patch(tensor, *scope):  # which only newer versions tell
+        before(tensor, *scope)
+        monkeypatch.setattr(tensor, "__index__", lambda self: self.handle.data.item())
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
 
