@@ -34,8 +34,7 @@ FRAMES_BEFORE = 40
 """Frames before them whose sound is heard with theirs: spectra of the first look back so far."""
 
 STEP_SIZE = 1.0  # of the first step, in rms errors of the quantizer; later ones are smaller
-BETAS = 0.3, 0.8  # short memories: the slope changes with every code that changes
-SMALLEST_SLOPE = 1e-8  # Adam's
+SMALLEST_SLOPE = 1e-12
 PULL = 0.3  # share of the way back to the quantized latent after each step, so that it stays where codes are
 
 MEL_WEIGHT, CONVERGENCE_WEIGHT, DISTURBANCE_WEIGHT, INTELLIGIBILITY_WEIGHT = 15.0, 30.0, 10.0, 60.0
@@ -67,7 +66,7 @@ class RefiningEncoder:
         self.reset()
 
     def __copy__(self) -> "RefiningEncoder":
-        copied = object.__new__(RefiningEncoder)
+        copied = object.__new__(type(self))
         states = {"_encoding": self._encoding.copy(), "_decoding": self._decoding.copy()}
         copied.__dict__ = self.__dict__ | states
         return copied
@@ -105,10 +104,12 @@ class RefiningEncoder:
     def _push(self, wav: Tensor) -> Tensor:
         self._wav = torch.cat([self._wav, wav.to(self.codec.device, torch.float32)])
         hop, codes = self.codec.hop_length, [torch.zeros(0, dtype=torch.int64, device="cpu")]
-        whole = (SEGMENT_FRAMES + FRAMES_AHEAD) * hop + self.codec.encoder.lookahead_samples
+        num_samples = (SEGMENT_FRAMES + FRAMES_AHEAD) * hop
+        whole = num_samples + self.codec.encoder.lookahead_samples
         while len(self._wav) >= whole:
-            codes.append(self._decide(self._wav[:whole], whole, SEGMENT_FRAMES))
-            self._wav = self._wav[SEGMENT_FRAMES * hop :]
+            decided = self._refined(self._wav[:whole], num_samples)[:, :SEGMENT_FRAMES]
+            codes.append(decided[0].cpu())
+            self._go_on(decided)
         return torch.cat(codes)
 
     def _end(self) -> Tensor:
@@ -116,36 +117,39 @@ class RefiningEncoder:
         if not num_frames:
             return torch.zeros(0, dtype=torch.int64, device="cpu")
         end = num_frames * self.codec.hop_length + self.codec.encoder.lookahead_samples
-        return self._decide(F.pad(self._wav, (0, end - num_samples), value=NO_SAMPLE), num_samples, num_frames)
+        return self._refined(F.pad(self._wav, (0, end - num_samples), value=NO_SAMPLE), num_samples)[0].cpu()
 
-    def _decide(self, wav: Tensor, num_samples: int, num_frames: int) -> Tensor:
-        """Refine the frames of `wav`, of which `num_samples` are sound, and decide the first `num_frames`: (n,)."""
-        codec, hop = self.codec, self.codec.hop_length
+    def _go_on(self, codes: Tensor) -> None:
+        """Behind the frames that are decided by codes (1, n)."""
+        codec, num_samples = self.codec, codes.shape[1] * self.codec.hop_length
         with torch.no_grad():
-            latent = codec.encoder.encode_frames(wav[None, None], self._encoding.copy())  # (1, D, N)
-        codes = self._refined(latent, wav[: min(num_samples, latent.shape[-1] * hop)])[:, :num_frames]
-        with torch.no_grad():  # go on behind them
             quantized = codec.quantizer.lookup(codes, self._decoding)
             sound = codec.decoder(quantized, self._decoding)[0, 0]
-            ahead = num_frames * hop + codec.encoder.lookahead_samples
-            codec.encoder.encode_frames(wav[None, None, :ahead], self._encoding)
+            ahead = num_samples + codec.encoder.lookahead_samples
+            codec.encoder.encode_frames(self._wav[None, None, :ahead], self._encoding)
             # The quantized latent makes the quantizer choose the same codes again, and remember them.
             codec.quantizer.encode(quantized, self._encoding)
             codec.quantizer.settle(self._encoding)
         reference, estimate = self._before
-        kept = FRAMES_BEFORE * hop
-        self._before = torch.cat([reference, wav[: len(sound)]])[-kept:], torch.cat([estimate, sound])[-kept:]
-        return codes[0].cpu()
+        kept = FRAMES_BEFORE * codec.hop_length
+        decided, self._wav = self._wav[:num_samples], self._wav[num_samples:]
+        self._before = torch.cat([reference, decided])[-kept:], torch.cat([estimate, sound])[-kept:]
 
-    def _refined(self, latent: Tensor, wav: Tensor) -> Tensor:
-        """The codes (1, N) with the least loss of all that a latent (1, D, N) comes to on its way."""
-        reference = torch.cat([self._before[0], wav])
-        latent = latent.float()
-        mean, square, error = torch.zeros_like(latent), torch.zeros_like(latent), 0.0
+    def _refined(self, wav: Tensor, num_samples: int) -> Tensor:
+        """The codes (1, N) with the least loss of all that the latent of `wav` comes to on its way.
+
+        Args:
+            wav: what the encoder needs for N frames.
+            num_samples: of it are heard; the others only lie ahead, or behind the signal's end.
+        """
+        reference = torch.cat([self._before[0], wav[:num_samples]])
+        with torch.no_grad():
+            latent = self.codec.encoder.encode_frames(wav[None, None], self._encoding.copy()).float()  # (1, D, N)
         found: list[tuple[float, Tensor]] = []
+        error = 0.0
         for step in range(self.steps + 1):
             codes, quantized, sound = self._decoded(latent)
-            loss = self.listener(reference, torch.cat([self._before[1], sound[: len(wav)]]))
+            loss = self.listener(reference, torch.cat([self._before[1], sound[:num_samples]]))
             found.append((loss.item(), codes))
             if step == self.steps:
                 break
@@ -153,16 +157,12 @@ class RefiningEncoder:
             quantized = quantized.detach()
             if step == 0:
                 error = (latent - quantized).square().mean().sqrt().item()
-            # A step of Adam; torch's own takes seconds to import.
-            mean, square = (
-                past + (1 - beta) * (now - past)
-                for past, now, beta in zip((mean, square), (slope, slope.square()), BETAS, strict=True)
-            )
-            direction, scale = (
-                past / (1 - beta ** (step + 1)) for past, beta in zip((mean, square), BETAS, strict=True)
-            )
-            size = STEP_SIZE * error * (1 - step / self.steps)
-            latent = (latent - size * direction / (scale.sqrt() + SMALLEST_SLOPE)).lerp(quantized, PULL)
+            # Slopes differ by orders of magnitude between loud frames and soft ones: their roots still say which
+            # values matter most, and leave something to do for all.
+            direction = slope.sign() * slope.abs().sqrt()
+            size = STEP_SIZE * error * (1 - step / (self.steps + 1))
+            scale = direction.square().mean().sqrt() + SMALLEST_SLOPE
+            latent = (latent - size / scale * direction).lerp(quantized, PULL)
         return min(found, key=lambda each: each[0])[1]
 
     def _decoded(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
