@@ -34,7 +34,7 @@ FRAMES_BEFORE = 40
 """Frames before them whose sound is heard with theirs: spectra of the first look back so far."""
 
 STEP_SIZE = 1.0  # of the first step, in rms errors of the quantizer; later ones are smaller
-SMALLEST_SLOPE = 1e-12
+SMALLEST_SLOPE = 1e-12  # so that silence, which has none, stays as it is
 PULL = 0.3  # share of the way back to the quantized latent after each step, so that it stays where codes are
 
 MEL_WEIGHT, CONVERGENCE_WEIGHT, DISTURBANCE_WEIGHT, INTELLIGIBILITY_WEIGHT = 15.0, 30.0, 10.0, 60.0

@@ -79,7 +79,7 @@ option_refine = click.option(
     metavar="STEPS",
     default=0,
     show_default=True,
-    help="Make the codes sound better, in so many steps; 8 take one to two times as long as the sound lasts.",
+    help="Make the codes sound better, in so many steps; 8 take about as long as the sound lasts.",
 )
 option_jobs = click.option(
     "--jobs",
