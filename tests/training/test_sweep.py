@@ -52,8 +52,8 @@ def test_the_folder_of_a_run_is_one_folder(tiny_run: list[str], tmp_path: Path):
     assert folders == [tmp_path / "run" / f"model.quantizer={kind}" for kind in ("fsq", "lfq")]
 
 
-def test_all_variants_of_a_group_can_be_swept_over(training_folder: Path):
-    sweep([f"data.train={training_folder}", "model/quantizer=glob([f*,l*])"], start)
+def test_all_variants_of_a_group_can_be_swept_over(training_folder: Path, tmp_path: Path):
+    sweep([f"data.train={training_folder}", f"training.run={tmp_path}", "model/quantizer=glob([f*,l*])"], start)
     assert [config.model.quantizer.kind for config in started] == ["fc", "fsq", "lc", "lfq"]
 
 
