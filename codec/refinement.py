@@ -97,7 +97,7 @@ class RefiningEncoder:
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
         with _recording():
-            codes = copy.copy(self)._end()
+            codes = self._end()
         self.reset()
         return codes
 
