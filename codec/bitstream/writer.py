@@ -50,7 +50,9 @@ class CodesWriter:
         self._refuse_if_closed()
         try:
             codes = np.asarray(codes)
-        except (TypeError, ValueError, RuntimeError) as error:  # lists of several lengths, tensors on another device
+        except ValueError as error:
+            raise FormatError("codes must be one sequence of shape (N,), got parts of unequal length") from error
+        except (TypeError, RuntimeError) as error:  # tensors on another device, or with a gradient
             raise FormatError(f"codes cannot be taken for an array ({error})") from error
         check_codes(codes, self.header.codebook_size, self.num_frames)
         if self.num_frames + len(codes) > MAX_FILE_FRAMES:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from second_reader import build, read
@@ -279,8 +280,10 @@ def test_refused_codes_leave_the_old_file_and_nothing_else(tmp_path: Path):
 
 
 def test_codes_that_are_no_array_are_refused(tmp_path: Path):
-    with pytest.raises(FormatError, match=r"codes cannot be taken for an array \(.*inhomogeneous"):
+    with pytest.raises(FormatError, match=r"one sequence of shape \(N,\), got parts of unequal length$"):
         write_codes(tmp_path / "talk.codes", [[1, 2], [3]], header=SMALL)
+    with pytest.raises(FormatError, match=r"codes cannot be taken for an array \(.*requires grad"):
+        write_codes(tmp_path / "talk.codes", torch.zeros(3, requires_grad=True), header=SMALL)
     assert not os.listdir(tmp_path)
 
 
