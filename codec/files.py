@@ -27,7 +27,8 @@ from codec.code_files import CodeReader, code_format, open_code_reader, open_cod
 from codec.errors import CodecError, ConfigError, FormatError, ModelError
 from codec.limits import refining_steps
 from codec.model import catalogue, weights
-from codec.model.codec import MAX_FRAMES, Codec, check_samples
+from codec.model.codec import Codec, check_samples
+from codec.model.layers import MAX_FRAMES
 from codec.output import check_output, is_stream, shown
 from codec.progress import SecondsProgress
 from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from codec.errors import AudioError, ModelError
-from codec.model.codec import MAX_FRAMES, Codec, check_samples
+from codec.model.codec import Codec, check_samples
 from codec.model.decoder import SpectralDecoderConfig
 from codec.model.encoder import NO_SAMPLE
-from codec.model.layers import State, join_rows, select_rows
+from codec.model.layers import MAX_FRAMES, State, join_rows, select_rows
 from codec.model.seanet import SEANetEncoder
 from codec.model.vocos import VocosDecoderConfig
 from codec.pipeline import in_two_stages

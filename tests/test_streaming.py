@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from codec.errors import AudioError, ModelError
-from codec.model.codec import MAX_FRAMES, Codec, CodecConfig
+from codec.model.codec import Codec, CodecConfig
+from codec.model.layers import MAX_FRAMES
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import load, save

@@ -14,6 +14,7 @@ from codec.input import is_of
 from codec.limits import MAX_MAGNITUDE, refuse
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import NO_SAMPLE, SpectralEncoder, SpectralEncoderConfig
+from codec.model.layers import MAX_FRAMES
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
 from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig
 from codec.model.rivals import (
@@ -55,10 +56,6 @@ DECODERS: dict[str, tuple[type, type]] = {
     "spectral": (SpectralDecoderConfig, SpectralDecoder),
     "vocos": (VocosDecoderConfig, VocosDecoder),
 }
-
-MAX_FRAMES = 1536
-"""Frames decoded at once: more would take more memory, and each no less time. A multiple of the attention's window:
-whole blocks of it are the fastest."""
 
 LARGEST_SETTING = 2**31
 """Of settings that are integers, either way: far beyond any use, and what is computed from them fits 64 bits or torch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.limits import refuse, too_small
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention, in_pieces
 from codec.model.source import PitchPredictor, Source
 from codec.model.stft import CausalInverseSTFT
 from codec.model.timeconv import Linear
@@ -112,6 +112,14 @@ class SpectralDecoder(nn.Module):
 
     def synthesize(self, latent: Tensor, state: State | None = None) -> Synthesis:
         """Decode frames as `forward` does, and also tell the pitch they were given."""
+        pieces = in_pieces(latent.shape[2])
+        if len(pieces) == 1:
+            return self._synthesize(latent, state)
+        state = {} if state is None else state
+        wav, log_pitch = zip(*(self._synthesize(latent[:, :, piece], state) for piece in pieces), strict=True)
+        return Synthesis(torch.cat(wav, dim=2), torch.cat(log_pitch, dim=1))
+
+    def _synthesize(self, latent: Tensor, state: State | None) -> Synthesis:
         x = self.input_norm(self.input(latent.transpose(1, 2), state))  # (B, N, H)
         for layer in self.layers:
             x = layer(x, state)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codec.limits import refuse, too_small
 from codec.model.correlation import DECIMATION, lag_correlation
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, State
+from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, in_pieces
 from codec.model.stft import log_magnitudes
 from codec.model.timeconv import Linear
 
@@ -96,7 +96,14 @@ class SpectralEncoder(nn.Module):
         """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length)."""
         num_frames = -(-wav.shape[-1] // self.hop_length)
         padding = num_frames * self.hop_length + self.lookahead_samples - wav.shape[-1]
-        return self.encode_frames(F.pad(wav, (0, padding), value=NO_SAMPLE))
+        wav = F.pad(wav, (0, padding), value=NO_SAMPLE)
+        pieces = in_pieces(num_frames)
+        if len(pieces) == 1:
+            return self.encode_frames(wav)
+        state: State = {}
+        hop, ahead = self.hop_length, self.lookahead_samples
+        parts = [wav[..., piece.start * hop : piece.stop * hop + ahead] for piece in pieces]
+        return torch.cat([self.encode_frames(part, state) for part in parts], dim=2)
 
     def encode_frames(self, wav: Tensor, state: State | None = None) -> Tensor:
         """Encode the frames whose lookahead is complete: (B, 1, N * hop + lookahead) -> (B, D, N).

@@ -7,6 +7,7 @@ last call with that state ended, so a signal fed in pieces gives what the whole 
 Legend: B batch, N frames, H hidden width, A attention heads.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.model.timeconv import Linear, conv1d
+
+MAX_FRAMES = 1536
+"""Frames of a signal that networks see at once: more would take more memory, and each no less time."""
 
 SMALLEST_SHARE = 1e-30
 """Of a frame in the attention to all: less counts as nothing."""
@@ -24,6 +28,13 @@ State = dict[nn.Module, tuple[Tensor, ...]]
 Tuples of tensors, which are replaced and never changed: copies of a state go on by themselves. Those of a decoder's
 layers are (B, ...), so that a signal of a batch can go on without the others, and with new ones.
 """
+
+
+def in_pieces(num_frames: int) -> list[slice]:
+    """A signal's frames in pieces of about equal length: a short one at the end would be rounded otherwise."""
+    count = max(-(-num_frames // MAX_FRAMES), 1)
+    bounds = [num_frames * number // count for number in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def select_rows(state: State, rows: Sequence[int]) -> State:

@@ -7,6 +7,7 @@ import torch
 
 from codec.errors import AudioError, ConfigError, ModelError
 from codec.model.codec import Codec, CodecConfig
+from codec.model.layers import MAX_FRAMES
 from codec.model.weights import load
 
 
@@ -40,6 +41,25 @@ def test_decode_of_codes_is_the_round_trip_bit_for_bit(codec: Codec):
     output = codec(wav)
     assert torch.equal(codec.encode(wav), output.codes)
     assert torch.equal(codec.decode(output.codes)[..., :20000], output.wav)
+
+
+def test_a_long_recording_goes_through_the_networks_in_pieces(codec: Codec, monkeypatch: pytest.MonkeyPatch):
+    wav = noise(1, 1, 320 * (2 * MAX_FRAMES + 5) - 7)
+    num_frames = []
+    layers = codec.encoder.input, codec.decoder.input
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: num_frames.append(inputs[0].shape[1])) for layer in layers
+    ]
+    codes = codec.encode(wav)
+    decoded = codec.decode(codes)
+    for hook in hooks:
+        hook.remove()
+    assert len(num_frames) == 6
+    assert max(num_frames) <= MAX_FRAMES
+    assert torch.equal(codec(wav).wav, decoded[..., : wav.shape[-1]])
+    monkeypatch.setattr("codec.model.layers.MAX_FRAMES", 10_000)
+    assert torch.equal(codec.encode(wav), codes)
+    torch.testing.assert_close(codec.decode(codes), decoded, rtol=0, atol=1e-4)
 
 
 def test_items_of_a_padded_batch_equal_single_files_whatever_the_padding(codec: Codec):
