@@ -87,13 +87,10 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
     Raises:
         ModelError: a CUDA graph is being recorded, and the kernel cannot be used.
     """
-    result: tuple[Paths, Tensor, Tensor]
     if torch.compiler.is_compiling():  # it does not know NumPy arrays that share their memory with tensors
-        result = torch.compiler.disable(follow)(vectors, paths, tables, largest_gain)
-        return result
+        return torch.compiler.disable(follow)(vectors, paths, tables, largest_gain)
     if vectors.is_cuda and (kernel := _kernel(vectors.device)) and kernel.suits(paths, tables):
-        result = kernel.follow(vectors, paths, tables, largest_gain)
-        return result
+        return kernel.follow(vectors, paths, tables, largest_gain)
     if vectors.device.type != "cpu":
         if vectors.is_cuda and torch.cuda.is_current_stream_capturing():
             raise ModelError(
@@ -178,7 +175,7 @@ class _Beam:
         self.blocks = list(zip(self.query.split(ROWS), self.errors.split(ROWS), strict=True))
 
         self.smallest = Smallest(self.errors.view(batch, -1), num_paths)
-        self.smallest.values[:] = paths.costs
+        self.smallest.values[:] = paths.costs.numpy()
         self.costs = self.smallest.values  # (B, M)
         self.flat_costs, self.flat_places = self.costs.reshape(-1), self.smallest.places.reshape(-1)
         self.parents = np.empty_like(self.flat_places)
@@ -186,7 +183,7 @@ class _Beam:
         # The codes of a frame and of the L before it, of all paths; at first of the frame before.
         delay = paths.undecided.shape[1]
         self.histories = np.empty((vectors.shape[1] + 1, num_all, delay + 1), np.int64)
-        self.histories[0, :, 1:] = paths.undecided
+        self.histories[0, :, 1:] = paths.undecided.numpy()
         self.of_items = self.histories.reshape(-1, batch, num_paths, delay + 1)
 
     def add_errors(self, frame: int) -> None:
