@@ -463,9 +463,7 @@ class Resampler:
 
 
 def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """(T,) or (C, T) float32 at `source_rate` -> the same at `target_rate`, T' = ceil(T target_rate / source_rate)."""
-    if wav.ndim > 1:
-        return np.stack([resample(channel, source_rate, target_rate) for channel in wav])
+    """(T,) float32 at `source_rate` -> the same at `target_rate`, T' = ceil(T target_rate / source_rate)."""
     resampler = Resampler(source_rate, target_rate)
     return np.concatenate([resampler.push(wav), resampler.flush()])
 
@@ -474,7 +472,7 @@ def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
 
 
 class SoundWriter:
-    """Takes blocks of samples and makes a sound file of them, which appears at `path` when the writer is left.
+    """Takes blocks of samples and makes a mono sound file of them, which appears at `path` when the writer is left.
 
     Use it as a context manager; after an exception nothing is left. Samples beyond +-1 saturate and are counted in
     `num_saturated` (in "wav-float" they are kept as they are).
@@ -482,10 +480,9 @@ class SoundWriter:
     Args:
         path: a file, a device, or "-" for standard output.
         sample_rate: Hz.
-        channels: C.
         format: a key of `OUTPUT_FORMATS`; None takes it from the suffix of `path`, wav where there is none.
         overwrite: allow replacing a file.
-        num_samples: per channel, where it is known; the header of a wav that goes to a pipe has it then.
+        num_samples: where it is known; the header of a wav that goes to a pipe has it then.
 
     Raises:
         AudioError: unknown format, NaN or infinite samples, more than a wav file holds.
@@ -496,7 +493,6 @@ class SoundWriter:
         self,
         path: str | os.PathLike[str],
         sample_rate: int,
-        channels: int = 1,
         *,
         format: str | None = None,
         overwrite: bool = False,
@@ -506,32 +502,30 @@ class SoundWriter:
         self.num_samples = 0
         self.num_saturated = 0
         self._name = shown(path, "standard output")
-        self._sample_rate, self._channels = sample_rate, channels
+        self._sample_rate = sample_rate
         self._expected = num_samples
         self._output = open_output(path, overwrite=overwrite)
 
     def __enter__(self) -> "SoundWriter":
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(self._output)
-            arguments = (stream, self._sample_rate, self._channels)
             if self.format.startswith("wav"):
-                self._sink: Any = _WavSink(*arguments, self.format == "wav-float", self._expected, self._name)
+                is_float = self.format == "wav-float"
+                self._sink: Any = _WavSink(stream, self._sample_rate, is_float, self._expected, self._name)
             else:
-                self._sink = stack.enter_context(_CompressedSink(*arguments, self.format))
+                self._sink = stack.enter_context(_CompressedSink(stream, self._sample_rate, self.format))
             self._stack = stack.pop_all()
         return self
 
     def write(self, wav: np.ndarray) -> None:
-        """Append (T,) samples, or (C, T)."""
-        block = np.atleast_2d(np.asarray(wav, dtype=np.float32))  # (C, T)
-        if block.shape[0] != self._channels:
-            raise AudioError(f"{self._name}: {self._channels} channels were announced, got {block.shape[0]}")
+        """Append (T,) samples."""
+        block = np.asarray(wav, dtype=np.float32)
         if not np.all(np.isfinite(block)):
             raise AudioError(f"{self._name}: samples to write must be finite")
         if self.format != "wav-float":
             self.num_saturated += int(np.count_nonzero(np.abs(block) > 1.0))
         self._sink.write(block)
-        self.num_samples += block.shape[1]
+        self.num_samples += len(block)
 
     def __exit__(self, *exception: Any) -> None:
         if exception[0] is None:
@@ -542,13 +536,13 @@ class SoundWriter:
 
 
 def write(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int, **options: Any) -> int:
-    """Write (T,) or (C, T) samples to a sound file; `options` are those of `SoundWriter`.
+    """Write (T,) samples, or (1, T) as `read` gives them, to a sound file; `options` are those of `SoundWriter`.
 
     Returns:
         How many samples were beyond +-1 and saturate.
     """
-    wav = np.atleast_2d(wav)
-    with SoundWriter(path, sample_rate, len(wav), num_samples=wav.shape[1], **options) as sound:
+    (wav,) = np.atleast_2d(wav)
+    with SoundWriter(path, sample_rate, num_samples=len(wav), **options) as sound:
         sound.write(wav)
     return sound.num_saturated
 
@@ -565,20 +559,16 @@ def output_format(path: str | os.PathLike[str], format: str | None = None) -> st
 class _WavSink:
     """A wav file by hand, because libsndfile writes none to a pipe."""
 
-    def __init__(
-        self, stream: BinaryIO, sample_rate: int, channels: int, is_float: bool, num_samples: int | None, name: str
-    ):
+    def __init__(self, stream: BinaryIO, sample_rate: int, is_float: bool, num_samples: int | None, name: str):
         self._stream, self._name = stream, name
-        self._is_float = is_float
-        self._format = (3 if is_float else 1, channels, sample_rate)
-        self._frame_bytes = channels * (4 if is_float else 2)
+        self._is_float, self._sample_rate = is_float, sample_rate
+        self._sample_bytes = 4 if is_float else 2
         self._size = 0
-        self._announced = None if num_samples is None else num_samples * self._frame_bytes
+        self._announced = None if num_samples is None else num_samples * self._sample_bytes
         stream.write(self._header(self._announced))
 
-    def write(self, block: np.ndarray) -> None:  # (C, T)
-        values = block.astype("<f4") if self._is_float else to_int16(block)
-        data = np.ascontiguousarray(values.T).tobytes()
+    def write(self, block: np.ndarray) -> None:
+        data = (block.astype("<f4") if self._is_float else to_int16(block)).tobytes()
         self._size += len(data)
         if self._size > 0xFFFF_FFFF - 64:
             raise AudioError(f"{self._name}: longer than a wav file can be (4 GiB); write flac")
@@ -590,16 +580,15 @@ class _WavSink:
             self._stream.write(self._header(self._size))
 
     def _header(self, size: int | None) -> bytes:
-        tag, channels, sample_rate = self._format
-        bits = self._frame_bytes // channels * 8
         size = 0xFFFF_FFFF if size is None or size > 0xFFFF_FFFF - 64 else size
         # Formats other than integers come with an empty extension and the number of samples, says the specification.
-        extension = b"" if tag == 1 else struct.pack("<H", 0)
-        byte_rate = sample_rate * self._frame_bytes
-        layout = struct.pack("<HHIIHH", tag, channels, sample_rate, byte_rate, self._frame_bytes, bits)
+        extension = struct.pack("<H", 0) if self._is_float else b""
+        tag, bits = (3, 32) if self._is_float else (1, 16)
+        byte_rate = self._sample_rate * self._sample_bytes
+        layout = struct.pack("<HHIIHH", tag, 1, self._sample_rate, byte_rate, self._sample_bytes, bits)
         chunks = b"fmt " + struct.pack("<I", len(layout + extension)) + layout + extension
-        if tag != 1:
-            chunks += b"fact" + struct.pack("<II", 4, min(size // self._frame_bytes, 0xFFFF_FFFF))
+        if self._is_float:
+            chunks += b"fact" + struct.pack("<II", 4, size // self._sample_bytes)
         riff_size = min(4 + len(chunks) + 8 + size, 0xFFFF_FFFF)
         return b"RIFF" + struct.pack("<I", riff_size) + b"WAVE" + chunks + b"data" + struct.pack("<I", size)
 
@@ -607,26 +596,26 @@ class _WavSink:
 class _CompressedSink:
     """flac or ogg by libsndfile; through a temporary file where the stream cannot seek."""
 
-    def __init__(self, stream: BinaryIO, sample_rate: int, channels: int, format: str):
+    def __init__(self, stream: BinaryIO, sample_rate: int, format: str):
         self._stream = stream
         seekable = stream if stream.seekable() else tempfile.TemporaryFile()
         self._file = _ErrorKeeper(seekable)
         subtype = {"flac": "PCM_16", "ogg": "VORBIS"}[format]
         self._is_integer = subtype == "PCM_16"
         try:
-            self._sound = soundfile.SoundFile(self._file, "w", sample_rate, channels, subtype, format=format.upper())
+            self._sound = soundfile.SoundFile(self._file, "w", sample_rate, 1, subtype, format=format.upper())
         except soundfile.LibsndfileError as error:
-            refused = AudioError(f"{format} cannot hold {channels} channels at {sample_rate} Hz")
+            refused = AudioError(f"{format} cannot hold a sample rate of {sample_rate} Hz")
             raise self._file.error or refused from error
 
     def __enter__(self) -> "_CompressedSink":
         return self
 
-    def write(self, block: np.ndarray) -> None:  # (C, T)
+    def write(self, block: np.ndarray) -> None:
         values = to_int16(block) if self._is_integer else np.clip(block, -1.0, 1.0)
         with self._system_errors():
-            for start in range(0, values.shape[1], _VALUES_PER_ENCODE):
-                self._sound.write(np.ascontiguousarray(values[:, start : start + _VALUES_PER_ENCODE].T))
+            for start in range(0, len(values), _VALUES_PER_ENCODE):
+                self._sound.write(values[start : start + _VALUES_PER_ENCODE])
 
     def finish(self) -> None:
         with self._system_errors():

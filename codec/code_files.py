@@ -128,7 +128,7 @@ def _reader(stream: BinaryIO, name: str, suffix: str, recover: bool) -> CodeRead
     format = format or format_of(stream.peek(START_SIZE)) or "codes"  # type: ignore[attr-defined]
     if format == "codes":
         return CodesReader(stream, recover, name)
-    return _PlainReader(stream.read(), format, name)
+    return _read_plain(stream.read(), format, name)
 
 
 class _PlainWriter:
@@ -175,85 +175,80 @@ class ArrayReader:
             yield Block(start // _ARRAY_BLOCK_FRAMES, start, len(codes), codes)
 
 
-class _PlainReader(ArrayReader):
+def _read_plain(data: bytes, format: str, name: str) -> ArrayReader:
     """Plain integers of a file."""
+    try:
+        reader = {"npy": _from_npy, "json": _from_json, "txt": _from_txt}[format](data)
+        if next(iter(reader), None) is None:
+            raise FormatError("has no codes")
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
+    return reader
 
-    def __init__(self, data: bytes, format: str, name: str):
-        super().__init__(np.zeros(0, np.int64))
-        self._name = name
-        self._codes = {"npy": self._from_npy, "json": self._from_json, "txt": self._from_txt}[format](data)
-        if not len(self._codes):
-            raise FormatError(f"{name}: has no codes")
 
-    def _from_npy(self, data: bytes) -> np.ndarray:
-        try:
-            array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        except Exception as error:  # numpy takes the header for Python, and raises anything
-            raise FormatError(f"{self._name}: is no whole .npy file of integers; make it again") from error
-        return self._checked(array)
+def _from_npy(data: bytes) -> ArrayReader:
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy takes the header for Python, and raises anything
+        raise FormatError("is no whole .npy file of integers; make it again") from error
+    return ArrayReader(_checked(array))
 
-    def _from_txt(self, data: bytes) -> np.ndarray:
-        words = data.removeprefix(codecs.BOM_UTF8).replace(b",", b" ").split()
-        for word in words:
-            if not word.isdigit() or len(word) > 10:
-                text = word[:20].decode("utf-8", "backslashreplace")
-                raise FormatError(f"{self._name}: {text!r} is no code; codes are integers separated by spaces")
-        return self._checked(np.array([int(word) for word in words], np.int64))
 
-    def _from_json(self, data: bytes) -> np.ndarray:
-        try:
-            values = parse_json(data)
-        except ValueError as error:
-            raise FormatError(f"{self._name}: is not JSON ({error})") from error
-        if not isinstance(values, dict):
-            return self._from_list(values)
-        if "codes" not in values:
-            raise FormatError(f"{self._name}: has no entry 'codes'")
-        codes = self._from_list(values["codes"])
-        if _HEADER_TYPES.keys() <= values.keys():
-            self.header = self._header(values)
-            self.num_samples = values.get("num_samples")
-            if self.num_samples is not None:
-                self._check_length(self.num_samples, len(codes), self.header.hop_length)
-        return codes
+def _from_txt(data: bytes) -> ArrayReader:
+    words = data.removeprefix(codecs.BOM_UTF8).replace(b",", b" ").split()
+    for word in words:
+        if not word.isdigit() or len(word) > 10:
+            text = word[:20].decode("utf-8", "backslashreplace")
+            raise FormatError(f"{text!r} is no code; codes are integers separated by spaces")
+    return ArrayReader(_checked(np.array([int(word) for word in words], np.int64)))
 
-    def _from_list(self, values: Any) -> np.ndarray:
-        if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
-            values = values[0]  # a batch of one
-        if not isinstance(values, list):
-            raise FormatError(f"{self._name}: codes must be one list of integers, got {_brief(values)}")
-        for place, value in enumerate(values):
-            if type(value) is not int:
-                raise FormatError(f"{self._name}: codes must be one list of integers, entry {place} is {_brief(value)}")
-        try:
-            return self._checked(np.array(values, np.int64))
-        except OverflowError as error:
-            raise FormatError(f"{self._name}: {_OUT_OF_RANGE}") from error
 
-    def _header(self, values: dict[str, Any]) -> Header:
-        for key, kind in _HEADER_TYPES.items():
-            if type(values[key]) is not kind:
-                raise FormatError(f"{self._name}: {key} must be of type {kind.__name__}, got {values[key]!r}")
-        try:
-            return Header(**{key: values[key] for key in _HEADER_TYPES})
-        except FormatError as error:
-            raise FormatError(f"{self._name}: {error}") from error
+def _from_json(data: bytes) -> ArrayReader:
+    try:
+        values = parse_json(data)
+    except ValueError as error:
+        raise FormatError(f"is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        return ArrayReader(_codes_of(values))
+    if "codes" not in values:
+        raise FormatError("has no entry 'codes'")
+    codes = _codes_of(values["codes"])
+    if not _HEADER_TYPES.keys() <= values.keys():
+        return ArrayReader(codes)
+    for key, kind in _HEADER_TYPES.items():
+        if type(values[key]) is not kind:
+            raise FormatError(f"{key} must be of type {kind.__name__}, got {values[key]!r}")
+    header, num_samples = Header(**{key: values[key] for key in _HEADER_TYPES}), values.get("num_samples")
+    hop_length = header.hop_length
+    if num_samples is not None and (type(num_samples) is not int or -(-num_samples // hop_length) != len(codes)):
+        raise FormatError(f"num_samples {num_samples!r} does not fit {len(codes)} codes of {hop_length} samples")
+    return ArrayReader(codes, header, num_samples)
 
-    def _check_length(self, num_samples: Any, num_frames: int, hop_length: int) -> None:
-        if type(num_samples) is not int or -(-num_samples // hop_length) != num_frames:
-            raise FormatError(
-                f"{self._name}: num_samples {num_samples!r} does not fit {num_frames} codes of {hop_length} samples"
-            )
 
-    def _checked(self, array: np.ndarray) -> np.ndarray:
-        if array.ndim == 2 and len(array) == 1:
-            array = array[0]  # (1, N), a batch of one
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            found = f"shape {array.shape} of type {array.dtype}"
-            raise FormatError(f"{self._name}: codes must be one sequence of integers, got {found}")
-        if len(array) and (array.min() < 0 or array.max() > 0xFFFF_FFFF):
-            raise FormatError(f"{self._name}: {_OUT_OF_RANGE}")
-        return array.astype(np.int64)
+def _codes_of(values: Any) -> np.ndarray:
+    """A list, as JSON has it, as an array (N,) int64."""
+    if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
+        values = values[0]  # a batch of one
+    if not isinstance(values, list):
+        raise FormatError(f"codes must be one list of integers, got {_brief(values)}")
+    for place, value in enumerate(values):
+        if type(value) is not int:
+            raise FormatError(f"codes must be one list of integers, entry {place} is {_brief(value)}")
+    try:
+        return _checked(np.array(values, np.int64))
+    except OverflowError as error:
+        raise FormatError(_OUT_OF_RANGE) from error
+
+
+def _checked(array: np.ndarray) -> np.ndarray:
+    """Codes (N,) or (1, N) of any type of integer as (N,) int64."""
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]  # a batch of one
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise FormatError(f"codes must be one sequence of integers, got shape {array.shape} of type {array.dtype}")
+    if len(array) and (array.min() < 0 or array.max() > 0xFFFF_FFFF):
+        raise FormatError(_OUT_OF_RANGE)
+    return array.astype(np.int64)
 
 
 _HEADER_TYPES = {"model": str, "fingerprint": str, "sample_rate": int, "hop_length": int, "codebook_size": int}

@@ -23,7 +23,7 @@ TIMEOUT = 60.0  # s without a byte
 ATTEMPTS = 6  # in a row without a byte, per mirror
 TIMEOUT_UNREACHED = 10.0  # s, of a mirror that has not answered yet: where there is no network, patience is in vain
 ATTEMPTS_UNREACHED = 3
-_IS_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers after which another try may do
 
 
 class _Refused(Exception):
@@ -131,7 +131,7 @@ def _fetch(url: str, part: Path, num_bytes: int | None, progress: Progress | Non
         except urllib.error.HTTPError as error:
             if error.code == 416 and have:
                 part.unlink()  # longer than what the server has: not this file
-            elif error.code not in _IS_TEMPORARY:
+            elif error.code not in _TEMPORARY:
                 raise _Refused(f"answers {error.code} {error.reason}") from error
             last = f"answers {error.code} {error.reason}"
         except urllib.error.URLError as error:

@@ -5,6 +5,7 @@ through `codec.output`.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from types import UnionType
@@ -36,7 +37,8 @@ def parse_json(text: str | bytes) -> Any:
 def is_of(value: Any, kind: Any) -> bool:
     """Whether what JSON has held is of a type, as dataclasses state them: `str | None`, `dict[str, list[float]]`.
 
-    An integer may stand for a float; truth values are no numbers. Of a tuple's elements nothing is asked.
+    An integer may stand for a float, which must be finite; truth values are no numbers. Of a tuple's elements nothing
+    is asked.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -51,4 +53,6 @@ def is_of(value: Any, kind: Any) -> bool:
         return type(value) is origin and all(
             is_of(element, arguments[-1]) for element in (value if origin is list else value.values())
         )
-    return type(value) is kind or (kind is float and type(value) is int)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is kind

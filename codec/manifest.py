@@ -51,18 +51,13 @@ class Utterance:
     path: Path
     num_samples: int  # of one channel, at its own sample rate
     sample_rate: int  # Hz
-    speaker: str  # `has_unknown_speaker` tells whether it names anybody
+    speaker: str  # `is_unknown` tells whether it names anybody
     part: str  # of the corpus, "test-clean"
 
     @property
     def seconds(self) -> float:
         """Duration."""
         return self.num_samples / self.sample_rate
-
-    @property
-    def has_unknown_speaker(self) -> bool:
-        """See `is_unknown`."""
-        return is_unknown(self.speaker)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:

@@ -11,7 +11,7 @@ Source: semi-amortized inference (Kim et al., arXiv:1802.02550), with the straig
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,9 @@ class RefiningEncoder:
         copied.__dict__ = self.__dict__ | states
         return copied
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RefiningEncoder":
+        return copy.copy(self)  # the model is not the encoder's own
+
     def reset(self) -> None:
         """Forget the signal, and the codes still due: the encoder is as new."""
         empty = torch.zeros(0, dtype=torch.float32, device=self.codec.device)
@@ -85,7 +88,7 @@ class RefiningEncoder:
         Whatever goes wrong leaves the encoder as it was.
 
         Raises:
-            AudioError: no tensor of floating-point samples, another shape, NaN or infinite samples.
+            AudioError: no tensor of floating-point samples, another shape, NaN, infinity or values beyond +-100.
         """
         wav = samples_of_piece(wav).detach()
         going_on = copy.copy(self)

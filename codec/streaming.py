@@ -19,8 +19,8 @@ from codec.model.codec import Codec, check_samples
 from codec.model.decoder import SpectralDecoderConfig
 from codec.model.encoder import NO_SAMPLE
 from codec.model.layers import MAX_FRAMES, State, join_rows, select_rows
-from codec.model.seanet import SEANetEncoder
-from codec.model.vocos import VocosDecoderConfig
+from codec.model.seanet import SEANetEncoder, SEANetStream
+from codec.model.vocos import VocosDecoderConfig, VocosStream
 from codec.pipeline import in_two_stages
 
 MAX_ENCODED_FRAMES = 768
@@ -118,7 +118,7 @@ class StreamEncoder(_Stream):
         """Forget the signal, and the codes still due: the encoder is as new."""
         encoder = self.codec.encoder
         # An encoder that mirrors the signal at its ends keeps its own state.
-        self._mirroring = encoder.stream() if isinstance(encoder, SEANetEncoder) else None
+        self._mirroring = SEANetStream(encoder) if isinstance(encoder, SEANetEncoder) else None
         # What the model as a whole remembers is the samples from the start of the next frame on.
         self._state = {self.codec: (torch.zeros(0, dtype=torch.float32, device=self.codec.device),)}
 
@@ -140,7 +140,7 @@ class StreamEncoder(_Stream):
             (n,) int64, n >= 0.
 
         Raises:
-            AudioError: no tensor of floating-point samples, another shape, NaN or infinite samples.
+            AudioError: no tensor of floating-point samples, another shape, NaN, infinity or values beyond +-100.
         """
         wav = samples_of_piece(wav)
         going_on = copy.copy(self)  # so that this one stays as it was if anything goes wrong
@@ -198,8 +198,7 @@ class StreamEncoder(_Stream):
 
     def _analyse(self, wav: Tensor) -> Tensor:
         """(n * hop + lookahead,) -> (1, D, n)."""
-        latent: Tensor = self.codec.encoder.encode_frames(wav[None, None], self._state)
-        return latent
+        return self.codec.encoder.encode_frames(wav[None, None], self._state)
 
     @torch.inference_mode()  # again, as it may be called in a thread of its own
     def _quantize(self, latent: Tensor) -> Tensor:
@@ -346,7 +345,7 @@ class WindowDecoder(_Stream):
     def reset(self) -> None:
         """Forget the signal, and the samples still due: the decoder is as new."""
         super().reset()
-        self._windows = self.codec.decoder.stream(*self._sizes)
+        self._windows = VocosStream(self.codec.decoder, *self._sizes)
 
     def __copy__(self) -> "WindowDecoder":
         copied: WindowDecoder = super().__copy__()

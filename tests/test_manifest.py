@@ -15,6 +15,7 @@ from codec.manifest import (
     Utterance,
     can_stand_in_manifest,
     check_manifest,
+    is_unknown,
     read_manifest,
     read_rows,
     require_file_names,
@@ -187,5 +188,5 @@ def test_id_that_leaves_a_folder_on_windows_cannot_name_a_file_there(id, monkeyp
 
 
 def test_unknown_speakers_are_told_apart():
-    assert utterance(speaker="libritts_unknown").has_unknown_speaker
-    assert not utterance().has_unknown_speaker
+    assert is_unknown("libritts_unknown")
+    assert not is_unknown(utterance().speaker)

@@ -169,7 +169,8 @@ def test_what_goes_wrong_leaves_the_encoder_as_it_was(
     monkeypatch.setattr(refinement, "FRAMES_AHEAD", 8)
     encoder, expected = RefiningEncoder(tiny, 1), refine(tiny, wav[:40000], 1)
     start = encoder.push(wav[:10000])
-    branch, calls = copy.copy(encoder), iter(range(1000))
+    branches, calls = (copy.copy(encoder), copy.deepcopy(encoder)), iter(range(1000))
+    assert all(branch.codec is tiny for branch in branches)
 
     def fail(*_: object) -> None:
         if next(calls) == 5:  # in the second segment
@@ -181,7 +182,8 @@ def test_what_goes_wrong_leaves_the_encoder_as_it_was(
     hook.remove()
     codes = torch.cat([start, encoder.push(wav[10000:40000]), encoder.flush()])
     assert torch.equal(codes, expected)
-    assert torch.equal(torch.cat([start, branch.push(wav[10000:40000]), branch.flush()]), expected)
+    for branch in branches:
+        assert torch.equal(torch.cat([start, branch.push(wav[10000:40000]), branch.flush()]), expected)
 
 
 def test_codes_are_refined_in_16_bit_arithmetic_too(tiny: Codec, sound: Path, tmp_path: Path) -> None:

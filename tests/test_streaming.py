@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from codec.errors import AudioError, ModelError
 from codec.model.codec import Codec, CodecConfig
 from codec.model.layers import MAX_FRAMES
-from codec.model.seanet import SEANetEncoderConfig
+from codec.model.seanet import SEANetEncoderConfig, SEANetStream
 from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import load, save
 from codec.streaming import MAX_ENCODED_FRAMES, StreamDecoder, StreamEncoder, WindowDecoder
@@ -368,7 +368,7 @@ def test_copies_of_an_encoder_go_on_by_themselves(codec: Codec, wav: torch.Tenso
 def test_copies_of_a_stream_that_mirrors_go_on_by_themselves(codec: Codec, wav: torch.Tensor):
     """Codes of a model that has learned nothing would not show it."""
     encoder = mirroring(codec).encoder
-    stream = encoder.stream()
+    stream = SEANetStream(encoder)
     start, middle, end = wav[None, None].split([50000, 30000, len(wav) - 80000], dim=2)
     first = stream.push(start)
     for copied in (copy.copy(stream), stream):

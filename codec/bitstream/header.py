@@ -50,7 +50,6 @@ class Header(Rates):
         fingerprint: 16 hexadecimal digits that name the configuration and weights of the model.
         model: its name for people, at most 31 bytes of UTF-8 without control characters (see `fit_name`).
         block_frames: frames per block, 8 to 2048, a multiple of 8; what one flipped bit costs, and the delay of a pipe.
-        version: of the format.
 
     Raises:
         FormatError: a value is out of its range.
@@ -62,10 +61,8 @@ class Header(Rates):
     fingerprint: str
     model: str = ""
     block_frames: int = 256
-    version: int = VERSION
 
     def __post_init__(self) -> None:
-        _check_range("version", self.version, VERSION, VERSION)
         _check_range("sample rate", self.sample_rate, 1, 1_000_000)
         _check_range("hop length", self.hop_length, 1, 0xFFFF)
         _check_range("codebook size", self.codebook_size, 2, 0xFFFFFFFF)
@@ -109,7 +106,7 @@ class Header(Rates):
     def _unchecked(self) -> bytes:
         name = self._name_bytes()
         fields = (self.sample_rate, self.hop_length, self.codebook_size, self.block_frames)
-        return _FIELDS.pack(MAGIC, self.version, *fields, bytes.fromhex(self.fingerprint), len(name)) + name
+        return _FIELDS.pack(MAGIC, VERSION, *fields, bytes.fromhex(self.fingerprint), len(name)) + name
 
     def _name_bytes(self) -> bytes:
         return self.model.encode("utf-8")
@@ -178,10 +175,10 @@ def repair_header(data: bytes) -> Header | None:
 
 
 def _unpack(data: bytes | bytearray) -> Header:
-    _, version, sample_rate, hop_length, codebook_size, block_frames, fingerprint, length = _FIELDS.unpack_from(data)
+    _, _, sample_rate, hop_length, codebook_size, block_frames, fingerprint, length = _FIELDS.unpack_from(data)
     try:
         name = bytes(data[_FIELDS.size : _FIELDS.size + length]).decode("utf-8")
-        return Header(sample_rate, hop_length, codebook_size, fingerprint.hex(), name, block_frames, version)
+        return Header(sample_rate, hop_length, codebook_size, fingerprint.hex(), name, block_frames)
     except UnicodeDecodeError as error:
         raise FormatError("the header is invalid: the model name is not UTF-8") from error
     except FormatError as error:

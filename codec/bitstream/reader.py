@@ -83,18 +83,13 @@ class CodesReader:
         self._recover = recover
         self._name = name or name_of(stream)
         self._window = Window(stream, self._name)
-        self._num_frames = 0
+        self.num_frames = 0  # given so far, holes included
         self._num_samples: int | None = None
         self.header = self._read_header()
         self._blocks = self._iterate()
 
     def __iter__(self) -> Iterator[Block]:
         return self._blocks
-
-    @property
-    def num_frames(self) -> int:
-        """Frames given so far, holes included."""
-        return self._num_frames
 
     @property
     def num_bytes(self) -> int:
@@ -192,14 +187,14 @@ class CodesReader:
             num_full, rest = divmod(len(data), stride)
             is_cut = rest > 0 and data[num_full * stride :].startswith(BLOCK_TAG)
             yield from self._holes(number, reached + num_full + is_cut)
-        self._num_samples = self._num_frames * header.hop_length
+        self._num_samples = self.num_frames * header.hop_length
 
     def _block(self, number: int, num_frames: int, codes: np.ndarray | None) -> Block:
         """Count a block that is about to be given."""
         if codes is None:
             self.damage.blocks.append(number)
             self.damage.lost_frames += num_frames
-        self._num_frames += num_frames
+        self.num_frames += num_frames
         return Block(number, number * self.header.block_frames, num_frames, codes)
 
     def _holes(self, start: int, stop: int) -> Iterator[Block]:
@@ -210,7 +205,7 @@ class CodesReader:
         """Say what is wrong where neither full block `number` nor a fitting end record is."""
         header, window = self.header, self._window
         if not tag:
-            return FormatError(f"{self._name}: cut off after {self._num_frames} frames, the end is missing; {_WAY_OUT}")
+            return FormatError(f"{self._name}: cut off after {self.num_frames} frames, the end is missing; {_WAY_OUT}")
         if tag == END_TAG:
             data = window.peek(END_SIZE)
             end = parse_end(header, data)
@@ -220,7 +215,7 @@ class CodesReader:
                     f"full blocks of {header.block_frames} before it; blocks are missing or repeated; {_WAY_OUT}"
                 )
             state = "damaged" if len(data) == END_SIZE else "cut off"
-            return FormatError(f"{self._name}: the end record after {self._num_frames} frames is {state}; {_WAY_OUT}")
+            return FormatError(f"{self._name}: the end record after {self.num_frames} frames is {state}; {_WAY_OUT}")
         is_cut = tag == BLOCK_TAG and len(window.peek(full_block_size(header))) < full_block_size(header)
         return self._block_error(number, is_cut)
 

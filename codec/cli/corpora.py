@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from codec.cli.options import (
-    Function,
     Name,
     option_device,
     option_jobs,
@@ -20,6 +19,7 @@ from codec.cli.options import (
     option_precision,
     option_quiet,
     option_refine,
+    together,
 )
 from codec.cli.reporting import count
 from codec.cli.running import Failed, complain
@@ -31,33 +31,29 @@ def prepare() -> None:
     """Check a corpus and write manifests to train and evaluate on."""
 
 
-def options_of_preparation(function: Function) -> Function:
-    """What every preparation can be told."""
-    options = [
-        click.option("--out", type=Name(Path), help="Where the manifests go.  [default: manifests, in the corpus]"),
-        click.option("--min-seconds", default=0.5, show_default=True, help="Drop shorter files."),
-        click.option("--max-seconds", default=40.0, show_default=True, help="Drop longer files."),
-        click.option("--max-silent", default=0.9, show_default=True, help="Drop files with a larger silent share."),
-        click.option("--max-clipped", default=0.01, show_default=True, help="Drop files with a larger clipped share."),
-        click.option("--headers-only", is_flag=True, help="Do not read samples: faster, finds less."),
-        click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, from all speakers."),
-        click.option("--seed", default=0, show_default=True, help="For all random draws."),
-        option_max_damaged,
-        click.option(
-            "--exclude",
-            type=Name(Path),
-            multiple=True,
-            metavar="LIST",
-            help="Leave out the files in a manifest or a text file of ids or paths; may be repeated.",
-        ),
-        click.option("--strict", is_flag=True, help="Fail on any warning."),
-        option_jobs,
-        option_json_once,
-        option_quiet,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+options_of_preparation = together(
+    click.option("--out", type=Name(Path), help="Where the manifests go.  [default: manifests, in the corpus]"),
+    click.option("--min-seconds", default=0.5, show_default=True, help="Drop shorter files."),
+    click.option("--max-seconds", default=40.0, show_default=True, help="Drop longer files."),
+    click.option("--max-silent", default=0.9, show_default=True, help="Drop files with a larger silent share."),
+    click.option("--max-clipped", default=0.01, show_default=True, help="Drop files with a larger clipped share."),
+    click.option("--headers-only", is_flag=True, help="Do not read samples: faster, finds less."),
+    click.option("--subset", default=0, metavar="N", help="Keep N utterances per manifest, from all speakers."),
+    click.option("--seed", default=0, show_default=True, help="For all random draws."),
+    option_max_damaged,
+    click.option(
+        "--exclude",
+        type=Name(Path),
+        multiple=True,
+        metavar="LIST",
+        help="Leave out the files in a manifest or a text file of ids or paths; may be repeated.",
+    ),
+    click.option("--strict", is_flag=True, help="Fail on any warning."),
+    option_jobs,
+    option_json_once,
+    option_quiet,
+)
+"""What every preparation can be told."""
 
 
 @prepare.command("libritts")
@@ -92,7 +88,7 @@ def prepare_libritts_command(
     """
     from codec.preparation.libritts import MIRRORS, Sources, prepare_libritts
 
-    sources = Sources(archives, download, list(mirrors) or list(MIRRORS), not no_sums, keep_archives)
+    sources = Sources(archives, download, mirrors or MIRRORS, not no_sums, keep_archives)
     names = [name.strip() for name in parts.split(",") if name.strip() not in ("", "all")]
     _prepare(
         shared,

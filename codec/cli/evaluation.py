@@ -1,6 +1,7 @@
 """The command that scores codecs: evaluate."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -107,18 +108,19 @@ def evaluate(
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     options = Options(names, settings, jobs, hop_length, limit, delay, with_audio=not no_audio, refine=refine)
     lines: dict[str, SpeedLine] = {}
+    with ExitStack() as shown:
 
-    def progress(what: str, done: float, total: float) -> None:
-        if what not in lines:
-            lines[what] = SpeedLine(what, not quiet)
-        lines[what](done, total)
-        if done >= total:
-            lines[what].clear()
+        def progress(what: str, done: float, total: float) -> None:
+            if what not in lines:
+                lines[what] = shown.enter_context(SpeedLine(what, not quiet))
+            lines[what](done, total)
+            if done >= total:
+                lines[what].clear()
 
-    if model is None:
-        result = evaluate_folders(*folders, output=output, options=options, progress=progress)
-    else:
-        result = evaluate_model(model, str(data), output=output, options=options, progress=progress)
+        if model is None:
+            result = evaluate_folders(*folders, output=output, options=options, progress=progress)
+        else:
+            result = evaluate_model(model, str(data), output=output, options=options, progress=progress)
     if as_json:
         click.echo(json.dumps(result.summary, allow_nan=False))
     elif not quiet:

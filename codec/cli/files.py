@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from codec.cli.options import (
-    Function,
     argument_files,
     option_device,
     option_json,
@@ -25,6 +24,7 @@ from codec.cli.options import (
     option_refine,
     option_skip,
     option_sound_format,
+    together,
 )
 from codec.cli.reporting import count, saturated, show, softer, told
 from codec.cli.running import Failed, complain
@@ -32,24 +32,17 @@ from codec.errors import CodecError, sentence
 from codec.output import STANDARD_STREAM
 from codec.progress import SpeedLine
 
+if TYPE_CHECKING:
+    from codec.files import DecodeReport
+
 FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 """Errors of a disk, which every other file would meet too."""
 
 
-def options_of_files(function: Function) -> Function:
-    """What every command from files to files can be told."""
-    options = [
-        argument_files,
-        option_device,
-        option_precision,
-        option_overwrite,
-        option_skip,
-        option_json,
-        option_quiet,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+options_of_files = together(
+    argument_files, option_device, option_precision, option_overwrite, option_skip, option_json, option_quiet
+)
+"""What every command from files to files can be told."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +121,9 @@ def decode(
     From a pipe, .codes are decoded as they arrive, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
-    from codec.files import DecodeReport, decode_codes, decode_file, load_for, load_model
-    from codec.manifest import require_file_names
+    from codec.files import decode_file, load_model
     from codec.model.weights import choose_device
-    from codec.tokenization.shards import Tokens, is_tokens
+    from codec.tokenization.shards import is_tokens
 
     job = _Job(suffix=OUTPUT_FORMATS[format or "wav"], **shared)
     how: dict[str, Any] = {
@@ -143,38 +135,48 @@ def decode(
         "force": force,
     }
 
-    def tell(report: DecodeReport) -> dict[str, Any]:
-        damage = f"; damaged: {report.damage}" if report.damage else ""
-        text = f"{count(report.num_frames, 'code')}{saturated(report.num_saturated)}{damage}"
-        return told(report, text, bool(damage))
-
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
-        return tell(decode_file(file, output, recover=recover, progress=progress, **how))
+        return _told_of_sound(decode_file(file, output, recover=recover, progress=progress, **how))
 
-    (source, *more), target = job.files
-    if more or not is_tokens(source):
-        if chosen:
-            raise click.UsageError(f"--id is for a folder that codec tokenize has made, which {source} is not")
+    (source, *more), _ = job.files
+    if not more and is_tokens(source):
+        _decode_tokens(job, source, chosen, how)
+    elif chosen:
+        raise click.UsageError(f"--id is for a folder that codec tokenize has made, which {source} is not")
+    else:
         begin = partial(choose_device, device) if model is None else partial(load_model, model, device)
         _each(job, partial(_mirrored, job, _find_codes), begin, one)
-        return
+
+
+def _decode_tokens(job: _Job, source: str, chosen: tuple[str, ...], how: dict[str, Any]) -> None:
+    """Decode utterances of a folder of tokens, all or those that are chosen by their ids."""
+    from codec.files import decode_codes, load_for
+    from codec.manifest import require_file_names
+    from codec.tokenization.shards import Tokens
+
     tokens = Tokens(source)
-
-    def one_of_tokens(name: str, output: str, progress: Any) -> dict[str, Any]:
-        reader, num_samples = tokens.reader(ids[name]), tokens.places[ids[name]].samples
-        seconds = num_samples / tokens.info.sample_rate
-        return tell(decode_codes(reader, name, output, seconds=seconds, progress=progress, **how))
-
     wanted = dict.fromkeys(chosen or tokens)
     for id in wanted:
         if id not in tokens.places:
             raise CodecError(f"{source}: has no utterance {id!r}; the first column of its tables (.tsv) names all")
     require_file_names(wanted, source)
     ids = {str(Path(source) / id): id for id in wanted}
-    pairs = [(Path(source) / id, Path(target) / f"{id}{job.suffix}") for id in wanted]
+    pairs = [(Path(source) / id, Path(job.files[1]) / f"{id}{job.suffix}") for id in wanted]
     if not pairs:
         raise CodecError(f"{source}: has no utterances")
-    _each(job, lambda: pairs, partial(load_for, tokens.info.header, model, device, force, source), one_of_tokens)
+
+    def one(name: str, output: str, progress: Any) -> dict[str, Any]:
+        reader, num_samples = tokens.reader(ids[name]), tokens.places[ids[name]].samples
+        seconds = num_samples / tokens.info.sample_rate
+        return _told_of_sound(decode_codes(reader, name, output, seconds=seconds, progress=progress, **how))
+
+    begin = partial(load_for, tokens.info.header, how["model"], how["device"], how["force"], source)
+    _each(job, lambda: pairs, begin, one)
+
+
+def _told_of_sound(report: "DecodeReport") -> dict[str, Any]:
+    damage = f"; damaged: {report.damage}" if report.damage else ""
+    return told(report, f"{count(report.num_frames, 'code')}{saturated(report.num_saturated)}{damage}", bool(damage))
 
 
 @click.command()
@@ -246,13 +248,7 @@ def _each(
     if job.as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
     if not more and not os.path.isdir(source):
-        if os.path.isdir(target):
-            target = os.path.join(target, Path(source).stem + job.suffix)
-        if job.skip_existing and os.path.isfile(target):
-            if source != STANDARD_STREAM and not os.path.exists(source):
-                raise CodecError(f"{source}: there is no such file")
-            return
-        watched(source, target, source)
+        _single(job, watched)
         return
     if target == STANDARD_STREAM:
         raise click.UsageError("several files cannot all go to standard output; name a folder")
@@ -263,16 +259,26 @@ def _each(
     pairs = list(find_pairs())
     if not (job.skip_existing and all(output.is_file() for _, output in pairs)):
         begin()
+    _several(job, pairs, watched)
+
+
+def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
+    (source,), target = job.files
+    if os.path.isdir(target):
+        target = os.path.join(target, Path(source).stem + job.suffix)
+    if not (job.skip_existing and os.path.isfile(target)):
+        watched(source, target, source)
+    elif source != STANDARD_STREAM and not os.path.exists(source):
+        raise CodecError(f"{source}: there is no such file")
+
+
+def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, str, str], None]) -> None:
     num_bad = 0
     taken: dict[Path | tuple[int, int], Path] = {}
     inputs = {os.path.realpath(file): file for file, _ in pairs} if job.overwrite else {}
     for number, (file, output) in enumerate(pairs, 1):
         try:
-            first = taken.setdefault(output, file)
-            if output.is_file():  # maybe by another name, where upper and lower case are one
-                first = taken.setdefault(_identity(output), first)
-            if first != file:
-                raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
+            _claim(output, file, taken)
             if job.skip_existing and output.is_file():
                 continue
             if job.overwrite and inputs.get(os.path.realpath(output), file) != file:
@@ -294,6 +300,15 @@ def _each(
                 click.echo(json.dumps({"source": str(file), "error": sentence(error)}))
     if num_bad:
         raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
+
+
+def _claim(output: Path, file: Path, taken: dict[Path | tuple[int, int], Path]) -> None:
+    """Note whose output it is. Raises CodecError where it is already another file's."""
+    first = taken.setdefault(output, file)
+    if output.is_file():  # maybe by another name, where upper and lower case are one
+        first = taken.setdefault(_identity(output), first)
+    if first != file:
+        raise CodecError(f"{file}: would be written to {output}, as {first} was; rename one of them")
 
 
 def _identity(path: Path) -> Path | tuple[int, int]:

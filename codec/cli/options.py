@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import functools
 import math
 import os
 import re
@@ -12,6 +13,11 @@ from click.shell_completion import CompletionItem
 from codec.limits import MOST_REFINING_STEPS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one, in the order in which --help lists them."""
+    return lambda function: functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
 
 
 class Name(click.ParamType):

@@ -25,7 +25,7 @@ SIGNALLED = {128 + number for number in STOP_SIGNALS}  # exit codes
 
 
 class Failed(Exception):
-    """Some files of a folder could not be used; each was reported where it happened."""
+    """What was asked for was done, but not all of it is in order; what is not was reported where it happened."""
 
 
 class Stopped(KeyboardInterrupt):

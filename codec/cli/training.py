@@ -1,5 +1,6 @@
 """Commands for training runs: train, doctor."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -80,4 +81,4 @@ def doctor(folder: str, curves: str | None, as_json: bool, overwrite: bool) -> N
         except ImportError as error:
             raise CodecError(f"curves need {error.name}; pip install 'codec[train]'") from error
     diagnosis = diagnose(record)
-    click.echo(json.dumps(diagnosis.to_dict(), allow_nan=False) if as_json else str(diagnosis))
+    click.echo(json.dumps(dataclasses.asdict(diagnosis), allow_nan=False) if as_json else str(diagnosis))

@@ -8,7 +8,7 @@ import numpy as np
 from codec.digests import sha256
 from codec.errors import ModelError, first_line
 from codec.evaluation.metric import Column, Metric, Pair, Settings
-from codec.evaluation.weights import Artefact, check
+from codec.evaluation.weights import Artefact, check, fetch
 
 SAMPLE_RATE = 16000
 SEGMENT_SECONDS = 9.01
@@ -98,8 +98,6 @@ class Dnsmos(Metric):
     @classmethod
     def provide(cls, settings: Settings) -> None:
         if settings.dnsmos_weights is None and settings.allow_download:
-            from codec.evaluation.weights import fetch
-
             for artefact in (P835, P808):
                 fetch(artefact)
 

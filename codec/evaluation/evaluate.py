@@ -223,18 +223,17 @@ def evaluate_model(
         else:
             folder = Path(output)
         journal = resources.enter_context(Journal(_journal_path(output)))
-        tasks = []
-        for id in chosen:
-            tasks.append(
-                reconstruction.Task(
-                    id=id,
-                    reference=references[id],
-                    estimate=folder / "estimates" / f"{id}.wav",
-                    codes=folder / "codes" / f"{id}.codes",
-                    peak=options.peak,
-                    known=journal.get("reconstruction", id, Reconstruction),
-                )
+        tasks = [
+            reconstruction.Task(
+                id=id,
+                reference=references[id],
+                estimate=folder / "estimates" / f"{id}.wav",
+                codes=folder / "codes" / f"{id}.codes",
+                peak=options.peak,
+                known=journal.get("reconstruction", id, Reconstruction),
             )
+            for id in chosen
+        ]
         made, more = _reconstruct(tasks, os.fspath(model), options, journal, progress)
         problems += more
         items = [
@@ -279,7 +278,7 @@ def _reconstruct(
         jobs = 0  # one process keeps a GPU busy, several would each load the model
     advance = _Advance("encoding and decoding", {task.id: task.reference for task in tasks}, progress)
     made, problems = {}, []
-    arguments = (model, options.settings.device, options.refine, 1 if jobs else 0)
+    arguments = (model, options.settings.device, options.refine)
     for number, result in work(reconstruction.reconstruct, tasks, jobs, reconstruction.prepare, arguments):
         id = tasks[number].id
         if isinstance(result, Died):
@@ -309,7 +308,7 @@ def _score(
     advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
     rows, problems = [], []
     # What there was to fetch is here by now.
-    arguments = (plan.names, replace(options.settings, allow_download=False), 1 if jobs else 0)
+    arguments = (plan.names, replace(options.settings, allow_download=False))
     for number, row in work(scoring.score, tasks, jobs, scoring.prepare, arguments):
         id = items[number].id
         if isinstance(row, Died):
@@ -396,16 +395,8 @@ def _deliver(evaluation: Evaluation, output: str | os.PathLike[str] | None, opti
                 if entry["reason"] != NOT_ASKED
             ]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        raise NothingScored(f"nothing could be scored: {reasons[0]}{more}", evaluation)
+        raise AudioError(f"nothing could be scored: {reasons[0]}{more}")
     return evaluation
-
-
-class NothingScored(AudioError):
-    """No utterance has a single score; `evaluation` says why for each."""
-
-    def __init__(self, message: str, evaluation: Evaluation):
-        super().__init__(message)
-        self.evaluation = evaluation
 
 
 # ------------------------------------------------------------------------------------------------------------- facts

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from codec._torchaudio import import_torchaudio
 from codec.digests import sha256
-from codec.errors import ConfigError, ModelError
+from codec.errors import ConfigError, ModelError, first_line
 from codec.evaluation.metric import Metric, Settings
 
 PROBE_SECONDS = 10.0
@@ -68,9 +68,7 @@ class HubMetric(Metric):
             return loader.from_pretrained(name, local_files_only=is_local or obstacle is not None)
         except Exception as error:  # of a dozen unrelated types
             advice = f"; it was not fetched: {obstacle}" if obstacle else ""
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[0] if lines else type(error).__name__
-            raise ModelError(f"{name}: cannot be loaded as {what} ({reason}){advice}") from error
+            raise ModelError(f"{name}: cannot be loaded as {what} ({first_line(error)}){advice}") from error
 
     def check_rate(self, rate: int | None, expected: int) -> None:
         """Raise ModelError for a model that takes another sample rate, Hz."""
@@ -96,8 +94,7 @@ class HubMetric(Metric):
 
     @classmethod
     def _named(cls, settings: Settings) -> str | None:
-        name: str | None = getattr(settings, cls.setting)
-        return name
+        return getattr(settings, cls.setting)
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ class Reconstruction:
     """What `reconstruct` made of one utterance, or why it could not."""
 
     id: str
-    key: str  # of the reference and the model
+    key: str  # of the reference, the model, and all that its output depends on besides
     problem: str | None = None
     seconds: float = 0.0
     num_codes: int = 0
@@ -46,15 +46,11 @@ _model = _device = ""  # of this process
 _refine = 0
 
 
-def prepare(model: str, device: str, refine: int, num_threads: int) -> None:
-    """Load the model, once in a process; 0 threads leaves their number as it is."""
-    import torch
-
+def prepare(model: str, device: str, refine: int) -> None:
+    """Load the model, once in a process."""
     from codec.files import load_model
 
     global _model, _device, _refine
-    if num_threads:
-        torch.set_num_threads(num_threads)
     _model, _device, _refine = model, device, refine
     load_model(model, device)  # which keeps it
 

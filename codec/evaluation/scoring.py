@@ -1,8 +1,8 @@
 """All metrics of one pair of files, as one task of a worker process."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from codec.errors import CodecError, sentence
 from codec.evaluation.delay import delay_of
@@ -43,11 +43,9 @@ class Task:
 _metrics: list[Metric] = []
 
 
-def prepare(names: Sequence[str], settings: Settings, num_threads: int) -> None:
-    """Make the metrics, once in a process; 0 threads leaves their number as it is."""
+def prepare(names: Sequence[str], settings: Settings) -> None:
+    """Make the metrics, once in a process."""
     _metrics[:] = [METRICS[name](settings) for name in names]
-    if num_threads and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(num_threads)
 
 
 def score(task: Task) -> Row:
@@ -71,7 +69,10 @@ def score(task: Task) -> Row:
     row.seconds, row.sample_rate, row.delay = pair.seconds, pair.sample_rate, delay_of(pair)
     for metric in missing:
         try:
-            row.scores[_identity(metric)] = metric.score(pair)
+            values = metric.score(pair)
+            if not all(map(isfinite, values.values())):
+                raise Undefined("its value is not a finite number")
+            row.scores[_identity(metric)] = values
         except Undefined as error:
             row.undefined[_identity(metric)] = str(error)
         except Exception as error:  # compiled packages raise anything; one file must not end a night's run

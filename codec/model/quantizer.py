@@ -537,7 +537,7 @@ def straight_through(vectors: Tensor, selected: Tensor) -> Tensor:
 
 
 def rotate(vectors: Tensor, selected: Tensor) -> Tensor:
-    """`selected` as a rotated and scaled copy of `vectors`, both (N, D), rotation and scale taken as constants.
+    """`selected` as a rotated and scaled copy of `vectors`, both (..., D), rotation and scale taken as constants.
 
     The rotation in the plane of the unit vectors e and f of the two is R = 1 - 2 m m^T + 2 f e^T with m the unit vector
     between them, so R e = f, and |f| / |e| R turns one into the other. Vectors too short to have a direction are passed

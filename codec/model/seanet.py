@@ -114,10 +114,6 @@ class SEANetEncoder(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def stream(self) -> "SEANetStream":
-        """The same for a signal that arrives in pieces."""
-        return SEANetStream(self)
-
     def convolve(self, wav: Tensor, start: int, stop: int, offset: int = 0, length: int | None = None) -> Tensor:
         """Frames start .. stop - 1 of the convolutions up to the LSTM: (B, 1, T) -> (B, stop - start, C).
 

@@ -80,8 +80,7 @@ class DerivedWeight:
         key = identities(sources)
         if self._value is None or key != self._key:
             self._key, self._value = key, compute()
-        value: Derived = self._value
-        return value
+        return self._value
 
     def __reduce__(self) -> tuple[type["DerivedWeight"], tuple[()]]:
         return DerivedWeight, ()  # copies, and those for other processes, have parameters of their own

@@ -288,53 +288,54 @@ def apply_yaml(kind: str, values: Any, config: CodecConfig) -> None:
         ConfigError: another layout, an architecture setting that is unknown or not supported, or one that disagrees
             with the checkpoint. The message names the setting.
     """
-    encoder, decoder, quantizer = config.encoder, config.decoder, config.quantizer
     model = _section(values, "model")
     class_name = str(model.get("class_path", "")).rsplit(".", 1)[-1]
     expected_name = {"wavtokenizer": "WavTokenizer", "simvq": "VQModel"}[kind]
     if class_name != expected_name:
         raise ConfigError(f"model.class_path is {class_name or 'missing'}, expected {expected_name} for a {kind} model")
-    at = "model.init_args"
     settings = _section(model, "init_args", "model.")
     sample_rate = settings.get("sample_rate", 24000)
     if type(sample_rate) is not int or sample_rate < 1:
-        raise ConfigError(f"{at}.sample_rate must be a number of Hz, got {sample_rate!r}")
+        raise ConfigError(f"model.init_args.sample_rate must be a number of Hz, got {sample_rate!r}")
     config.sample_rate = sample_rate
-    strides = list(reversed(encoder.strides))  # listed from the frames to the waveform there
-    if kind == "wavtokenizer":
-        _compare(
-            f"{at}.feature_extractor.init_args",
-            _section(_section(settings, "feature_extractor", f"{at}."), "init_args", f"{at}.feature_extractor."),
-            {
-                "encodec_model": "encodec_24khz",
-                "num_quantizers": 1,
-                "dowmsamples": strides,
-                "vq_bins": quantizer.codebook_size,
-            },
-            ignored=("bandwidths", "train_codebooks", "vq_kmeans"),
-        )
-        _compare(
-            f"{at}.backbone.init_args",
-            _section(_section(settings, "backbone", f"{at}."), "init_args", f"{at}.backbone."),
-            {
-                "input_channels": decoder.latent_dim,
-                "dim": decoder.width,
-                "intermediate_dim": decoder.inner_width,
-                "num_layers": decoder.num_blocks,
-            },
-            ignored=("adanorm_num_embeddings", "layer_scale_init_value"),
-        )
-        _compare(
-            f"{at}.head.init_args",
-            _section(_section(settings, "head", f"{at}."), "init_args", f"{at}.head."),
-            {
-                "dim": decoder.width,
-                "n_fft": decoder.n_fft,
-                "hop_length": decoder.hop_length,
-                "padding": "same",
-            },
-        )
-        return
+    strides = list(reversed(config.encoder.strides))  # listed from the frames to the waveform there
+    (_apply_wavtokenizer if kind == "wavtokenizer" else _apply_simvq)(settings, config, strides)
+
+
+def _apply_wavtokenizer(settings: dict[str, Any], config: CodecConfig, strides: list[int]) -> None:
+    decoder = config.decoder
+    parts: dict[str, dict[str, Any]] = {
+        "feature_extractor": {
+            "encodec_model": "encodec_24khz",
+            "num_quantizers": 1,
+            "dowmsamples": strides,
+            "vq_bins": config.quantizer.codebook_size,
+        },
+        "backbone": {
+            "input_channels": decoder.latent_dim,
+            "dim": decoder.width,
+            "intermediate_dim": decoder.inner_width,
+            "num_layers": decoder.num_blocks,
+        },
+        "head": {
+            "dim": decoder.width,
+            "n_fft": decoder.n_fft,
+            "hop_length": decoder.hop_length,
+            "padding": "same",
+        },
+    }
+    ignored = {
+        "feature_extractor": ("bandwidths", "train_codebooks", "vq_kmeans"),
+        "backbone": ("adanorm_num_embeddings", "layer_scale_init_value"),
+    }
+    for name, expected in parts.items():
+        path = f"model.init_args.{name}."
+        part = _section(_section(settings, name, "model.init_args."), "init_args", path)
+        _compare(f"{path}init_args", part, expected, ignored.get(name, ()))
+
+
+def _apply_simvq(settings: dict[str, Any], config: CodecConfig, strides: list[int]) -> None:
+    at, encoder, quantizer = "model.init_args", config.encoder, config.quantizer
     tower = _section(settings, "ddconfig", f"{at}.")
     _compare(
         f"{at}.ddconfig",
@@ -368,7 +369,6 @@ def apply_yaml(kind: str, values: Any, config: CodecConfig) -> None:
         f"{at}.quantconfig.params",
         parameters,
         {"n_e": quantizer.codebook_size, "e_dim": quantizer.codebook_dim, "beta": beta, "legacy": False},
-        ignored=(),
     )
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta >= 0:
         raise ConfigError(f"{at}.quantconfig.params.beta must be a number of at least 0, got {beta!r}")

@@ -82,10 +82,6 @@ class VocosDecoder(nn.Module):
         """Decode whole signals as `forward` does; this decoder states no pitch."""
         return Synthesis(self(latent), None)
 
-    def stream(self, window: int = 1500, overlap: int = 150) -> "VocosStream":
-        """Nearly the same for a latent of any length in bounded memory."""
-        return VocosStream(self, window, overlap)
-
     def trunk(self, latent: Tensor) -> Tensor:
         """All but the spectral head: (B, D, N) -> (B, N, H)."""
         x = self.input(F.pad(latent.transpose(1, 2), (0, 0, 3, 3)))  # (B, N, H)

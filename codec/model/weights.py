@@ -35,6 +35,7 @@ def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = 
 
     Raises:
         ModelError: unknown name, missing or damaged files, weights that do not fit the configuration or are not finite.
+        ConfigError: there is no such device.
     """
     directory = resolve(model)
     config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME

@@ -6,7 +6,7 @@ The corpora: OpenSLR 60 (arXiv:1904.02882) and 141 (arXiv:2305.18802), 24 kHz mo
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from codec.download import download, sum_like
@@ -105,7 +105,7 @@ class Sources:
 
     archives: Path | None = None  # folder of archives, which must exist; None means the corpus folder
     download: bool = False  # fetch what is missing; without it nothing touches the network
-    mirrors: Sequence[str] = field(default_factory=lambda: list(MIRRORS))  # tried in order
+    mirrors: Sequence[str] = MIRRORS  # tried in order
     check_sums: bool = True  # refuse archives whose MD5 sum is not the published one
     keep_archives: bool = False  # also those that were fetched here and are unpacked
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codec.errors import CorpusError
 from codec.limits import refuse
-from codec.manifest import RENAME, Utterance, can_stand_in_manifest, read_rows
+from codec.manifest import RENAME, Utterance, can_stand_in_manifest, is_unknown, read_rows
 from codec.preparation.survey import SILENCE_DB, Measurement
 
 DAMAGE = frozenset({"unreadable", "no sound", "rate", "channels", "misplaced", "duplicate", "name", "missing"})
@@ -166,7 +166,7 @@ def _fault(
 
 def shared_speakers(groups: Mapping[str, Iterable[Utterance]]) -> dict[tuple[str, str], list[str]]:
     """Known speakers that are in two groups of utterances, by the names of the two groups."""
-    speakers = {name: {u.speaker for u in group if not u.has_unknown_speaker} for name, group in groups.items()}
+    speakers = {name: {u.speaker for u in group if not is_unknown(u.speaker)} for name, group in groups.items()}
     shared = {(a, b): sorted(speakers[a] & speakers[b]) for a, b in combinations(speakers, 2)}
     return {names: found for names, found in shared.items() if found}
 
@@ -195,7 +195,7 @@ def hold_out(utterances: Sequence[Utterance], shares: dict[str, float], seed: in
         shares: name of each held-out list -> share of the utterances, in (0, 1).
         seed: of the draw.
     """
-    sizes = Counter(u.speaker for u in utterances if not u.has_unknown_speaker)
+    sizes = Counter(u.speaker for u in utterances if not is_unknown(u.speaker))
     by_speaker = len(sizes) > len(shares)
     if not by_speaker:
         sizes = Counter(u.id for u in utterances)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from codec import audio
 from codec.errors import AudioError
-from codec.input import parse_json
+from codec.input import is_of, parse_json
 from codec.output import naming
 from codec.progress import Progress
 from codec.workers import Died, num_cores, work_in_batches
@@ -150,7 +150,7 @@ def _measure_all(paths: Sequence[Path], headers_only: bool) -> list[Measurement]
 
 
 def _read_journal(path: Path) -> dict[str, Measurement]:
-    """What a journal holds; the last entry of a file counts, and lines that a kill has cut are passed over."""
+    """What a journal holds; the last entry of a file counts, and cut or damaged lines are passed over."""
     known: dict[str, Measurement] = {}
     if not path.exists():
         return known
@@ -166,13 +166,21 @@ def _read_journal(path: Path) -> dict[str, Measurement]:
     return known
 
 
+_TYPES = get_type_hints(Measurement) | {"path": str}
+"""Of what an entry holds."""
+
+
 def _entry(line: bytes) -> dict[str, Any]:
     try:
         entry = parse_json(line)
     except ValueError:
         return {}
-    is_whole = isinstance(entry, dict) and (entry.keys() - {"path"} == set(Measurement.__slots__) or "version" in entry)
-    return entry if is_whole else {}
+    if isinstance(entry, dict) and "version" in entry:
+        return entry
+    is_whole = isinstance(entry, dict) and entry.keys() == _TYPES.keys()
+    is_whole = is_whole and all(is_of(value, _TYPES[name]) for name, value in entry.items())
+    # What could be read has a duration.
+    return entry if is_whole and (entry["problem"] or min(entry["num_samples"], entry["sample_rate"]) > 0) else {}
 
 
 def _is_current(known: dict[str, Measurement], name: str, path: Path) -> bool:

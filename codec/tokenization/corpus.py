@@ -242,7 +242,20 @@ def _begin(
         if any(name != INFO_NAME and not name.endswith(TEMPORARY_SUFFIX) for name in names):
             raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
         write_info(target, info)
-        return info
+    else:
+        _require_same(target, begun, info)
+        if begun.source not in ("", info.source):
+            warnings.warn(
+                f"{target}: holds tokens of {begun.source}, whose utterances have the same names and lengths; if their "
+                f"sound is not that of {source}, choose another folder",
+                CodecWarning,
+                stacklevel=3,
+            )
+    return info
+
+
+def _require_same(target: Path, begun: TokensInfo, info: TokensInfo) -> None:
+    """Raises ConfigError where tokens would be made otherwise, or of another list, than those that are there."""
     before, now = asdict(begun), asdict(info)
     # A model that was moved or renamed is still the one with this fingerprint, and the list the one with this sum.
     defining = [name for name in now if name not in ("model", "source", "utterances", "list")]
@@ -251,22 +264,14 @@ def _begin(
         raise ConfigError(
             f"{target}: holds tokens that were made otherwise, {', '.join(changes)}; choose another folder"
         )
-    if (before["list"], before["utterances"]) != (info.list, info.utterances):
-        differ = before["utterances"] != info.utterances
-        numbers = f" ({before['utterances']} utterances then, {info.utterances} now)" if differ else ""
+    if (begun.list, begun.utterances) != (info.list, info.utterances):
+        differ = begun.utterances != info.utterances
+        numbers = f" ({begun.utterances} utterances then, {info.utterances} now)" if differ else ""
         raise ConfigError(
             f"{target}: the list of recordings, their ids, lengths, speakers, parts or order, has changed since its "
             f"tokens were made{numbers}; list new recordings by themselves (codec prepare folder --exclude) and "
             f"tokenize them into a folder of their own, or all into another"
         )
-    if before["source"] not in ("", info.source):
-        warnings.warn(
-            f"{target}: holds tokens of {before['source']}, whose utterances have the same names and lengths; if their "
-            f"sound is not that of {source}, choose another folder",
-            CodecWarning,
-            stacklevel=3,
-        )
-    return info
 
 
 def _shard(recordings: Sequence[Recording], number: int, info: TokensInfo) -> Sequence[Recording]:

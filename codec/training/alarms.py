@@ -4,7 +4,6 @@ Knows names and numbers only, so that a run can be judged while it trains and af
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 COLLAPSE = 0.5
@@ -51,15 +50,12 @@ class Watch:
     def alarms(self, values: dict[str, float]) -> list[str]:
         """One sentence for each value that has become alarming."""
         sentences = []
-        for name, judge in self._judges().items():
-            sentence = judge(values)
+        for judge in (self._collapse, self._few_codes, self._winning):
+            sentence, name = judge(values), judge.__name__
             self._alarming[name] = self._alarming.get(name, 0) + 1 if sentence else 0
             if sentence and self._alarming[name] == PATIENCE:
                 sentences.append(sentence)
         return sentences
-
-    def _judges(self) -> dict[str, Callable[[dict[str, float]], str]]:
-        return {"collapse": self._collapse, "few codes": self._few_codes, "winning": self._winning}
 
     def _collapse(self, values: dict[str, float]) -> str:
         perplexity = values.get("codes/perplexity", 0.0)

@@ -65,6 +65,8 @@ class AudioCache:
             self.file_sizes: list[int] = [clip["bytes"] for clip in index["clips"]]
             self.bandwidths = np.array([clip["bandwidth"] for clip in index["clips"]], dtype=np.float64)
             """Hz, at most half the cache's sample rate."""
+            if not all(isinstance(speaker, str) for speaker in self.speakers) or not (self.bandwidths > 0).all():
+                raise ValueError("a clip has no speaker or no bandwidth")
             self.audio = np.memmap(folder / "audio.int16", dtype="<i2", mode="r")
         except NoCache:
             raise

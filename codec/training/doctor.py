@@ -7,7 +7,7 @@ record of a run to a finding, if there is one.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -78,10 +78,6 @@ class Diagnosis:
     last_step: int
     steps_per_second: float | None
     findings: list[Finding]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         speed = f", {self.steps_per_second:.3g} steps/s" if self.steps_per_second else ""

@@ -66,8 +66,7 @@ class MelSpectrum(nn.Module):
 
 def magnitudes(frames: Tensor) -> Tensor:
     """|rfft(frames)| over the last dimension, an even number of samples; the gradient of a zero bin is zero."""
-    result: Tensor = _Magnitudes.apply(frames)
-    return result
+    return _Magnitudes.apply(frames)
 
 
 class _Magnitudes(torch.autograd.Function):

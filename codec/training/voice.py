@@ -28,8 +28,7 @@ def random_response(sample_rate: int, decibels: float, rng: np.random.Generator)
     They are spread by `decibels`, as a standard deviation over the mel scale on average of many, broad slopes more than
     narrow ones.
     """
-    response: np.ndarray = (decibels * rng.standard_normal(RIPPLES)).astype(np.float32) @ _ripples(sample_rate)
-    return response
+    return (decibels * rng.standard_normal(RIPPLES)).astype(np.float32) @ _ripples(sample_rate)
 
 
 @functools.cache
@@ -108,5 +107,4 @@ def _synthesize(spectra: np.ndarray, window: np.ndarray, num_samples: int) -> np
     """Overlap and add, the inverse of `_analyse`."""
     frames = sound_of(spectra, len(window)) * window
     first, second = np.split(frames, 2, axis=1)
-    result: np.ndarray = (second[:-1] + first[1:]).ravel()[:num_samples]
-    return result
+    return (second[:-1] + first[1:]).ravel()[:num_samples]

@@ -50,7 +50,7 @@ def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
     length, count = round(arguments.seconds * SAMPLE_RATE), 0
     noise = 0.01 * np.random.default_rng(0).standard_normal(length).astype(np.float32)
     for path in paths:
-        sound = audio.read(path, SAMPLE_RATE)[0].mean(axis=0)
+        sound = audio.read(path, SAMPLE_RATE)[0][0]
         for start in range(0, len(sound) - length + 1, length):
             if count == arguments.pairs:
                 return

@@ -33,11 +33,10 @@ def main() -> None:
     parser.add_argument("--dim", type=positive, default=16)
     options = parser.parse_args()
     prepare(options)
-    frames = load_frames(options.data, options.frame_rate)
+    frames = load_frames(options)
     rows = []
     for seed in options.seeds:
-        settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
-        speech = make_latents(frames, options.dim, seed, has_prior=True, **settings)
+        speech = make_latents(frames, options, seed, has_prior=True)
         for size in options.sizes:
             for name, settings in CODEBOOKS.items():
                 torch.manual_seed(seed)

@@ -29,9 +29,8 @@ def main() -> None:
     parser.add_argument("--frames", type=positive, default=1 << 17, help="measured at most")
     options = parser.parse_args()
     prepare(options)
-    frames = load_frames(options.data, options.frame_rate)
-    settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
-    speech = make_latents(frames, options.dim, options.seed, has_prior=False, **settings)
+    frames = load_frames(options)
+    speech = make_latents(frames, options, options.seed, has_prior=False)
     of_latents = effective_rank(speech.latents[:8192])
     rows, curves = [], {}
     for size in options.sizes:

@@ -54,11 +54,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latent-steps", type=positive, default=500, help="of the autoencoder")
 
 
-def load_frames(folder: Path, frame_rate: int = SAMPLE_RATE // HOP) -> Tensor:
+def load_frames(options: argparse.Namespace) -> Tensor:
     """All frames of the sound files below a folder, normalised per band: (F, BANDS) float32.
 
     Kept in the system's folder for temporary files, for the next experiment.
     """
+    folder, frame_rate = options.data, options.frame_rate
     paths = audio.find_sounds(folder)
     listing = "\n".join(f"{path.resolve()} {path.stat().st_size}" for path in paths)
     if frame_rate < 1 or HOP * frame_rate % SAMPLE_RATE or SAMPLE_RATE % frame_rate:
@@ -86,11 +87,9 @@ def _log_mel(path: Path, frame_rate: int) -> np.ndarray:
     return (spectra @ torch.tensor(mel_filters(SAMPLE_RATE, N_FFT, BANDS))).clamp(min=1e-3).log().half().numpy()
 
 
-def make_latents(
-    frames: Tensor, dim: int, seed: int, *, has_prior: bool, num_steps: int, frame_rate: int = SAMPLE_RATE // HOP
-) -> SpeechLatents:
-    """Train the autoencoder on frames (F, BANDS), and encode all of them."""
-    distance = HOP * frame_rate // SAMPLE_RATE
+def make_latents(frames: Tensor, options: argparse.Namespace, seed: int, *, has_prior: bool) -> SpeechLatents:
+    """Train the autoencoder on frames (F, BANDS), and encode all of them in `options.dim` dimensions."""
+    dim, num_steps, distance = options.dim, options.latent_steps, HOP * options.frame_rate // SAMPLE_RATE
     torch.manual_seed(seed)
     encoder, decoder = _network(CONTEXT * BANDS, 2 * dim), _network(dim, CONTEXT * BANDS)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=2e-3)

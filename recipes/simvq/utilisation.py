@@ -41,10 +41,9 @@ def main() -> None:
     table = options.output / "utilisation.tsv"
     rows: list[dict[str, Any]] = list(read_table(table)) if options.resume else []
     done = {(row["quantizer"], int(row["codes"]), int(row["seed"])) for row in rows}
-    frames = load_frames(options.data, options.frame_rate)
+    frames = load_frames(options)
     for seed in options.seeds:
-        settings = {"num_steps": options.latent_steps, "frame_rate": options.frame_rate}
-        speech = make_latents(frames, options.dim, seed, has_prior=True, **settings)
+        speech = make_latents(frames, options, seed, has_prior=True)
         for size in options.sizes:
             for name in options.quantizers:
                 is_too_slow = name == "lfq" and size > options.lfq_codes

@@ -61,8 +61,7 @@ def score(wav: np.ndarray, model: Codec) -> dict[str, float]:
 def round_trip(wav: np.ndarray, model: Codec) -> np.ndarray:
     """What (T,) becomes, (T,), cut to full scale as in a file."""
     codes = model.encode(torch.from_numpy(wav.astype(np.float32))[None, None])
-    decoded: np.ndarray = model.decode(codes)[0, 0, : len(wav)].clamp(-1, 1).numpy()
-    return decoded
+    return model.decode(codes)[0, 0, : len(wav)].clamp(-1, 1).numpy()
 
 
 def print_silence(speech: list[np.ndarray], model: Codec) -> None:

@@ -472,6 +472,16 @@ def test_late_codec_is_told_and_can_be_corrected(folders, tmp_path, reference, c
     assert summary["metrics"]["mel"]["mean"] == pytest.approx(-np.log(0.9), abs=0.05)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_value_of_a_metric_that_is_no_number_is_listed(folders, tmp_path, monkeypatch, value):
+    from codec.evaluation.mel import MelDistance
+
+    monkeypatch.setattr(MelDistance, "score", lambda self, pair: {"mel": value})
+    result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
+    assert {problem.reason for problem in result.problems} == {"its value is not a finite number"}
+    assert result.summary["num_scored"] == 3
+
+
 def test_unexpected_exception_of_a_metric_is_listed(folders, monkeypatch):
     from codec.evaluation.mel import MelDistance
 

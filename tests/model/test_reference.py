@@ -17,8 +17,8 @@ from torch import nn
 from codec.config import compose
 from codec.errors import ConfigError
 from codec.model import importer, seanet, timeconv, upstream, vocos
-from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
-from codec.model.vocos import VocosDecoder, VocosDecoderConfig
+from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig, SEANetStream
+from codec.model.vocos import VocosDecoder, VocosDecoderConfig, VocosStream
 from codec.model.weights import blank
 from codec.streaming import StreamEncoder
 
@@ -348,7 +348,7 @@ def test_convolution_over_time_is_the_usual_one(stride, groups, width):
 def test_streamed_encoding_equals_one_pass(is_causal, piece, monkeypatch):
     monkeypatch.setattr(seanet, "CHUNK_SAMPLES", 200)
     encoder = tiny_encoder(strides=[2, 4, 5], is_causal=is_causal)
-    stream = encoder.stream()
+    stream = SEANetStream(encoder)
     for num_samples in (1, 39, 40, 41, 160, 321, 999):
         wav = torch.randn(1, 1, num_samples, dtype=torch.float64)
         parts = [stream.push(part) for part in wav.split(piece, dim=-1)]
@@ -362,7 +362,7 @@ def test_streamed_encoding_equals_one_pass(is_causal, piece, monkeypatch):
 @torch.no_grad()
 def test_lookahead_of_a_stream_is_what_a_frame_depends_on(is_causal):
     encoder = tiny_encoder(strides=[2, 4, 5], is_causal=is_causal)
-    stream, wav = encoder.stream(), torch.randn(1, 1, 40 * 30, dtype=torch.float64)
+    stream, wav = SEANetStream(encoder), torch.randn(1, 1, 40 * 30, dtype=torch.float64)
     end = 40 * 11 + stream.lookahead_samples  # of what frame 10 depends on
     assert stream.push(wav[..., : end - 1]).shape[-1] == 10
     assert stream.push(wav[..., end - 1 : end]).shape[-1] == 1
@@ -378,7 +378,7 @@ def test_lookahead_of_a_stream_is_what_a_frame_depends_on(is_causal):
 @torch.no_grad()
 def test_decoding_in_windows_is_complete_and_equal_where_one_window_is_enough(piece):
     decoder = tiny_decoder(n_fft=40, hop_length=10)
-    stream = decoder.stream(window=16, overlap=10)
+    stream = VocosStream(decoder, window=16, overlap=10)
     for num_frames in (1, 16, 25, 26, 63, 100):
         latent = torch.randn(2, 6, num_frames)
         wav = torch.cat([*(stream.push(part) for part in latent.split(piece, dim=-1)), stream.flush()], dim=-1)
@@ -386,21 +386,24 @@ def test_decoding_in_windows_is_complete_and_equal_where_one_window_is_enough(pi
         if num_frames <= 26:
             assert torch.allclose(wav, decoder(latent), atol=1e-5)
     with pytest.raises(ConfigError, match="at least 1 and 8, got 16 and 3"):
-        decoder.stream(window=16, overlap=3)
+        VocosStream(decoder, window=16, overlap=3)
 
 
 @torch.no_grad()
 def test_windows_agree_where_nothing_spans_the_whole_signal():
     decoder = tiny_decoder(n_fft=40, hop_length=10)
     decoder.prenet = nn.Identity()
-    stream, latent = decoder.stream(window=16, overlap=20), torch.randn(1, 6, 90)
+    stream, latent = VocosStream(decoder, window=16, overlap=20), torch.randn(1, 6, 90)
     wav = torch.cat([stream.push(latent), stream.flush()], dim=-1)
     assert torch.allclose(wav, decoder(latent), atol=1e-5)
 
 
 @torch.no_grad()
 def test_streams_keep_no_more_in_memory_than_they_need():
-    encoding, decoding = tiny_encoder(strides=[2, 4, 5]).stream(), tiny_decoder(n_fft=40, hop_length=10).stream(16, 10)
+    encoding, decoding = (
+        SEANetStream(tiny_encoder(strides=[2, 4, 5])),
+        VocosStream(tiny_decoder(n_fft=40, hop_length=10), 16, 10),
+    )
     encoding.push(torch.randn(1, 1, 40 * 100, dtype=torch.float64))
     decoding.push(torch.randn(1, 6, 100))
     for kept in (encoding._wav, *encoding._features, decoding._latent, decoding._fading):

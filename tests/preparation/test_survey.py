@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,9 @@ def test_cut_or_foreign_lines_of_a_journal_are_measured_again(files, tmp_path):
         data[: len(data) // 2],
         b"\xff\0nonsense\n" + data,
         b'{"version": 0}\n' + data[16:],
+        re.sub(rb'"sample_rate": \d+', b'"sample_rate": "x"', data),
+        re.sub(rb'"sample_rate": \d+', b'"sample_rate": 0', data),
+        re.sub(rb'"path": "[^"]*"', b'"path": [1]', data),
         b"",
     ):
         journal.write_bytes(damaged)

@@ -146,7 +146,12 @@ def test_a_damaged_cache_is_named(training_folder: Path, tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize(
-    "changes", [{"samples": -1}, {"samples": 10**30}, {"samples": None}, {"bandwidth": "wide"}], ids=str
+    "changes",
+    [
+        *({"samples": -1}, {"samples": 10**30}, {"samples": None}, {"speaker": 5}),
+        *({"bandwidth": "wide"}, {"bandwidth": None}, {"bandwidth": -1}),
+    ],
+    ids=str,
 )
 def test_a_cache_with_a_damaged_clip_is_named(training_folder: Path, tmp_path: Path, changes: dict):
     open_cache([training_folder], tmp_path, 24000)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -262,8 +263,8 @@ def test_settings_that_are_no_number_count_as_missing(tmp_path: Path, value: obj
     few = after(0, codes__perplexity=30.0)
     damaged = write_run(tmp_path / "damaged", few, **dict.fromkeys(settings, value) | nested)
     without = write_run(tmp_path / "without", few, **dict.fromkeys(settings))
-    said = diagnose(damaged).to_dict() | {"run": ""}
-    assert said == diagnose(without).to_dict() | {"run": ""}
+    said = asdict(diagnose(damaged)) | {"run": ""}
+    assert said == asdict(diagnose(without)) | {"run": ""}
     assert json.loads(json.dumps(said, allow_nan=False)) == said
 
 
