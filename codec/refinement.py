@@ -129,7 +129,7 @@ class RefiningEncoder:
             quantized = codec.quantizer.lookup(codes, self._decoding)
             sound = codec.decoder(quantized, self._decoding)[0, 0]
             ahead = num_samples + codec.encoder.lookahead_samples
-            codec.encoder.encode_frames(self._wav[None, None, :ahead], self._encoding)
+            codec.encoder(self._wav[None, None, :ahead], self._encoding)
             # The quantized latent makes the quantizer choose the same codes again, and remember them.
             codec.quantizer.encode(quantized, self._encoding)
             codec.quantizer.settle(self._encoding)
@@ -147,7 +147,7 @@ class RefiningEncoder:
         """
         reference = torch.cat([self._before[0], wav[:num_samples]])
         with torch.no_grad():
-            latent = self.codec.encoder.encode_frames(wav[None, None], self._encoding.copy()).float()  # (1, D, N)
+            latent = self.codec.encoder(wav[None, None], self._encoding.copy()).float()  # (1, D, N)
         found: list[tuple[float, Tensor]] = []
         error = 0.0
         for step in range(self.steps + 1):

@@ -198,7 +198,7 @@ class StreamEncoder(_Stream):
 
     def _analyse(self, wav: Tensor) -> Tensor:
         """(n * hop + lookahead,) -> (1, D, n)."""
-        return self.codec.encoder.encode_frames(wav[None, None], self._state)
+        return self.codec.encoder(wav[None, None], self._state)
 
     @torch.inference_mode()  # again, as it may be called in a thread of its own
     def _quantize(self, latent: Tensor) -> Tensor:

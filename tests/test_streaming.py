@@ -413,6 +413,21 @@ def test_a_default_device_changes_nothing(codec: Codec, wav: torch.Tensor, tmp_p
         assert torch.equal(result, same)
 
 
+def test_compiled_networks_are_those_that_streams_run(codec: Codec):
+    model, graphs = copy.deepcopy(codec), []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    cases = (model.encoder, StreamEncoder, torch.randn(6400) / 10), (model.decoder, StreamDecoder, torch.arange(20))
+    for number, (network, stream, piece) in enumerate(cases):
+        assert len(graphs) == number
+        network.compile(backend=backend, dynamic=False)
+        torch.testing.assert_close(stream(model).push(piece), stream(codec).push(piece))
+    assert len(graphs) == 2  # each in one piece
+
+
 def test_an_empty_signal_has_no_codes(codec: Codec):
     assert len(StreamEncoder(codec).flush()) == 0
 

@@ -92,24 +92,27 @@ class SpectralEncoder(nn.Module):
         self.output_norm = nn.LayerNorm(config.width)
         self.output = Linear(config.width, config.latent_dim)
 
-    def forward(self, wav: Tensor) -> Tensor:
-        """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length)."""
+    def forward(self, wav: Tensor, state: State | None = None) -> Tensor:
+        """Encode whole signals: (B, 1, T) -> (B, D, N), N = ceil(T / hop_length).
+
+        With a state, `wav` (B, 1, N * hop + lookahead) begins where the frames of the last call ended, and has all that
+        N frames depend on. Behind a signal's end it is `NO_SAMPLE`.
+        """
+        if state is not None:
+            return self._encode(wav, state)
         num_frames = -(-wav.shape[-1] // self.hop_length)
         padding = num_frames * self.hop_length + self.lookahead_samples - wav.shape[-1]
         wav = F.pad(wav, (0, padding), value=NO_SAMPLE)
         pieces = in_pieces(num_frames)
         if len(pieces) == 1:
-            return self.encode_frames(wav)
-        state: State = {}
+            return self._encode(wav, None)
+        state = {}
         hop, ahead = self.hop_length, self.lookahead_samples
         parts = [wav[..., piece.start * hop : piece.stop * hop + ahead] for piece in pieces]
-        return torch.cat([self.encode_frames(part, state) for part in parts], dim=2)
+        return torch.cat([self._encode(part, state) for part in parts], dim=2)
 
-    def encode_frames(self, wav: Tensor, state: State | None = None) -> Tensor:
-        """Encode the frames whose lookahead is complete: (B, 1, N * hop + lookahead) -> (B, D, N).
-
-        With a state, `wav` must begin where the frames of the last call ended. Behind a signal's end it is `NO_SAMPLE`.
-        """
+    def _encode(self, wav: Tensor, state: State | None) -> Tensor:
+        """(B, 1, N * hop + lookahead) -> (B, D, N)."""
         num_ahead = self.config.lookahead
         if state is not None and self in state:  # the windows that overlap with the last call's are known
             wav, num_ahead = wav[..., num_ahead * self.hop_length :], 0

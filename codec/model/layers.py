@@ -140,7 +140,7 @@ class WindowedAttention(nn.Module):
             num_before, past = state[self]
             memory = torch.cat([past.transpose(0, 1), present], dim=3)
         if state is not None:
-            num_frames = (num_before + x.shape[1]).clamp(max=context).expand(len(x))
+            num_frames = (num_before + x.shape[1]).clamp(max=context).expand(x.shape[0])
             state[self] = num_frames, last_steps(memory, context, dim=3).transpose(0, 1)
         num_absent = context - num_before[:, None]  # frames of the memory that are before the start of the signal
         key, value = memory

@@ -99,7 +99,8 @@ class Source(nn.Module):
             tail = both[..., -overlap:].flatten(1)
             state[self] = (torch.cat([pitch[:, -1:], phase, position, tail.to(pitch)], dim=1),)
         frames = both.unfold(-1, self.n_fft, self.hop_length) * self.window  # (B, 2, N, n_fft)
-        return SourceSpectra(*torch.fft.rfft(frames).unbind(1))
+        pulses, noise = frames.unbind(1)  # not of complex numbers, which ONNX cannot take apart
+        return SourceSpectra(torch.fft.rfft(pulses), torch.fft.rfft(noise))
 
     def _pulses(self, pitch: Tensor, before: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Band-limited pulses of unit power, the pitch gliding through each hop from the last frame's to its own.

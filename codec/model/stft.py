@@ -11,6 +11,7 @@ from codec.model.layers import State, last_steps
 
 FLOOR = 1e-4
 """Below every magnitude, relative to a full-scale sine of 1/2."""
+SMALLEST_SQUARE = 1e-30
 SMALLEST_ENVELOPE = 0.1
 
 
@@ -21,7 +22,10 @@ def log_magnitudes(frames: Tensor) -> Tensor:
     the logarithm, so that digital silence is finite.
     """
     window = torch.hann_window(frames.shape[-1], dtype=torch.float32, device=frames.device)
-    return torch.log(torch.fft.rfft(frames * window).abs() / window.sum() + FLOOR)
+    real, imaginary = torch.view_as_real(torch.fft.rfft(frames * window)).unbind(-1)
+    # Not abs(), which takes twice the time. The slope of silence stays finite.
+    magnitudes = (real * real + imaginary * imaginary).clamp(min=SMALLEST_SQUARE).sqrt()
+    return torch.log(magnitudes / window.sum() + FLOOR)
 
 
 class CausalInverseSTFT(nn.Module):
@@ -48,14 +52,14 @@ class CausalInverseSTFT(nn.Module):
     def forward(self, spectrum: Tensor, state: State | None = None) -> Tensor:
         num_frames, last = spectrum.shape[1], self.overlap - 1
         frames = torch.fft.irfft(spectrum, n=self.n_fft) * self.window  # (B, N, n_fft)
-        summed = frames.new_zeros(len(frames), num_frames + last, self.hop_length)
+        summed = frames.new_zeros(frames.shape[0], num_frames + last, self.hop_length)
         overlap_add(summed, frames)
         first = torch.zeros(1, dtype=torch.int64, device=spectrum.device)  # hop of each signal, at most `last`
         if state is not None:
             if self in state:
                 first, tail = state[self]
                 summed[:, :last] += tail
-            num_hops = (first + num_frames).clamp(max=last).expand(len(frames))
+            num_hops = (first + num_frames).clamp(max=last).expand(frames.shape[0])
             state[self] = num_hops, last_steps(summed, last, dim=1)
         hops = (first[:, None] + torch.arange(num_frames, device=spectrum.device)).clamp(max=last)
         return (summed[:, :num_frames] / self.envelopes[hops]).flatten(1)
