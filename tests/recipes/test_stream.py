@@ -16,6 +16,7 @@ from codec.config import compose
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import SimVQConfig
+from codec.streaming import StreamDecoder
 from codec.training.doctor import Record
 from codec.training.trainer import Trainer
 
@@ -67,6 +68,20 @@ def imported(script: str) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def test_exported_steps_are_those_of_a_stream(model_directory: Path):
+    model = weights.load(model_directory)
+    first, following = (program.module() for program in imported("export").programs(model, 2, is_batch=True))
+    for num_signals in (2, 5):
+        codes = torch.randint(model.codebook_size, (num_signals, 8), generator=torch.Generator().manual_seed(0))
+        stream, memory = StreamDecoder(model), []
+        for some in codes.split(2, dim=1):
+            wav, *memory = following(some, *memory) if memory else first(some)
+            torch.testing.assert_close(wav, stream.push(some), rtol=0, atol=1e-5)
+        for code in (-1, model.codebook_size):
+            with pytest.raises(IndexError):
+                following(torch.full_like(some, code), *memory)
 
 
 def test_a_model_with_a_scaled_latent_sounds_the_same(model_directory: Path, speech: Path):
