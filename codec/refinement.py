@@ -44,7 +44,8 @@ class RefiningEncoder:
     """Turns sound that arrives in pieces into codes, as `codec.StreamEncoder` does, but refines them first.
 
     With the boxed model codes come 5 s at a time, half a second after the last of their sound. Memory does not depend
-    on the length of the signal. The codes depend on the device and the number of threads, as sums of floats do.
+    on the length of the signal. The codes depend on the device and the number of threads, as sums of floats do. It
+    takes one signal, and has no `state_dict`.
 
     Args:
         codec: a model of the stream family.
@@ -73,6 +74,9 @@ class RefiningEncoder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RefiningEncoder":
         return copy.copy(self)  # the model is not the encoder's own
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a RefiningEncoder cannot be pickled, since its model would go along")
 
     def reset(self) -> None:
         """Forget the signal, and the codes still due: the encoder is as new."""

@@ -8,7 +8,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from codec.pipeline import in_two_stages
 
 MAX_ENCODED_FRAMES = 768
 """Frames encoded at once: fewer, so that a search for codes soon runs beside the network."""
+LEAST_FRAMES = 64
+"""Of a signal: pieces of fewer are rounded otherwise."""
 
 
 class _Stream:
@@ -65,7 +67,7 @@ class _Stream:
             ModelError: streams of published models, which have none.
         """
         names = {module: name for name, module in self.codec.named_modules()}
-        return {names[module]: memory for module, memory in self._state.items()}
+        return {names[module]: memory for module, memory in self._portable().items()}
 
     def load_state_dict(self, state: Mapping[str, tuple[Tensor, ...]]) -> None:
         """Go on where a stream of the same kind and model was, in another process or on another device.
@@ -96,6 +98,10 @@ class _Stream:
             for name, memory in state.items()
         }
 
+    def _portable(self) -> State:
+        """The state, which does not depend on this stream."""
+        return self._state
+
     def _begin(self) -> None:
         """Take in what makes every module remember something."""
         raise NotImplementedError
@@ -103,164 +109,30 @@ class _Stream:
     @staticmethod
     def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
         """What is alike in all states of a model's streams once they have begun: types and shapes."""
-        raise NotImplementedError
+
+        def shape(name: str, kept: Tensor) -> tuple[int, ...]:  # however many samples wait, which are the whole model's
+            return kept.shape[1:] if name else (kept.ndim, *kept.shape[2:])
+
+        shapes = {name: [(_type(kept), shape(name, kept)) for kept in memory] for name, memory in state.items()}
+        return shapes, len({len(kept) for memory in state.values() for kept in memory})  # all of as many signals
 
 
-class StreamEncoder(_Stream):
-    """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
-
-    The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
-    codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames round differently, which can decide
-    between two codes that are equally near. Works with every model.
-    """
-
-    def reset(self) -> None:
-        """Forget the signal, and the codes still due: the encoder is as new."""
-        encoder = self.codec.encoder
-        # An encoder that mirrors the signal at its ends keeps its own state.
-        self._mirroring = SEANetStream(encoder) if isinstance(encoder, SEANetEncoder) else None
-        # What the model as a whole remembers is the samples from the start of the next frame on.
-        self._state = {self.codec: (torch.zeros(0, dtype=torch.float32, device=self.codec.device),)}
-
-    def __copy__(self) -> "StreamEncoder":
-        copied: StreamEncoder = super().__copy__()
-        copied._mirroring = copy.copy(self._mirroring)
-        return copied
-
-    def push(self, wav: Tensor) -> Tensor:
-        """Feed samples, get the codes that are now certain.
-
-        The more at once, the less work: 100 ms take a fifth of what they take hop by hop. Whatever goes wrong leaves
-        the encoder as it was.
-
-        Args:
-            wav: (T,) or (1, 1, T) float32 in [-1, 1], T >= 0.
-
-        Returns:
-            (n,) int64, n >= 0.
-
-        Raises:
-            AudioError: no tensor of floating-point samples, another shape, NaN, infinity or values beyond +-100.
-        """
-        wav = samples_of_piece(wav)
-        going_on = copy.copy(self)  # so that this one stays as it was if anything goes wrong
-        with torch.inference_mode():
-            codes = going_on._advance(wav)
-        codes = codes.clone()  # outside, which makes it a tensor like any other
-        self.__dict__ = going_on.__dict__
-        return codes
-
-    def flush(self) -> Tensor:
-        """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal."""
-        ending = copy.copy(self)
-        with torch.inference_mode():
-            codes = ending._end()
-        codes = torch.cat([codes, self.codec.quantizer.finish(ending._state)[0].cpu()])
-        self.reset()
-        return codes
-
-    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
-        if self._mirroring is not None:
-            raise ModelError("a stream of an encoder that mirrors the signal at its ends cannot go on elsewhere")
-        return super().state_dict()
-
-    def _begin(self) -> None:
-        samples = self.codec.hop_length + self.codec.encoder.lookahead_samples
-        self.push(torch.zeros(samples, dtype=torch.float32, device=self.codec.device))
-
-    @staticmethod
-    def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
-        def shape(name: str, kept: Tensor) -> torch.Size:
-            return kept.shape if name else kept.shape[1:]  # however many samples wait, which are the whole model's
-
-        return {name: [(_type(kept), shape(name, kept)) for kept in memory] for name, memory in state.items()}
-
-    def _advance(self, wav: Tensor) -> Tensor:
-        encoder, hop_length = self.codec.encoder, self.codec.hop_length
-        wav = wav.to(self.codec.device, torch.float32)
-        if self._mirroring is not None:
-            parts = wav.split(MAX_ENCODED_FRAMES * hop_length)
-            return torch.cat([self._quantize(self._mirroring.push(part[None, None])) for part in parts])
-        wav = torch.cat([*self._state[self.codec], wav])
-        ready = max(len(wav) - encoder.lookahead_samples, 0) // hop_length * hop_length
-        self._state[self.codec] = (wav[ready:].clone(),)
-        size = MAX_ENCODED_FRAMES * hop_length
-        pieces = [wav[start : min(start + size, ready) + encoder.lookahead_samples] for start in range(0, ready, size)]
-        none = torch.zeros(0, dtype=torch.int64, device="cpu")
-        return torch.cat([none, *in_two_stages(pieces, self._analyse, self._quantize)])
-
-    def _end(self) -> Tensor:
-        if self._mirroring is not None:
-            return self._quantize(self._mirroring.flush())
-        (waiting,) = self._state[self.codec]
-        end = self.codec.num_frames(len(waiting)) * self.codec.hop_length + self.codec.encoder.lookahead_samples
-        return self._advance(waiting.new_full((end - len(waiting),), NO_SAMPLE))
-
-    def _analyse(self, wav: Tensor) -> Tensor:
-        """(n * hop + lookahead,) -> (1, D, n)."""
-        return self.codec.encoder(wav[None, None], self._state)
-
-    @torch.inference_mode()  # again, as it may be called in a thread of its own
-    def _quantize(self, latent: Tensor) -> Tensor:
-        """(1, D, n) -> (n,)."""
-        if not latent.shape[-1]:
-            return torch.zeros(0, dtype=torch.int64, device="cpu")
-        return self.codec.quantizer.encode(latent, self._state)[0].cpu()
+Signals = TypeVar("Signals", bound="_Signals")
 
 
-class StreamDecoder(_Stream):
-    """Turns codes that arrive in pieces into sound: each code becomes hop_length samples at once.
-
-    The same network as `Codec.decode`, driven with a state. Several signals can be decoded together, which takes a
-    fraction of the time where few codes arrive at once. With `select` and `join`, signals can leave, branch off and
-    join at any code, and each sounds as it would alone.
-
-    Keep the decoder as long as its signal lasts. The phase of the voice and the position in the noise are counted from
-    the first code: a piece decoded afresh sounds like the whole after some 128 codes, but its samples never match, so
-    pieces joined end to end click.
-
-    Raises:
-        ModelError: the model's decoder looks at the whole clip.
-    """
-
-    def __init__(self, codec: Codec):
-        super().__init__(codec)
-        if not isinstance(codec.config.decoder, SpectralDecoderConfig):
-            raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
+class _Signals(_Stream):
+    """Streams of B signals that go forward together: every tensor of the state has a row for each."""
 
     @property
     def num_signals(self) -> int:
-        """B, signals that go forward together; 0 before the first code, which says how many there are."""
+        """B, signals that go forward together; 0 before the first push, which says how many there are."""
         return len(next(iter(self._state.values()))[0]) if self._state else 0
 
-    def push(self, codes: Tensor) -> Tensor:
-        """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
+    def select(self: Signals, rows: Iterable[SupportsIndex]) -> Signals:
+        """A stream that goes on with the signals `rows`, in this order; this one stays as it is.
 
-        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length). Samples are mostly within +-1; but
-        codes that no speech has may go far beyond: `.clamp(-1, 1)` before they are played.
-
-        Raises:
-            ModelError: a code outside [0, K), another shape, or another number of signals than there are.
-        """
-        if isinstance(codes, Tensor) and codes.ndim == 2:
-            return self._decode(codes)
-        return self._decode(_checked_stream(codes)[None])[0]
-
-    def _decode(self, codes: Tensor) -> Tensor:  # (B, n) -> (B, n * hop_length)
-        if not len(codes):
-            raise ModelError("a stream takes the codes of at least one signal, got none")
-        if self.num_signals not in (0, len(codes)):
-            raise ModelError(f"the stream has {self.num_signals} signals, got codes of {len(codes)}")
-        state = self._state.copy()
-        wav = _decode(codes, self.codec, state, lambda latent: self.codec.decoder(latent, state))
-        self._state = state
-        return wav
-
-    def select(self, rows: Iterable[SupportsIndex]) -> "StreamDecoder":
-        """A decoder that goes on with the signals `rows`, in this order; this one stays as it is.
-
-        Rows that are left out leave. One that is named several times branches off: each copy goes on with codes of its
-        own. With none it is a decoder without signals.
+        Rows that are left out leave. One that is named several times branches off: each copy goes on by itself. With
+        none it is a stream without signals.
 
         Args:
             rows: ints in [0, B), or a mask: B bools, which say of each signal whether it goes on. A list, a tensor or
@@ -281,38 +153,216 @@ class StreamDecoder(_Stream):
                 f"rows must be ints from 0 on, below the {self.num_signals} signals there are, or a bool for each, "
                 f"got {rows}"
             )
-        selected = StreamDecoder(self.codec)
-        selected._state = select_rows(self._state, numbers) if numbers else {}
+        selected = type(self)(self.codec)
+        if numbers:
+            selected._state = select_rows(self._portable(), numbers)
         return selected
 
-    def join(self, *others: "StreamDecoder") -> "StreamDecoder":
-        """A decoder that goes on with the signals of this one and of `others`, in this order; they stay as they are.
+    def join(self: Signals, *others: "Signals") -> Signals:
+        """A stream that goes on with the signals of this one and of `others`, in this order; they stay as they are.
 
-        Signals may be of any age. A decoder has none before its first code, so give a new signal's to one of its own,
-        or those of k signals that begin together to one, as (k, 1): it takes far less time than k decoders.
+        Decoded signals may be of any age. Those that are encoded must have as many samples that wait, as when all come
+        in whole hops, and all have given a code or none. A stream has no signals before its first push: give a new
+        signal's first piece to a stream of its own, or those of k signals that begin together to one, as (k, n), which
+        takes far less time than k streams.
 
         Raises:
-            ModelError: no decoder, or one of another model; a model that was loaded twice counts as two.
+            ModelError: another kind of stream, or one of another model, where one that was loaded twice counts as two;
+                signals that are encoded and not in step.
         """
         for other in others:
-            if not isinstance(other, StreamDecoder):
-                raise ModelError(f"a stream is joined by stream decoders, got {type(other).__name__}")
+            if type(other) is not type(self):
+                raise ModelError(f"a {type(self).__name__} is joined by others, got {type(other).__name__}")
             if other.codec is not self.codec:
                 raise ModelError(
                     "streams of different models, or of one that was loaded twice, cannot go forward together; make "
                     "all of them from the same loaded model"
                 )
-        joined = StreamDecoder(self.codec)
-        joined._state = join_rows([decoder._state for decoder in (self, *others) if decoder._state])
+        streams = [stream for stream in (self, *others) if stream.num_signals]
+        if len({stream._num_waiting() for stream in streams}) > 1:
+            raise ModelError(
+                "signals cannot be encoded together where other numbers of samples wait; push whole hops, and join a "
+                "signal once it has given a code"
+            )
+        joined = type(self)(self.codec)
+        if streams:
+            joined._state = join_rows([stream._portable() for stream in streams])
         return joined
+
+    def _checked_number(self, signals: Tensor) -> Tensor:
+        """What is pushed, (B, n), or a ModelError if there are signals, and not as many."""
+        if not len(signals):
+            raise ModelError("a stream takes at least one signal, got none")
+        if self.num_signals not in (0, len(signals)):
+            raise ModelError(f"the stream has {self.num_signals} signals, got {len(signals)}")
+        return signals
+
+    def _num_waiting(self) -> int:
+        """Samples of each signal that have not become codes."""
+        return 0
+
+
+class StreamEncoder(_Signals):
+    """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
+
+    The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
+    codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames round differently, which can decide
+    between two codes that are equally near. Works with every model.
+    """
+
+    def reset(self) -> None:
+        """Forget the signal, and the codes still due: the encoder is as new."""
+        encoder = self.codec.encoder
+        # An encoder that mirrors the signal at its ends keeps its own state.
+        self._mirroring = SEANetStream(encoder) if isinstance(encoder, SEANetEncoder) else None
+        # What the model as a whole remembers is the samples from the start of the next frame on, (B, T).
+        self._state = {self.codec: (torch.zeros(0, 0, dtype=torch.float32, device=self.codec.device),)}
+
+    def __copy__(self) -> "StreamEncoder":
+        copied: StreamEncoder = super().__copy__()
+        copied._mirroring = copy.copy(self._mirroring)
+        return copied
+
+    def push(self, wav: Tensor) -> Tensor:
+        """Feed samples, get the codes that are now certain.
+
+        The more at once, the less work: 100 ms take a fifth of what they take hop by hop. Whatever goes wrong leaves
+        the encoder as it was.
+
+        Args:
+            wav: (T,) or (1, 1, T) float32 in [-1, 1], T >= 0; or (B, T) for B >= 1 signals that go forward together.
+
+        Returns:
+            (n,) int64, n >= 0; or (B, n).
+
+        Raises:
+            AudioError: no tensor of floating-point samples, another shape, NaN, infinity or values beyond +-100.
+            ModelError: another number of signals than there are, or several for an encoder that mirrors the signal at
+                its ends.
+        """
+        if isinstance(wav, Tensor) and wav.ndim == 2:
+            check_samples(wav)
+            return self._encode(wav)
+        return self._encode(samples_of_piece(wav)[None])[0]
+
+    def _encode(self, wav: Tensor) -> Tensor:  # (B, T) -> (B, n)
+        wav = self._checked_number(wav)
+        if self._mirroring is not None and len(wav) > 1:
+            raise ModelError(f"an encoder that mirrors the signal at its ends takes one signal, got {len(wav)}")
+        going_on = copy.copy(self)  # so that this one stays as it was if anything goes wrong
+        with torch.inference_mode():
+            codes = going_on._advance(wav)
+        codes = codes.clone()  # outside, which makes it a tensor like any other
+        self.__dict__ = going_on.__dict__
+        return codes
+
+    def flush(self) -> Tensor:
+        """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal.
+
+        All of B > 1 signals end, (B, n); `select` gives a stream of those that do.
+        """
+        ending = copy.copy(self)
+        with torch.inference_mode():
+            codes = ending._end()
+        due = self.codec.quantizer.finish(ending._state).cpu()
+        codes = torch.cat([codes, due.expand(len(codes), -1)], dim=1)
+        self.reset()
+        return codes if len(codes) > 1 else codes.flatten()
+
+    def _portable(self) -> State:
+        if self._mirroring is not None:
+            raise ModelError("a stream of an encoder that mirrors the signal at its ends cannot go on elsewhere")
+        return super()._portable()
+
+    def _num_waiting(self) -> int:
+        (waiting,) = self._state[self.codec]
+        return waiting.shape[1] + self.codec.quantizer.num_due(self._state) * self.codec.hop_length
+
+    def _begin(self) -> None:
+        samples = self.codec.hop_length + self.codec.encoder.lookahead_samples
+        self.push(torch.zeros(samples, dtype=torch.float32, device=self.codec.device))
+
+    def _advance(self, wav: Tensor) -> Tensor:
+        """(B, T) -> (B, n)."""
+        hop_length = self.codec.hop_length
+        wav = wav.to(self.codec.device, torch.float32)
+        num_frames = max(MAX_ENCODED_FRAMES // max(len(wav), 1), LEAST_FRAMES)
+        if self._mirroring is not None:
+            parts = wav[:, None].split(num_frames * hop_length, dim=2)
+            codes = [self._quantize(self._mirroring.push(part)) for part in parts]
+            self._state[self.codec] = (wav[:, :0],)
+        else:
+            (waiting,) = self._state[self.codec]
+            wav = torch.cat([waiting, wav], dim=1) if len(waiting) else wav
+            lookahead = self.codec.encoder.lookahead_samples
+            ready = max(wav.shape[1] - lookahead, 0) // hop_length * hop_length
+            self._state[self.codec] = (wav[:, ready:].clone(),)
+            starts = range(0, ready, num_frames * hop_length)
+            pieces = [wav[:, start : min(start + starts.step, ready) + lookahead] for start in starts]
+            codes = in_two_stages(pieces, self._analyse, self._quantize)
+        return torch.cat([torch.zeros(len(wav), 0, dtype=torch.int64, device="cpu"), *codes], dim=1)
+
+    def _end(self) -> Tensor:
+        if self._mirroring is not None:
+            return self._quantize(self._mirroring.flush())
+        (waiting,) = self._state[self.codec]
+        num_signals, num_samples = waiting.shape
+        end = self.codec.num_frames(num_samples) * self.codec.hop_length + self.codec.encoder.lookahead_samples
+        return self._advance(waiting.new_full((num_signals, end - num_samples), NO_SAMPLE))
+
+    def _analyse(self, wav: Tensor) -> Tensor:
+        """(B, n * hop + lookahead) -> (B, D, n)."""
+        return self.codec.encoder(wav[:, None], self._state)
+
+    @torch.inference_mode()  # again, as it may be called in a thread of its own
+    def _quantize(self, latent: Tensor) -> Tensor:
+        """(B, D, n) -> (B, n)."""
+        if not latent.shape[-1]:
+            return torch.zeros(len(latent), 0, dtype=torch.int64, device="cpu")
+        return self.codec.quantizer.encode(latent, self._state).cpu()
+
+
+class StreamDecoder(_Signals):
+    """Turns codes that arrive in pieces into sound: each code becomes hop_length samples at once.
+
+    The same network as `Codec.decode`, driven with a state. Several signals can be decoded together, which takes a
+    fraction of the time where few codes arrive at once. With `select` and `join`, signals can leave, branch off and
+    join at any code, and each sounds as it would alone.
+
+    Keep the decoder as long as its signal lasts. The phase of the voice and the position in the noise are counted from
+    the first code: a piece decoded afresh sounds like the whole after some 128 codes, but its samples never match, so
+    pieces joined end to end click.
+
+    Raises:
+        ModelError: the model's decoder looks at the whole clip.
+    """
+
+    def __init__(self, codec: Codec):
+        super().__init__(codec)
+        if not isinstance(codec.config.decoder, SpectralDecoderConfig):
+            raise ModelError("this model's decoder looks at whole clips; use Codec.decode, or WindowDecoder")
+
+    def push(self, codes: Tensor) -> Tensor:
+        """Feed codes (n,) integers, n >= 0, get their samples (n * hop_length,) float32.
+
+        B >= 1 signals go forward together as codes (B, n) -> (B, n * hop_length). Samples are mostly within +-1; but
+        codes that no speech has may go far beyond: `.clamp(-1, 1)` before they are played.
+
+        Raises:
+            ModelError: a code outside [0, K), another shape, or another number of signals than there are.
+        """
+        if isinstance(codes, Tensor) and codes.ndim == 2:
+            return self._decode(codes)
+        return self._decode(_checked_stream(codes)[None])[0]
+
+    def _decode(self, codes: Tensor) -> Tensor:  # (B, n) -> (B, n * hop_length)
+        codes, state = self._checked_number(codes), self._state.copy()
+        wav = _decode(codes, self.codec, state, lambda latent: self.codec.decoder(latent, state))
+        self._state = state
+        return wav
 
     def _begin(self) -> None:
         self.push(torch.zeros(1, dtype=torch.int64, device=self.codec.device))
-
-    @staticmethod
-    def _form(state: Mapping[str, tuple[Tensor, ...]]) -> object:
-        shapes = {name: [(_type(kept), kept.shape[1:]) for kept in memory] for name, memory in state.items()}
-        return shapes, len({len(kept) for memory in state.values() for kept in memory})  # all of as many signals
 
     def flush(self) -> Tensor:
         """End the signal. Nothing is held back, so this is empty: (0,). The decoder is then ready for another one."""
@@ -352,7 +402,7 @@ class WindowDecoder(_Stream):
         copied._windows = copy.copy(self._windows)
         return copied
 
-    def state_dict(self) -> dict[str, tuple[Tensor, ...]]:
+    def _portable(self) -> State:
         raise ModelError("a stream of a decoder that looks at whole clips cannot go on elsewhere")
 
     def push(self, codes: Tensor) -> Tensor:

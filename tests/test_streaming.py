@@ -74,7 +74,7 @@ def test_signals_that_go_forward_together_sound_as_each_by_itself(codec: Codec):
     together = torch.cat([decoder.push(piece) for piece in codes.split([1, 1, 0, 50, 8], dim=1)], dim=1)
     for row, wav in zip(codes, together, strict=True):
         torch.testing.assert_close(wav, StreamDecoder(codec).push(row), atol=1e-6, rtol=1e-4)
-    with pytest.raises(ModelError, match="has 3 signals, got codes of 1"):
+    with pytest.raises(ModelError, match="has 3 signals, got 1"):
         decoder.push(codes[0])
     decoder.reset()
     with pytest.raises(ModelError, match="at least one signal"):
@@ -109,6 +109,54 @@ def test_signals_of_any_age_go_forward_together_and_leave(codec: Codec):
         wav = torch.cat(parts)
         torch.testing.assert_close(wav, alone[row][: len(wav)], atol=2e-6, rtol=1e-4)
     assert batch.select([]).num_signals == StreamDecoder(codec).join().num_signals == 0
+
+
+def test_signals_are_encoded_together_as_each_by_itself(codec: Codec, wav: torch.Tensor):
+    wavs = torch.stack([wav[:60000], wav[20000:80000], -wav[:60000]])
+    encoder = StreamEncoder(codec)
+    pieces = wavs.split([1, 0, 999, 5000, 320, 53680], dim=1)
+    together = torch.cat([*(encoder.push(piece) for piece in pieces), encoder.flush()], dim=1)
+    assert torch.equal(together, codec.encode(wavs[:, None]))
+    encoder.push(wavs[:, :100])
+    with pytest.raises(ModelError, match="has 3 signals, got 1"):
+        encoder.push(wav)
+    with pytest.raises(ModelError, match="at least one signal"):
+        StreamEncoder(codec).push(wavs[:0])
+    mirrors = StreamEncoder(mirroring(codec))
+    with pytest.raises(ModelError, match="mirrors the signal at its ends takes one signal, got 3"):
+        mirrors.push(wavs)
+    assert mirrors.push(wavs[:1]).shape[0] == mirrors.num_signals == 1
+    for use in (lambda: mirrors.select([0]), mirrors.join):
+        with pytest.raises(ModelError, match="mirrors the signal at its ends cannot go on elsewhere"):
+            use()
+
+
+def test_signals_that_are_encoded_join_once_they_have_given_a_code_and_leave(codec: Codec, wav: torch.Tensor):
+    hop, expected = codec.hop_length, codec.encode(wav[None, None])[0]
+    early, late = StreamEncoder(codec), StreamEncoder(codec)
+    codes = {"early": [early.push(wav[: 50 * hop])], "late": []}
+    position = {"early": 50 * hop, "late": 0}
+
+    def go_on(encoder: StreamEncoder, names: list[str], size: int) -> None:
+        some = encoder.push(torch.stack([wav[position[name] : position[name] + size] for name in names]))
+        for name, row in zip(names, some, strict=True):
+            codes[name].append(row)
+            position[name] += size
+
+    while not codes["late"] or not codes["late"][-1].numel():
+        go_on(late, ["late"], hop)
+        if position["late"] < codec.encoder.lookahead_samples + codec.quantizer.delay * hop:
+            with pytest.raises(ModelError, match="other numbers of samples wait; push whole hops, and join a signal"):
+                early.join(late)
+    both = early.join(late, StreamEncoder(codec))
+    go_on(both, ["early", "late"], hop)
+    go_on(both, ["early", "late"], 70 * hop + 100)
+    both, left = both.select([1, 0]), both.select([False, True])
+    codes["late"].append(left.flush())
+    assert torch.equal(torch.cat(codes["late"]), codec.encode(wav[None, None, : position["late"]])[0])
+    go_on(both.select([1]), ["early"], 999)
+    assert torch.equal(torch.cat(codes["early"]), expected[: len(torch.cat(codes["early"]))])
+    assert both.flush().shape == (2, 9)
 
 
 Stream = TypeVar("Stream", StreamEncoder, StreamDecoder)
@@ -212,7 +260,7 @@ def test_states_of_other_encoders_are_refused(codec: Codec, wav: torch.Tensor):
     others = [{name: state[name] for name in state if name != left_out} for left_out in state]
     others += [state | {name: tuple(kept[:0] for kept in memory)} for name, memory in state.items() if name]
     # The name of the model itself is empty; under it are the samples that wait.
-    others += [state | {"": (wav[:100].double(),)}, state | {"": (wav[None, :100],)}, {}, decoder.state_dict()]
+    others += [state | {"": (wav[:100].double(),)}, state | {"": (wav[:100],)}, {}, decoder.state_dict()]
     for foreign in others:
         with pytest.raises(ModelError, match="not the state of a stream of this model; StreamEncoder"):
             other.load_state_dict(foreign)
@@ -297,7 +345,7 @@ def test_rows_that_are_not_there_and_other_models_are_refused(codec: Codec, mode
     with pytest.raises(ModelError, match="loaded twice, cannot go forward together"):
         decoder.join(StreamDecoder(load(model_directory)))
     for other in (None, [decoder]):
-        with pytest.raises(ModelError, match=f"joined by stream decoders, got {type(other).__name__}"):
+        with pytest.raises(ModelError, match=f"a StreamDecoder is joined by others, got {type(other).__name__}"):
             decoder.join(other)
 
 
@@ -485,7 +533,7 @@ def test_unusable_input_is_refused(codec: Codec):
     with pytest.raises(AudioError, match="NaN"):
         StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
     with pytest.raises(AudioError, match="shape"):
-        StreamEncoder(codec).push(torch.zeros(2, 100))
+        StreamEncoder(codec).push(torch.zeros(2, 1, 100))
     for wav in (torch.zeros(100, dtype=torch.int16), torch.zeros(100, dtype=torch.bool), np.zeros(100)):
         with pytest.raises(AudioError, match="audio must be"):
             StreamEncoder(codec).push(wav)

@@ -114,16 +114,22 @@ class PredictiveSimVQ(SimVQ):
     def finish(self, state: State) -> Tensor:
         if self not in state:
             return super().finish(state)
-        _, _, undecided, num_frames = state.pop(self)
-        due = min(self.delay, int(num_frames))
-        return undecided[:: self.num_paths, self.delay - due :].clone()
+        due = self.num_due(state)
+        _, _, undecided, _ = state.pop(self)
+        return undecided[:, 0, self.delay - due :].clone()
+
+    def num_due(self, state: State) -> int:
+        if self not in state:
+            return 0
+        *_, num_due = state[self]
+        return int(num_due[0])
 
     def settle(self, state: State) -> None:
         if self in state:
-            costs, *known, num_frames = state[self]
+            costs, *known, num_due = state[self]
             only_best = torch.full_like(costs, torch.inf)
             only_best[:, 0].zero_()
-            state[self] = (only_best, *known, torch.zeros_like(num_frames))
+            state[self] = (only_best, *known, torch.zeros_like(num_due))
 
     def lookup(self, codes: Tensor, state: State | None = None) -> Tensor:
         """The quantized latent of codes: (B, N) integers in [0, K) -> (B, D, N) float32.
@@ -163,19 +169,20 @@ class PredictiveSimVQ(SimVQ):
         tables = self._derive("tables", self._make_tables)
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             if state is not None and self in state:
-                *known, num_frames_before = state[self]
-                paths, num_before = beam.Paths(*known), int(num_frames_before)
+                costs, *of_paths, _ = state[self]
+                paths = beam.Paths(costs, *(each.flatten(0, 1) for each in of_paths))
             else:
-                paths, num_before = beam.start(batch, self.num_paths, self.delay, tables), 0
-            paths, decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
-        decided = decided[:, max(self.delay - num_before, 0) :]
+                paths = beam.start(batch, self.num_paths, self.delay, tables)
+            (costs, *of_paths), decided, pending = beam.follow(vectors, paths, tables, LARGEST_GAIN)
         if state is not None:
-            state[self] = (*paths, torch.tensor([num_before + length], device="cpu"))
-            return decided.clone()
+            due = self.num_due(state)
+            num_due = torch.full((batch,), min(due + length, self.delay), dtype=torch.int64, device="cpu")
+            state[self] = (costs, *(each.unflatten(0, (batch, -1)) for each in of_paths), num_due)
+            return decided[:, self.delay - due :].clone()
         codes = torch.zeros(batch, length, dtype=torch.int64, device=vectors.device)
         for item, end in enumerate(num_frames or [length] * batch):  # where the best path gives the codes still due
             due = min(self.delay, end)
-            codes[item, : end - due] = decided[item, : end - due]
+            codes[item, : end - due] = decided[item, self.delay : end]
             codes[item, end - due : end] = pending[item, end - 1, self.delay - due :]
         return codes
 

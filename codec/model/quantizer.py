@@ -178,8 +178,12 @@ class Quantizer(nn.Module):
         return self(latent).codes
 
     def finish(self, state: State) -> Tensor:
-        """The codes that are still due once all pieces of a latent were given to `encode`: (B, n) int64."""
+        """The codes that are still due once all pieces of a latent were given to `encode`: (B, n) int64, or (1, 0)."""
         return torch.zeros(1, 0, dtype=torch.int64, device="cpu")
+
+    def num_due(self, state: State) -> int:
+        """How many codes of each signal those are."""
+        return 0
 
     def settle(self, state: State) -> None:
         """Decide the codes that are still due as `finish` does, and go on behind them instead of ending."""
