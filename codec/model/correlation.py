@@ -24,7 +24,7 @@ def lag_correlation(stretches: Tensor, num_lags: int) -> Tensor:
     stretches = stretches - stretches.mean(-1, keepdim=True)
     width = stretches.shape[-1] - num_lags + 1
     end = stretches[..., -width:]
-    size = 1 << (stretches.shape[-1] - 1).bit_length()  # what goes round only reaches larger lags
+    size = 1 << (stretches.shape[-1] + width).bit_length()
     product = torch.fft.rfft(stretches, size) * torch.fft.rfft(end, size).conj()
     correlation = torch.fft.irfft(product, size)[..., :num_lags].flip(-1)  # the largest lag comes first before flipping
     energy = F.pad(stretches.square().cumsum(-1), (1, 0))

@@ -11,7 +11,6 @@ from codec.model.layers import State, last_steps
 
 FLOOR = 1e-4
 """Below every magnitude, relative to a full-scale sine of 1/2."""
-SMALLEST_SQUARE = 1e-30
 SMALLEST_ENVELOPE = 0.1
 
 
@@ -22,10 +21,7 @@ def log_magnitudes(frames: Tensor) -> Tensor:
     the logarithm, so that digital silence is finite.
     """
     window = torch.hann_window(frames.shape[-1], dtype=torch.float32, device=frames.device)
-    real, imaginary = torch.view_as_real(torch.fft.rfft(frames * window)).unbind(-1)
-    # Not abs(), which takes twice the time. The slope of silence stays finite.
-    magnitudes = (real * real + imaginary * imaginary).clamp(min=SMALLEST_SQUARE).sqrt()
-    return torch.log(magnitudes / window.sum() + FLOOR)
+    return torch.log(torch.fft.rfft(frames * window).abs() / window.sum() + FLOOR)
 
 
 class CausalInverseSTFT(nn.Module):

@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--batch", action="store_true", help="for two signals and more instead of one")
     parser.add_argument("--threads", type=positive, default=1)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", FutureWarning)  # of torch's own code
-    logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # and the operations that it calls as they are
+    warnings.simplefilter("ignore")  # torch warns of its own code, and of operations that it calls as they are
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
     model = codec.load(arguments.model)
     paths = [arguments.output / f"{name}.pt2" for name in ("first", "next")]
