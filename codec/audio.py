@@ -62,6 +62,7 @@ _NIST_LENGTH = re.compile(rb"^sample_count +-i +(\d{1,18})\s", re.MULTILINE)  # 
 _FAULT_FINDERS = {"OGG": ogg.find_fault, "MP3": mp3.find_fault}
 _LONGEST_NAME = 1023  # bytes, for libsndfile
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
+_MOST_OF_VORBIS = 200_000  # Hz; beyond it libsndfile crashes
 
 
 Found = TypeVar("Found")
@@ -520,6 +521,8 @@ class SoundWriter:
     def write(self, wav: np.ndarray) -> None:
         """Append (T,) samples."""
         block = np.asarray(wav, dtype=np.float32)
+        if block.ndim != 1:
+            raise AudioError(f"{self._name}: samples to write must be (T,), got {block.shape}")
         if not np.all(np.isfinite(block)):
             raise AudioError(f"{self._name}: samples to write must be finite")
         if self.format != "wav-float":
@@ -541,8 +544,8 @@ def write(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int, **opt
     Returns:
         How many samples were beyond +-1 and saturate.
     """
-    (wav,) = np.atleast_2d(wav)
-    with SoundWriter(path, sample_rate, num_samples=len(wav), **options) as sound:
+    wav = wav[0] if wav.shape[:-1] == (1,) else wav
+    with SoundWriter(path, sample_rate, num_samples=wav.shape[-1], **options) as sound:
         sound.write(wav)
     return sound.num_saturated
 
@@ -602,10 +605,12 @@ class _CompressedSink:
         self._file = _ErrorKeeper(seekable)
         subtype = {"flac": "PCM_16", "ogg": "VORBIS"}[format]
         self._is_integer = subtype == "PCM_16"
+        refused = AudioError(f"{format} cannot hold a sample rate of {sample_rate} Hz")
+        if format == "ogg" and sample_rate > _MOST_OF_VORBIS:
+            raise refused
         try:
             self._sound = soundfile.SoundFile(self._file, "w", sample_rate, 1, subtype, format=format.upper())
         except soundfile.LibsndfileError as error:
-            refused = AudioError(f"{format} cannot hold a sample rate of {sample_rate} Hz")
             raise self._file.error or refused from error
 
     def __enter__(self) -> "_CompressedSink":

@@ -114,7 +114,8 @@ class _Stream:
             return kept.shape[1:] if name else (kept.ndim, *kept.shape[2:])
 
         shapes = {name: [(_type(kept), shape(name, kept)) for kept in memory] for name, memory in state.items()}
-        return shapes, len({len(kept) for memory in state.values() for kept in memory})  # all of as many signals
+        numbers = {len(kept) for memory in state.values() for kept in memory}
+        return shapes, len(numbers), len(state) > 1 and 0 in numbers  # all of as many signals, of some where it began
 
 
 Signals = TypeVar("Signals", bound="_Signals")
@@ -125,7 +126,7 @@ class _Signals(_Stream):
 
     @property
     def num_signals(self) -> int:
-        """B, signals that go forward together; 0 before the first push, which says how many there are."""
+        """B, signals that go forward together; 0 before the first push, and for a decoder before the first code."""
         return len(next(iter(self._state.values()))[0]) if self._state else 0
 
     def select(self: Signals, rows: Iterable[SupportsIndex]) -> Signals:
@@ -153,18 +154,20 @@ class _Signals(_Stream):
                 f"rows must be ints from 0 on, below the {self.num_signals} signals there are, or a bool for each, "
                 f"got {rows}"
             )
-        selected = type(self)(self.codec)
+        selected = copy.copy(self)
         if numbers:
             selected._state = select_rows(self._portable(), numbers)
+        else:
+            selected.reset()
         return selected
 
     def join(self: Signals, *others: "Signals") -> Signals:
         """A stream that goes on with the signals of this one and of `others`, in this order; they stay as they are.
 
-        Decoded signals may be of any age. Those that are encoded must have as many samples that wait, as when all come
-        in whole hops, and all have given a code or none. A stream has no signals before its first push: give a new
-        signal's first piece to a stream of its own, or those of k signals that begin together to one, as (k, n), which
-        takes far less time than k streams.
+        Decoded signals may be of any age. Those that are encoded must be in step, so that each piece gives as many
+        codes of all: push whole hops, and join a signal once it has given a code. A stream without signals adds none:
+        give a new signal's first piece to a stream of its own, or those of k signals that begin together to one, as
+        (k, n), which takes far less time than k streams.
 
         Raises:
             ModelError: another kind of stream, or one of another model, where one that was loaded twice counts as two;
@@ -179,12 +182,12 @@ class _Signals(_Stream):
                     "all of them from the same loaded model"
                 )
         streams = [stream for stream in (self, *others) if stream.num_signals]
-        if len({stream._num_waiting() for stream in streams}) > 1:
+        if len({(stream._num_waiting(), frozenset(stream._state)) for stream in streams}) > 1:
             raise ModelError(
-                "signals cannot be encoded together where other numbers of samples wait; push whole hops, and join a "
-                "signal once it has given a code"
+                "signals cannot be encoded together where different numbers of samples wait; push whole hops, and join "
+                "a signal once it has given a code"
             )
-        joined = type(self)(self.codec)
+        joined = copy.copy(self)
         if streams:
             joined._state = join_rows([stream._portable() for stream in streams])
         return joined
@@ -217,6 +220,7 @@ class StreamEncoder(_Signals):
         self._mirroring = SEANetStream(encoder) if isinstance(encoder, SEANetEncoder) else None
         # What the model as a whole remembers is the samples from the start of the next frame on, (B, T).
         self._state = {self.codec: (torch.zeros(0, 0, dtype=torch.float32, device=self.codec.device),)}
+        self._in_rows = False  # whether what was last pushed was (B, T)
 
     def __copy__(self) -> "StreamEncoder":
         copied: StreamEncoder = super().__copy__()
@@ -242,16 +246,17 @@ class StreamEncoder(_Signals):
         """
         if isinstance(wav, Tensor) and wav.ndim == 2:
             check_samples(wav)
-            return self._encode(wav)
-        return self._encode(samples_of_piece(wav)[None])[0]
+            return self._encode(wav, in_rows=True)
+        return self._encode(samples_of_piece(wav, "(T,), (1, 1, T) or (B, T)")[None], in_rows=False)[0]
 
-    def _encode(self, wav: Tensor) -> Tensor:  # (B, T) -> (B, n)
+    def _encode(self, wav: Tensor, in_rows: bool) -> Tensor:  # (B, T) -> (B, n)
         wav = self._checked_number(wav)
         if self._mirroring is not None and len(wav) > 1:
             raise ModelError(f"an encoder that mirrors the signal at its ends takes one signal, got {len(wav)}")
         going_on = copy.copy(self)  # so that this one stays as it was if anything goes wrong
         with torch.inference_mode():
             codes = going_on._advance(wav)
+        going_on._in_rows = in_rows
         codes = codes.clone()  # outside, which makes it a tensor like any other
         self.__dict__ = going_on.__dict__
         return codes
@@ -259,15 +264,16 @@ class StreamEncoder(_Signals):
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal.
 
-        All of B > 1 signals end, (B, n); `select` gives a stream of those that do.
+        All signals end that go forward together, (B, n); `select` gives a stream of those that do.
         """
         ending = copy.copy(self)
         with torch.inference_mode():
             codes = ending._end()
         due = self.codec.quantizer.finish(ending._state).cpu()
         codes = torch.cat([codes, due.expand(len(codes), -1)], dim=1)
+        in_rows = self._in_rows or len(codes) > 1
         self.reset()
-        return codes if len(codes) > 1 else codes.flatten()
+        return codes if in_rows else codes.flatten()
 
     def _portable(self) -> State:
         if self._mirroring is not None:
@@ -290,7 +296,7 @@ class StreamEncoder(_Signals):
         if self._mirroring is not None:
             parts = wav[:, None].split(num_frames * hop_length, dim=2)
             codes = [self._quantize(self._mirroring.push(part)) for part in parts]
-            self._state[self.codec] = (wav[:, :0],)
+            self._state[self.codec] = (wav.new_zeros(len(wav), 0),)
         else:
             (waiting,) = self._state[self.codec]
             wav = torch.cat([waiting, wav], dim=1) if len(waiting) else wav
@@ -298,7 +304,9 @@ class StreamEncoder(_Signals):
             ready = max(wav.shape[1] - lookahead, 0) // hop_length * hop_length
             self._state[self.codec] = (wav[:, ready:].clone(),)
             starts = range(0, ready, num_frames * hop_length)
-            pieces = [wav[:, start : min(start + starts.step, ready) + lookahead] for start in starts]
+            # Copies, as views of more than that would each be another program where the encoder is compiled.
+            sizes = [min(starts.step, ready - start) + lookahead for start in starts]
+            pieces = [wav.narrow_copy(1, start, size) for start, size in zip(starts, sizes, strict=True)]
             codes = in_two_stages(pieces, self._analyse, self._quantize)
         return torch.cat([torch.zeros(len(wav), 0, dtype=torch.int64, device="cpu"), *codes], dim=1)
 
@@ -426,11 +434,11 @@ class WindowDecoder(_Stream):
         return wav[0, 0].cpu().clone()
 
 
-def samples_of_piece(wav: Tensor) -> Tensor:
-    """(T,) or (1, 1, T) -> (T,), or an AudioError."""
+def samples_of_piece(wav: Tensor, shapes: str = "(T,) or (1, 1, T)") -> Tensor:
+    """(T,) or (1, 1, T) -> (T,), or an AudioError that names what is taken."""
     check_samples(wav)
     if wav.shape[:-1] not in ((), (1, 1)) or wav.ndim == 0:
-        raise AudioError(f"a stream takes audio of shape (T,) or (1, 1, T), got {tuple(wav.shape)}")
+        raise AudioError(f"a stream takes audio of shape {shapes}, got {tuple(wav.shape)}")
     return wav.reshape(-1)
 
 

@@ -506,3 +506,12 @@ def test_full_device_raises_the_systems_error(format):
     with pytest.raises(OSError, match="No space left on device"):
         audio.write("/dev/full", tone(100_000, 24000), 24000, format=format)
     assert Path("/dev/full").is_char_device()
+
+
+def test_what_a_format_cannot_hold_is_refused(tmp_path: Path):
+    with pytest.raises(AudioError, match=r"two\.wav: samples to write must be \(T,\), got \(2, 10\)"):
+        audio.write(tmp_path / "two.wav", np.zeros((2, 10), np.float32), 24000)
+    for name, rate in (("a.ogg", 200_001), ("a.flac", 1_000_000)):
+        with pytest.raises(AudioError, match=f"cannot hold a sample rate of {rate} Hz"):
+            audio.write(tmp_path / name, np.zeros(10, np.float32), rate)
+    assert not list(tmp_path.iterdir())

@@ -25,8 +25,8 @@ SMALLEST_SHARE = 1e-30
 State = dict[nn.Module, tuple[Tensor, ...]]
 """What each layer must remember between two calls; empty at the start of a signal.
 
-Tuples of tensors, which are replaced and never changed: copies of a state go on by themselves. Those of a decoder's
-layers are (B, ...), so that a signal of a batch can go on without the others, and with new ones.
+Tuples of tensors, which are replaced and never changed: copies of a state go on by themselves. Each is (B, ...),
+so that a signal of a batch can go on without the others, and with new ones.
 """
 
 
@@ -38,7 +38,7 @@ def in_pieces(num_frames: int) -> list[slice]:
 
 
 def select_rows(state: State, rows: Sequence[int]) -> State:
-    """What a decoder remembers of some of its signals."""
+    """What is remembered of some signals."""
     index = torch.tensor(rows, dtype=torch.int64, device="cpu")
     return {
         module: tuple(kept.index_select(0, index.to(kept.device)) for kept in memory)
@@ -47,9 +47,10 @@ def select_rows(state: State, rows: Sequence[int]) -> State:
 
 
 def join_rows(states: Sequence[State]) -> State:
-    """What decoders remember of all their signals, one after the other."""
-    modules = states[0] if states else {}
-    return {module: tuple(map(torch.cat, zip(*(state[module] for state in states), strict=True))) for module in modules}
+    """What is remembered of all signals of streams that are in step, one or more, one after the other."""
+    return {
+        module: tuple(map(torch.cat, zip(*(state[module] for state in states), strict=True))) for module in states[0]
+    }
 
 
 def last_steps(x: Tensor, count: int, dim: int) -> Tensor:

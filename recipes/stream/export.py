@@ -2,10 +2,13 @@
 
     python recipes/stream/export.py OUTPUT [--model stream] [--codes 1] [--batch]
 
-OUTPUT/first.pt2 takes the first codes of a signal, (1, n) int64, and OUTPUT/next.pt2 further ones and all tensors of
-memory that the call before gave. Both give the samples (1, n * hop_length) and then the new memory. With --batch they
-take any number B >= 2 of signals at once; every tensor has a row for each. `torch._inductor.aoti_load_package` loads
-them, and in C++ `torch::inductor::AOTIModelPackageLoader`. A code outside [0, K) is a RuntimeError.
+OUTPUT/first.pt2 takes the first codes of a signal, (1, n) int64, n = --codes, and OUTPUT/next.pt2 further ones and all
+tensors of memory that the call before gave. Both give the samples (1, n * hop_length) and then the new memory. With
+--batch they take any number B >= 2 of signals at once; every tensor has a row for each.
+
+`torch._inductor.aoti_load_package` loads them, and in C++ `torch::inductor::AOTIModelPackageLoader`. A code outside
+[0, K) is a RuntimeError. Other shapes and types than these give wrong sound or end the process, unless they are checked
+too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment.
 
 Needs a C++ compiler. In the end the programs are compared with `codec.StreamDecoder`, and timed beside it.
 """
