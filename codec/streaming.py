@@ -211,6 +211,10 @@ class StreamEncoder(_Signals):
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
     codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames round differently, which can decide
     between two codes that are equally near. Works with every model.
+
+    Several signals can be encoded together, which takes a fraction of the time where little arrives at once. With
+    `select` and `join`, signals can leave, branch off and join those that they are in step with. An encoder that
+    mirrors the signal at its ends takes one.
     """
 
     def reset(self) -> None:
