@@ -11,7 +11,7 @@ Source: semi-amortized inference (Kim et al., arXiv:1802.02550), with the straig
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from codec.limits import refining_steps
 from codec.model.codec import Codec, require_refinable
 from codec.model.encoder import NO_SAMPLE
 from codec.model.layers import State
-from codec.streaming import checked_model, samples_of_piece
+from codec.streaming import OfModel, checked_model, samples_of_piece
 from codec.training.losses import MelLossConfig, SpectralLoss
 from codec.training.perception import Disturbance, Intelligibility
 
@@ -40,7 +40,7 @@ PULL = 0.3  # share of the way back to the quantized latent after each step, so 
 MEL_WEIGHT, CONVERGENCE_WEIGHT, DISTURBANCE_WEIGHT, INTELLIGIBILITY_WEIGHT = 15.0, 30.0, 10.0, 60.0
 
 
-class RefiningEncoder:
+class RefiningEncoder(OfModel):
     """Turns sound that arrives in pieces into codes, as `codec.StreamEncoder` does, but refines them first.
 
     With the boxed model codes come 5 s at a time, half a second after the last of their sound. Memory does not depend
@@ -65,18 +65,6 @@ class RefiningEncoder:
         with _recording(), torch.device("cpu"):
             self.listener = Listener(codec.sample_rate).to(codec.device)
         self.reset()
-
-    def __copy__(self) -> "RefiningEncoder":
-        copied = object.__new__(type(self))
-        states = {"_encoding": self._encoding.copy(), "_decoding": self._decoding.copy()}
-        copied.__dict__ = self.__dict__ | states
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "RefiningEncoder":
-        return copy.copy(self)  # the model is not the encoder's own
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a RefiningEncoder cannot be pickled, since its model would go along")
 
     def reset(self) -> None:
         """Forget the signal, and the codes still due: the encoder is as new."""

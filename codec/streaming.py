@@ -29,29 +29,34 @@ LEAST_FRAMES = 64
 """Of a signal: pieces of fewer are rounded otherwise."""
 
 
-class _Stream:
-    """What encoders and decoders share: copies that go on by themselves, and mostly a state that can elsewhere."""
+class OfModel:
+    """What goes on with a model that is not its own: copies go on by themselves, all with that model."""
+
+    def __copy__(self) -> Any:
+        copied = object.__new__(type(self))
+        # What is in a state is replaced and never changed, so copies share it.
+        states = {name: value.copy() for name, value in self.__dict__.items() if isinstance(value, dict)}
+        copied.__dict__ = self.__dict__ | states
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.copy(self)
+
+    def __reduce__(self) -> Any:
+        name = type(self).__name__
+        advice = f"; send its state_dict() to another {name}" if hasattr(self, "state_dict") else ""
+        raise TypeError(f"a {name} cannot be pickled, since its model would go along{advice}")
+
+
+class _Stream(OfModel):
+    """What encoders and decoders share: mostly a state with which another can go on elsewhere."""
 
     codec: Codec
-    _state: State  # what is in it is replaced and never changed, so copies share it
+    _state: State
 
     def __init__(self, codec: Codec):
         self.codec = checked_model(codec)
         self.reset()
-
-    def __copy__(self) -> Any:
-        copied = object.__new__(type(self))
-        copied.__dict__ = self.__dict__ | {"_state": self._state.copy()}
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.copy(self)  # the model is not the stream's own
-
-    def __reduce__(self) -> Any:
-        name = type(self).__name__
-        raise TypeError(
-            f"a {name} cannot be pickled, since its model would go along; send its state_dict() to another {name}"
-        )
 
     def reset(self) -> None:
         """Forget all: the stream is as new."""

@@ -1,6 +1,7 @@
 """Refined codes: better by measures that are not the loss, the same however a signal arrives, codes like any other."""
 
 import copy
+import pickle
 import shutil
 from pathlib import Path
 from typing import SupportsIndex
@@ -171,6 +172,8 @@ def test_what_goes_wrong_leaves_the_encoder_as_it_was(
     start = encoder.push(wav[:10000])
     branches, calls = (copy.copy(encoder), copy.deepcopy(encoder)), iter(range(1000))
     assert all(branch.codec is tiny for branch in branches)
+    with pytest.raises(TypeError, match=r"a RefiningEncoder cannot be pickled, since its model would go along$"):
+        pickle.dumps(encoder)
 
     def fail(*_: object) -> None:
         if next(calls) == 5:  # in the second segment

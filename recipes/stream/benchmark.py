@@ -123,8 +123,9 @@ def print_latency(model: str) -> None:
         started = time.perf_counter()
         encoder.push(torch.randn(loaded.hop_length) * 0.1)
         encoding.append(time.perf_counter() - started)
-    by_four, by_many = (time_per_code(loaded, num_signals, num_codes) for num_signals, num_codes in ((1, 4), (32, 1)))
-    hop_of_many = time_per_hop(loaded, 32)
+    by_four = time_of_push(StreamDecoder(loaded), torch.zeros(1, 4, dtype=torch.int64)) / 4
+    by_many = time_of_push(StreamDecoder(loaded), torch.zeros(32, 1, dtype=torch.int64)) / 32
+    hop_of_many = time_of_push(StreamEncoder(loaded), 0.1 * torch.randn(32, loaded.hop_length)) / 32
     torch.set_num_threads(threads)
     hop = 1000 * loaded.hop_length / loaded.sample_rate
     lookahead, delay = 1000 * loaded.encoder.lookahead_samples / loaded.sample_rate, loaded.quantizer.delay * hop
@@ -138,26 +139,14 @@ def print_latency(model: str) -> None:
     )
 
 
-def time_per_code(loaded: Codec, num_signals: int, num_codes: int) -> float:
-    """Median seconds that each code takes where `num_codes` of each signal are decoded at a time."""
-    decoder, codes = StreamDecoder(loaded), torch.zeros(num_signals, num_codes, dtype=torch.int64)
+def time_of_push(stream: StreamDecoder | StreamEncoder, piece: torch.Tensor) -> float:
+    """Median seconds that a stream takes for a piece of all its signals."""
     times = []
     for _ in range(100):
         started = time.perf_counter()
-        decoder.push(codes)
+        stream.push(piece)
         times.append(time.perf_counter() - started)
-    return median(times) / codes.numel()
-
-
-def time_per_hop(loaded: Codec, num_signals: int) -> float:
-    """Median seconds that each hop takes where one of each signal is encoded at a time."""
-    encoder, wav = StreamEncoder(loaded), 0.1 * torch.randn(num_signals, loaded.hop_length)
-    times = []
-    for _ in range(100):
-        started = time.perf_counter()
-        encoder.push(wav)
-        times.append(time.perf_counter() - started)
-    return median(times) / num_signals
+    return median(times)
 
 
 def print_memory(model: str, hours: float) -> None:

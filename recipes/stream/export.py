@@ -1,6 +1,6 @@
 """The decoder compiled ahead of time: programs that turn codes into sound step by step, with no Python in them.
 
-    python recipes/stream/export.py OUTPUT [--model stream] [--codes 1] [--batch]
+    python recipes/stream/export.py OUTPUT [--model stream] [--codes 1] [--batch] [--threads 1]
 
 OUTPUT/first.pt2 takes the first codes of a signal, (1, n) int64, n = --codes, and OUTPUT/next.pt2 further ones and all
 tensors of memory that the call before gave. Both give the samples (1, n * hop_length) and then the new memory. With
@@ -14,10 +14,9 @@ Needs a C++ compiler. In the end the programs are compared with `codec.StreamDec
 """
 
 import argparse
+import io
 import logging
-import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 import codec
 from codec.cli import exit_code, positive
 from codec.errors import CodecError, first_line
+from codec.output import open_output
 
 NUM_STEPS = 100
 
@@ -48,9 +48,10 @@ def main() -> None:
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
     model = codec.load(arguments.model)
-    paths = [arguments.output / f"{name}.pt2" for name in ("first", "next")]
+    exported = programs(model, arguments.codes, arguments.batch)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for path, program in zip(paths, programs(model, arguments.codes, arguments.batch), strict=True):
+    paths = [arguments.output / f"{name}.pt2" for name in ("first", "next")]
+    for path, program in zip(paths, exported, strict=True):
         compile_to(path, program)
     first, following = (torch._inductor.aoti_load_package(str(path)) for path in paths)
     for num_signals in (2, 4, 32) if arguments.batch else (1,):
@@ -93,13 +94,13 @@ def programs(model: codec.Codec, num_codes: int, is_batch: bool) -> list[torch.e
 
 def compile_to(path: Path, program: torch.export.ExportedProgram) -> None:
     """Compile a program; the package appears at `path` when it is complete."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        package = os.path.join(folder, path.name)
-        try:
-            torch._inductor.aoti_compile_and_package(program, package_path=package)
-        except RuntimeError as error:
-            raise CodecError(f"the decoder cannot be compiled here ({first_line(error)}); install g++") from error
-        os.replace(package, path)
+    package = io.BytesIO()
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=package)
+    except RuntimeError as error:
+        raise CodecError(f"the decoder cannot be compiled here ({first_line(error)}); install g++") from error
+    with open_output(path, overwrite=True) as stream:
+        stream.write(package.getvalue())
 
 
 def compare(
