@@ -1,12 +1,14 @@
 """What a file of codes, a sound file or a model is, as plain values; needs neither torch nor the model's weights."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from codec.bitstream import Header, packed_size
 from codec.code_files import CODE_FORMATS, START_SIZE, CodeReader, format_of, open_code_reader
-from codec.model.catalogue import ModelInfo, boxed_models, describe, fingerprint
+from codec.errors import ModelError
+from codec.model.catalogue import WEIGHTS_NAME, ModelInfo, boxed_models, describe, fingerprint
 from codec.output import STANDARD_STREAM
 from codec.progress import Progress
 from codec.tokenization.shards import Tokens, is_tokens, read_shard
@@ -97,6 +99,7 @@ def inspect_model(found: ModelInfo) -> dict[str, Any]:
         "directory": str(found.directory),
         "fingerprint": found.fingerprint,
         "megabytes": found.num_bytes / 1e6,
+        "num_weights": _num_weights(found),
         "sample_rate": found.sample_rate,
         "hop_length": found.hop_length,
         "frame_rate": found.frame_rate,
@@ -104,6 +107,22 @@ def inspect_model(found: ModelInfo) -> dict[str, Any]:
         "bits_per_code": found.bits_per_code,
         "bitrate": found.bitrate,
     }
+
+
+def _num_weights(found: ModelInfo) -> int:
+    """Numbers in a model's file, frozen codebooks included.
+
+    Raises:
+        ModelError: it is not a file of tensors.
+    """
+    import safetensors
+
+    path = found.directory / WEIGHTS_NAME
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path}: is not a whole file of tensors ({error})") from error
 
 
 def _rates(header: Header, reader: CodeReader, num_frames: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from codec.evaluation.metric import Column
 from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, model_of
 from codec.evaluation.statistics import bootstrap_interval
 from codec.input import is_of, read_json
+from codec.manifest import UNKNOWN_SPEAKER
 from codec.output import write_json, write_text
 from codec.tables import aligned, write_table
 
@@ -32,35 +33,40 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
 
     Returns:
         "first" and "second" (names), "num_common" and "num_alone" (utterances in both, in one only), "left_out" (labels
-        of what depends on the sample rate, where that is not the same in both), and "metrics": column -> label, means
-        of both over the common utterances, the mean difference with its 95 % interval (bootstrap over utterances), the
-        differences by utterance, how many are better and worse in the second, and "verdict": "first", "second", or ""
-        where the interval contains 0.
+        of what depends on the sample rate, where that is not the same in both), "otherwise_scored" (labels of what
+        other weights or another version of a metric gave), and "metrics": column -> label, "num" (common utterances
+        that have a value in both), means of both over them, the mean difference with its 95 % interval (see
+        `bootstrap_interval`), the differences by utterance, how many are better and worse in the second, and "verdict":
+        "first", "second", or "" where the interval contains 0.
 
     Raises:
         ConfigError: a folder has no results, they have no utterance in common, or their references differ.
     """
     folders = Path(first), Path(second)
     summaries = [_summary(folder) for folder in folders]
-    tables = [_scores(folder) for folder in folders]
+    (earlier, names), (later, more_names) = (_scores(folder) for folder in folders)
+    tables, speakers = (earlier, later), more_names | names  # tables of earlier versions lack them
     common = sorted(set(tables[0]) & set(tables[1]))
     if not common:
         raise ConfigError(f"{first} and {second}: have no utterance in common; only the same data can be compared")
     _check_references(folders, common)
     rates = [_rates(summary) for summary in summaries]
-    metrics, left_out = {}, []
+    metrics, left_out, otherwise_scored = {}, [], []
     for column, about in summaries[0]["metrics"].items():
         if column in summaries[1]["metrics"] and about["is_shown"]:
             if rates[0] != rates[1] and about["at_own_rate"]:
                 left_out.append(about["label"])
                 continue
-            found = _compared(column, about, tables, common)
+            if len({about["identity"], summaries[1]["metrics"][column]["identity"]} - {""}) > 1:
+                otherwise_scored.append(about["label"])
+                continue
+            found = _compared(column, about, tables, common, speakers)
             if found is not None:
                 metrics[column] = found
     if not metrics:
         raise ConfigError(
-            f"{first} and {second}: have no metric in common; evaluate both with the same --metrics, "
-            "and at the same sample rate"
+            f"{first} and {second}: have no metric in common; evaluate both with the same --metrics "
+            "and weights, and at the same sample rate"
         )
     return {
         "first": _name(summaries[0]),
@@ -68,12 +74,17 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
         "num_common": len(common),
         "num_alone": len(set(tables[0]) ^ set(tables[1])),
         "left_out": left_out,
+        "otherwise_scored": otherwise_scored,
         "metrics": metrics,
     }
 
 
 def _compared(
-    column: str, about: Mapping[str, Any], tables: Sequence[dict[str, dict[str, float]]], common: Sequence[str]
+    column: str,
+    about: Mapping[str, Any],
+    tables: Sequence[dict[str, dict[str, float]]],
+    common: Sequence[str],
+    speakers: Mapping[str, str],
 ) -> dict[str, Any] | None:
     """One column of both tables, see `compare`; None where nothing can be said of it."""
     weight = about["weight"]
@@ -88,7 +99,8 @@ def _compared(
         return None
     weights = [tables[0][id][weight] for id in ids] if weight else None
     first, second, difference = (float(np.average(values, weights=weights)) for values in (earlier, later, differences))
-    low, high = bootstrap_interval(differences, weights) or (None, None)
+    interval = bootstrap_interval(differences, weights, [speakers.get(id, UNKNOWN_SPEAKER) for id in ids])
+    low, high = interval or (None, None)
     sign = {"higher": 1, "lower": -1}.get(about["better"], 0)
     return {
         "label": about["label"],
@@ -110,7 +122,7 @@ def _compared(
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """What a person wants to see in a terminal."""
-    rows = [["metric", "A", "B", "B - A", "95 % interval", "B better", "B worse", "better"]]
+    rows = [["metric", "A", "B", "B - A", "95 % interval", "files", "B better", "B worse", "better"]]
     for values in comparison["metrics"].values():
         digits = values["digits"]
         interval = "" if values["low"] is None else f"{values['low']:+.{digits}f} .. {values['high']:+.{digits}f}"
@@ -121,6 +133,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
                 f"{values['second']:.{digits}f}",
                 f"{values['difference']:+.{digits}f}",
                 interval,
+                str(values["num"]),
                 str(values["num_better"]) if values["better"] else "",
                 str(values["num_worse"]) if values["better"] else "",
                 {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
@@ -141,6 +154,9 @@ def omissions(comparison: Mapping[str, Any]) -> str:
         clauses.append(f"{comparison['num_alone']} in only one of both were left out")
     if comparison["left_out"]:
         clauses.append(f"left out, because the sample rates differ: {', '.join(comparison['left_out'])}")
+    if comparison["otherwise_scored"]:
+        labels = ", ".join(comparison["otherwise_scored"])
+        clauses.append(f"left out, because the metric's weights or version differ: {labels}")
     return "".join(f"; {clause}" for clause in clauses)
 
 
@@ -185,8 +201,10 @@ def _summary(folder: Path) -> dict[str, Any]:
         _name(summary)
         _rates(summary)
         for about in summary["metrics"].values():
-            about.setdefault("at_own_rate", False)  # summaries of earlier versions do not say it
-            if not all(is_of(about[name], kind) for name, kind in _ABOUT.items()) or about["digits"] not in range(20):
+            about.setdefault("at_own_rate", False)  # summaries of earlier versions do not say it, nor the next
+            about.setdefault("identity", "")
+            is_whole = isinstance(about["identity"], str) and about["digits"] in range(20)
+            if not is_whole or not all(is_of(about[name], kind) for name, kind in _ABOUT.items()):
                 raise ValueError
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
@@ -197,9 +215,11 @@ def _summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _scores(folder: Path) -> dict[str, dict[str, float]]:
+def _scores(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """By id, the scores by column, and the speakers, where the table tells them."""
     path = folder / SCORES_NAME
     scores: dict[str, dict[str, float]] = {}
+    speakers: dict[str, str] = {}
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             rows = list(filter(None, csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)))
@@ -215,6 +235,8 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
             id = cells.pop("id")
             if id in scores:
                 raise ValueError(f"{id} is there twice")
+            if "speaker" in cells:
+                speakers[id] = cells.pop("speaker")
             scores[id] = {name: float(cell) for name, cell in cells.items() if cell}
             if not all(abs(value) <= LARGEST_SCORE for value in scores[id].values()):
                 raise ValueError(f"{id} has a score that is not within ±{LARGEST_SCORE:g}")
@@ -222,7 +244,7 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name the output of an evaluation") from error
     except (ValueError, csv.Error) as error:
         raise ConfigError(f"{path}: is not a table of scores ({sentence(error)})") from error
-    return scores
+    return scores, speakers
 
 
 def _check_references(folders: tuple[Path, Path], ids: list[str]) -> None:

@@ -24,13 +24,13 @@ from codec.evaluation.pairs import (
     Problem,
     choose_some,
     find_references,
-    find_text,
+    make_item,
     pair_folders,
 )
 from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.registry import METRICS, choose
 from codec.evaluation.scoring import Row
-from codec.evaluation.statistics import NUM_RESAMPLES, SEED, summarise
+from codec.evaluation.statistics import FEWEST, NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
 from codec.limits import refining_steps
 from codec.model.catalogue import ModelInfo, describe
@@ -127,8 +127,8 @@ class Evaluation:
     rows: list[Row]  # by id; only those with scores
     problems: list[Problem]  # by id
     summary: dict[str, Any]
-    reconstructions: dict[str, Reconstruction] = field(default_factory=dict)
-    items: dict[str, Item] = field(default_factory=dict)
+    items: dict[str, Item]
+    reconstructions: dict[str, Reconstruction]
 
     def values(self, column: str) -> dict[str, float]:
         """Id -> value of one column, of the utterances that have it."""
@@ -168,11 +168,10 @@ def evaluate_folders(
     plan = make_plan(names, options.settings)
     chosen = set(choose_some([item.id for item in items], options.limit))
     subset = len(chosen) < len(items)
+    items = [item for item in items if item.id in chosen]
     problems = [] if subset else problems
     with Journal(_journal_path(output)) as journal:
-        rows, more = _score(
-            [item for item in items if item.id in chosen], plan, options, options.hop_length, journal, progress
-        )
+        rows, more = _score(items, plan, options, options.hop_length, journal, progress)
     about = {
         "reference": os.fspath(reference),
         "estimate": os.fspath(estimate),
@@ -180,8 +179,7 @@ def evaluate_folders(
         "length_tolerance": f"{FOLDER_TOLERANCE} s" if options.hop_length is None else f"{options.hop_length} samples",
         "is_subset": subset,
     }
-    evaluation = _conclude(rows, problems + more, plan, options, about)
-    evaluation.items = {item.id: item for item in items if item.id in chosen}
+    evaluation = _conclude(items, rows, problems + more, plan, options, about)
     return _deliver(evaluation, output, options)
 
 
@@ -226,7 +224,7 @@ def evaluate_model(
         tasks = [
             reconstruction.Task(
                 id=id,
-                reference=references[id],
+                reference=references[id].path,
                 estimate=folder / "estimates" / f"{id}.wav",
                 codes=folder / "codes" / f"{id}.codes",
                 peak=options.peak,
@@ -236,9 +234,7 @@ def evaluate_model(
         ]
         made, more = _reconstruct(tasks, os.fspath(model), options, journal, progress)
         problems += more
-        items = [
-            Item(task.id, task.reference, task.estimate, find_text(task.reference)) for task in tasks if task.id in made
-        ]
+        items = [make_item(task.id, references[task.id], task.estimate) for task in tasks if task.id in made]
         tolerance = options.hop_length if options.hop_length is not None else found.hop_length
         rows, more = _score(items, plan, options, tolerance, journal, progress)
         problems += more
@@ -252,8 +248,7 @@ def evaluate_model(
             "codes": _code_statistics(tasks, made, found),
             "speed": _speed(made, options),
         }
-        evaluation = _conclude(rows, problems, plan, options, about, made)
-        evaluation.items = {item.id: item for item in items}
+        evaluation = _conclude(items, rows, problems, plan, options, about, made)
         return _deliver(evaluation, output, options)
 
 
@@ -330,6 +325,7 @@ def _score(
 
 
 def _conclude(
+    items: list[Item],
     rows: list[Row],
     problems: list[Problem],
     plan: Plan,
@@ -338,7 +334,7 @@ def _conclude(
     made: dict[str, Reconstruction] | None = None,
 ) -> Evaluation:
     problems = sorted(problems, key=lambda problem: (problem.id, problem.metric))
-    evaluation = Evaluation(rows, problems, {}, made or {})
+    evaluation = Evaluation(rows, problems, {}, {item.id: item for item in items}, made or {})
     seconds = {row.id: row.seconds for row in rows}
     metrics: dict[str, dict[str, Any]] = {}
     columns = [(name, column) for name in plan.names for column in METRICS[name].columns]
@@ -353,8 +349,14 @@ def _conclude(
             "is_shown": column.is_shown,
             "at_own_rate": column.at_own_rate,
             "weight": column.weight,
+            "identity": METRICS[name].identity(options.settings) if name else "",
             "num_undefined": sum(bool(name) and problem.metric == name for problem in problems),
-            **summarise(list(values.values()), [seconds[id] for id in values], weights),
+            **summarise(
+                list(values.values()),
+                [seconds[id] for id in values],
+                weights,
+                [evaluation.items[id].speaker for id in values],
+            ),
         }
     scored = {row.id for row in rows if row.scores}
     excluded = {problem.id for problem in problems} - scored
@@ -496,7 +498,8 @@ def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]
     return {
         "sample_rates": sorted({row.sample_rate for row in rows}),
         "resampler": resampling.DESCRIPTION,
-        "intervals": f"95 %, bootstrap over files, {NUM_RESAMPLES} resamples, seed {SEED}",
+        "intervals": f"95 %, bootstrap over speakers, of fewer than {FEWEST} over files, expanded percentiles, "
+        f"{NUM_RESAMPLES} resamples, seed {SEED}",
         "delay_removed": options.delay,
         "refining_steps": options.refine,
         "device": options.settings.device,

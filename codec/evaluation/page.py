@@ -78,20 +78,21 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
                 f"{values['second']:.{digits}f}",
                 f"<b>{values['difference']:+.{digits}f}</b>",
                 f"{interval[0]:+.{digits}f} to {interval[1]:+.{digits}f}" if interval else "",
+                str(values["num"]),
                 f"{values['num_better']} better, {values['num_worse']} worse" if values["better"] else "",
                 {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
                 _distribution(list(values["differences"].values()), values | {"mean": values["difference"]}, interval),
             ]
         )
-    header = ["", "A", "B", "B - A", "95 % interval", "utterances of B", "better", "differences"]
+    header = ["", "A", "B", "B - A", "95 % interval", "files", "utterances of B", "better", "differences"]
     return "\n".join(
         [
             *_head("comparison"),
             "<h1>Comparison</h1>",
             f"<p>A: {escape(comparison['first'])}<br>B: {escape(comparison['second'])}</p>",
             f"<p>{comparison['num_common']} utterances of both, paired{escape(omissions(comparison))}. The intervals "
-            "are of the mean difference, from a bootstrap over utterances; where one contains 0, nothing is "
-            "decided.</p>",
+            "are of the mean difference, from a bootstrap over speakers, of fewer than six over files; where one "
+            "contains 0, nothing is decided.</p>",
             _table(header, rows),
             "</body></html>\n",
         ]

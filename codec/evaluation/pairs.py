@@ -13,13 +13,21 @@ from codec import audio
 from codec.errors import AudioError
 from codec.evaluation.metric import Pair
 from codec.evaluation.resampling import resample
-from codec.manifest import read_manifest, require_file_names, sounds_by_id
+from codec.manifest import UNKNOWN_SPEAKER, read_manifest, require_file_names, sounds_by_id, speaker_of
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
 
 SILENCE = 1e-4
 """A signal that never exceeds this (-80 dB of full scale, three steps of a 16-bit file) is silence."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An utterance as it was recorded."""
+
+    path: Path
+    speaker: str  # see `codec.manifest.is_unknown`
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Item:
     reference: Path
     estimate: Path
     text: str | None = None
+    speaker: str = UNKNOWN_SPEAKER
 
 
 @dataclass(frozen=True)
@@ -41,21 +50,22 @@ class Problem:
     reason: str
 
 
-def find_references(data: Path) -> tuple[dict[str, Path], list[Problem]]:
-    """The sound files of a folder or of a manifest, by id.
+def find_references(data: Path) -> tuple[dict[str, Reference], list[Problem]]:
+    """The sound files of a folder, whose first-level sub-folders name the speakers, or of a manifest, by id.
 
     Raises:
         CodecError: there are none, or the manifest is not one.
     """
     if data.is_dir() or not data.exists():
-        return _in_folder(data)
+        sounds, problems = _in_folder(data)
+        return {id: Reference(path, speaker_of(Path(id))) for id, path in sounds.items()}, problems
     references, problems = {}, []
     utterances = read_manifest(data)
     require_file_names((utterance.id for utterance in utterances), data)
     for utterance in utterances:
         try:
             audio.require_regular(utterance.path)
-            references[utterance.id] = utterance.path
+            references[utterance.id] = Reference(utterance.path, utterance.speaker)
         except AudioError as error:
             problems.append(Problem(utterance.id, "", str(error)))
     return dict(sorted(references.items())), problems
@@ -87,11 +97,16 @@ def pair_folders(reference: Path, estimate: Path) -> tuple[list[Item], list[Prob
         for id, path in estimates.items()
         if id not in references
     ]
-    items = [Item(id, path, estimates[id], find_text(path)) for id, path in references.items() if id in estimates]
+    items = [make_item(id, found, estimates[id]) for id, found in references.items() if id in estimates]
     return items, problems
 
 
-def _by_name(references: dict[str, Path], estimates: dict[str, Path]) -> dict[str, Path]:
+def make_item(id: str, reference: Reference, estimate: Path) -> Item:
+    """A pair, with the text that lies beside the reference."""
+    return Item(id, reference.path, estimate, find_text(reference.path), reference.speaker)
+
+
+def _by_name(references: Iterable[str], estimates: dict[str, Path]) -> dict[str, Path]:
     """Estimates by the id of the one reference with the same file name; the others keep theirs."""
     ids = _unique(references)
     names = _unique(estimates)

@@ -27,9 +27,9 @@ def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = Tru
     values = {column: evaluation.values(column) for column in columns}
     write_table(
         folder / SCORES_NAME,
-        ["id", "seconds", "surplus_samples", *columns],
+        ["id", "speaker", "seconds", "surplus_samples", *columns],
         (
-            [row.id, f"{row.seconds:.3f}", row.surplus]
+            [row.id, evaluation.items[row.id].speaker, f"{row.seconds:.3f}", row.surplus]
             + [f"{values[column][row.id]:.6g}" if row.id in values[column] else "" for column in columns]
             for row in evaluation.rows
         ),

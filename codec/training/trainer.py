@@ -439,7 +439,7 @@ class Trainer:
             "optimizer_start": self.optimizer_start,
             "num_returns": self.num_returns,
             "skipped_steps": int(self.broken.skipped),
-            "best_score": self.best_score,
+            "best": self.best_score,
             "settings": defining_settings(self.config),
         }
         save_state(self.run / STATE_NAME, parts, counters, self.run / PREVIOUS_NAME if keep_previous else None)
@@ -509,13 +509,13 @@ class Trainer:
         self.sampler.seed = self.settings.seed + self.num_returns
         self.broken.skipped.fill_(max(int(self.broken.skipped), counters["skipped_steps"]))
         self.broken.skipped_in_a_row.zero_()
-        self.best_score = counters["best_score"]
+        self.best_score = counters.get("best", -math.inf)  # lacking where it was a PESQ, up to 0.16
         return latest
 
     def _require_own(self, latest: Latest) -> None:
         """Raise ModelError where a state lacks something that this run has, or has it otherwise."""
         complaint = f"{self.run / latest.name}: is not a state of this run (delete it, or choose another training.run)"
-        for name in ("step", "ema_updates", "skipped_steps", "best_score"):
+        for name in ("step", "ema_updates", "skipped_steps"):
             if name not in latest.counters:
                 raise ModelError(f"{complaint}: lacks {name}")
         ours = {

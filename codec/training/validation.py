@@ -30,8 +30,11 @@ class ValidationResult:
 
     @property
     def score(self) -> float:
-        """What decides which model is best: wide-band PESQ, or the mel distance where PESQ is not installed."""
-        return self.scores.get("pesq_wb", -self.scores["mel"])
+        """What decides which model is best: STOI, or the mel distance where that is not installed.
+
+        Not PESQ: a hum that says nothing gets more of it than the first intelligible models do.
+        """
+        return self.scores.get("stoi", -self.scores["mel"])
 
 
 @torch.no_grad()

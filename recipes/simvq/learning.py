@@ -30,7 +30,7 @@ def learn(
     """
     latents = speech.latents
     if isinstance(quantizer, FeatureVQ):
-        quantizer.match(latents[: quantizer.codebook_size])
+        quantizer.match(latents[-quantizer.codebook_size :])  # not the first, of which errors are measured
     weights = list(quantizer.parameters())
     optimizer = torch.optim.Adam(weights or [torch.zeros(1)], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=num_steps)

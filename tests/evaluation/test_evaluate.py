@@ -50,6 +50,7 @@ def test_scores_of_two_folders(folders, tmp_path):
     result = evaluate_folders(*folders, output=tmp_path / "out", options=Options(jobs=0))
     rows = rows_of(tmp_path / "out")
     assert [row["id"] for row in rows] == ["speaker/talk0", "speaker/talk1", "speaker/talk2"]
+    assert {row["speaker"] for row in rows} == {"speaker"}
     for row in rows:
         assert 1 < float(row["pesq_wb"]) < 4.6
         assert 0.5 < float(row["stoi"]) < 1

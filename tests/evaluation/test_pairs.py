@@ -12,7 +12,7 @@ from codec.errors import AudioError, CodecError
 from codec.evaluation.delay import delay_of
 from codec.evaluation.evaluate import Options, evaluate_folders
 from codec.evaluation.metric import Pair
-from codec.evaluation.pairs import Item, Problem, choose_some, find_references, load_pair, pair_folders
+from codec.evaluation.pairs import Item, Problem, Reference, choose_some, find_references, load_pair, pair_folders
 from codec.manifest import Utterance, write_manifest
 
 
@@ -95,7 +95,7 @@ def test_pipe_in_a_manifest_is_named_and_not_waited_for(tmp_path, wav):
     paths = {"a": tmp_path / "a.wav", "b": write(tmp_path / "b.wav", wav)}
     write_manifest(tmp_path / "m.tsv", [Utterance(id, path, len(wav), 24000, "s", "p") for id, path in paths.items()])
     references, problems = find_references(tmp_path / "m.tsv")
-    assert references == {"b": paths["b"]}
+    assert references == {"b": Reference(paths["b"], "s")}
     assert problems == [Problem("a", "", f"{paths['a']}: is no regular file")]
 
 
@@ -125,7 +125,7 @@ def test_references_of_a_manifest(tmp_path, wav):
     manifest = tmp_path / "test.tsv"
     write_manifest(manifest, [Utterance("s/1", path, len(wav), 24000, "s", "test")])
     references, problems = find_references(manifest)
-    assert {id: path.resolve() for id, path in references.items()} == {"s/1": path.resolve()}
+    assert {id: (it.path.resolve(), it.speaker) for id, it in references.items()} == {"s/1": (path.resolve(), "s")}
     assert problems == []
 
 

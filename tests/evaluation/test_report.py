@@ -213,6 +213,23 @@ def test_five_files_decide_nothing(two):
     assert (mel["num_better"], mel["low"], mel["verdict"]) == (5, None, "")
 
 
+def test_more_files_of_the_same_speakers_decide_no_more(two):
+    tables = [(folder / "scores.tsv").read_text().splitlines() for folder in two]
+
+    def doubled(names: str) -> dict[str, Any]:
+        """The mel distance where each row is there again under another id, by the same one of six speakers."""
+        for folder, (header, *rows) in zip(two, tables, strict=True):
+            named = [row.replace("\tspeaker\t", f"\t{number}{names}\t") for number, row in enumerate(rows)]
+            lines = [header, *named, *(f"again/{row}" for row in named)]
+            (folder / "scores.tsv").write_text("\n".join(lines) + "\n")
+        return compare(*two)["metrics"]["mel"]
+
+    once, twice, anybody = compare(*two)["metrics"]["mel"], doubled(""), doubled("unknown")
+    assert (once["num"], twice["num"]) == (6, 12)
+    assert (twice["low"], twice["high"]) == pytest.approx((once["low"], once["high"]))
+    assert twice["low"] < anybody["low"] < anybody["high"] < twice["high"]
+
+
 def test_no_difference_is_undecided(two):
     mel = compare(two[0], two[0])["metrics"]["mel"]
     assert (mel["difference"], mel["verdict"], mel["num_better"]) == (0, "", 0)
@@ -291,9 +308,29 @@ def test_references_of_which_nothing_is_kept_are_not_compared(two):
 def test_evaluations_of_earlier_versions_are_compared(two):
     summary = json.loads((two[0] / "summary.json").read_text())
     for about in summary["metrics"].values():
-        del about["at_own_rate"]
+        del about["at_own_rate"], about["identity"]
     change_summary(two[0], **summary)
     assert compare(*two)["metrics"]["mel"]["verdict"] == "second"
+
+
+def test_what_other_weights_have_scored_is_not_compared(two):
+    summary = json.loads((two[0] / "summary.json").read_text())
+    summary["metrics"]["mel"]["identity"] += "/other weights"
+    change_summary(two[0], **summary)
+    found = compare(*two)
+    assert "mel" not in found["metrics"]
+    assert "the metric's weights or version differ: log-mel L1" in comparison_table(found)
+
+
+def test_files_without_a_value_in_one_are_told(two):
+    """The utterances are common, and nothing else would say that one metric was compared over fewer."""
+    header, first, *rest = (two[1] / "scores.tsv").read_text().splitlines()
+    cells = first.split("\t")
+    cells[header.split("\t").index("mel")] = ""
+    (two[1] / "scores.tsv").write_text("\n".join([header, "\t".join(cells), *rest]) + "\n")
+    found = compare(*two)
+    assert (found["num_common"], found["metrics"]["mel"]["num"], found["metrics"]["si_sdr"]["num"]) == (6, 5, 6)
+    assert [line.split()[-4] for line in comparison_table(found).splitlines() if "log-mel" in line] == ["5"]
 
 
 def change_summary(folder: Path, **changes: Any) -> None:

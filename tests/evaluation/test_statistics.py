@@ -34,11 +34,40 @@ def test_interval_is_the_same_again_and_needs_six_values():
     assert bootstrap_interval([]) is None
 
 
-@pytest.mark.parametrize(("num", "share"), [(6, 0.84), (10, 0.86), (30, 0.9)])
+@pytest.mark.parametrize(("num", "share"), [(6, 0.925), (10, 0.925), (30, 0.93)])
 def test_interval_holds_the_true_mean_about_as_often_as_it_says(num: int, share: float):
-    draws = np.random.default_rng(0).normal(size=(400, num))
+    draws = np.random.default_rng(0).normal(size=(2000, num))
     hits = [low <= 0 <= high for low, high in map(bootstrap_interval, draws)]
-    assert share < np.mean(hits) < 0.97
+    assert share < np.mean(hits) < 0.965
+
+
+def test_speakers_are_drawn_as_a_whole():
+    """People differ, and each one's files hardly: 300 files of 30 say as much as 30 files."""
+    generator = np.random.default_rng(0)
+    hits = []
+    for _ in range(200):
+        voices = generator.normal(size=30)
+        values = np.repeat(voices, 10) + generator.normal(scale=0.3, size=300)
+        low, high = bootstrap_interval(values, speakers=[f"{number}" for number in range(30) for _ in range(10)])
+        hits.append(low <= 0 <= high)
+    assert 0.91 < np.mean(hits) < 0.98
+
+
+def test_interval_by_speakers_is_that_of_their_sums():
+    values, weights = np.random.default_rng(0).normal(size=(2, 12))
+    weights = np.exp(weights)
+    speakers = [name for name in "abcdef" for _ in range(2)]
+    sums, shares = (values * weights).reshape(6, 2).sum(1), weights.reshape(6, 2).sum(1)
+    expected = bootstrap_interval(sums / shares, shares)
+    assert bootstrap_interval(values, weights, speakers) == pytest.approx(expected)
+
+
+def test_files_are_drawn_where_few_speakers_are_known():
+    values = np.random.default_rng(0).normal(size=12)
+    alone = bootstrap_interval(values)
+    for speakers in (["a"] * 12, list("abcde") * 2 + ["a", "b"], ["unknown"] * 12):
+        assert bootstrap_interval(values, speakers=speakers) == alone
+    assert bootstrap_interval(values, speakers=list("abcdef") * 2) != alone
 
 
 def test_large_sets_are_resampled_in_parts(monkeypatch):
