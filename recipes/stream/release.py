@@ -222,7 +222,7 @@ through, but the sound is rough. The table shows how far it is from the state of
 
 `codec evaluate --model stream --data {arguments.test_name}{more}`,
 {summary["num_scored"]} of {summary["num_utterances"]} files, each whole, {summary["seconds"]:.0f} s, on
-{date.today():%Y-%m-%d}; means with 95 % bootstrap intervals over files.
+{date.today():%Y-%m-%d}; means with 95 % bootstrap intervals.
 
 | metric | mean | 95 % | files |
 | --- | --- | --- | --- |
