@@ -329,9 +329,9 @@ def test_whole_corpora_name_it_too(run, speech):
     assert run("prepare", "folder", "phone", "--out", "lists") == 2
     assert run.err == sentence
     shutil.copy(speech, "phone/a.flac")
-    assert run("tokenize", "phone", "tokens", "--model", run.model) == 0
+    assert run("tokenize", "phone", "tokens", "--model", run.model, "--jobs", 0) == 0
     assert sentence in run.err
-    assert run("prepare", "folder", "phone", "--out", "lists", "--jobs", 1) == 0
+    assert run("prepare", "folder", "phone", "--out", "lists", "--jobs", 0) == 0
     assert sentence.replace("codec: ", "codec: warning: ") in run.err
 
 
@@ -644,18 +644,24 @@ def test_empty_name_is_refused(run, arguments):
     assert "it is empty" in run.refuses(*arguments, left=set())
 
 
+def encode_in_a_shell(sound, codes, model, closed: str) -> subprocess.CompletedProcess[str]:
+    """Encode with some of the standard streams closed, as a shell writes it."""
+    words = [sys.executable, "-m", "codec", "encode", str(sound), codes, "--model", model]
+    return subprocess.run(["sh", "-c", f"{shlex.join(words)} {closed}"], stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors by their numbers")
 @pytest.mark.parametrize(("number", "name"), [(0, "standard input"), (1, "standard output")])
-def test_closed_standard_streams_cannot_be_used_and_harm_no_file(run, talk, speech, number, name):
+def test_closed_standard_streams_cannot_be_used(run, speech, number, name):
     sound, codes = ("-", "a.codes") if number == 0 else (speech, "-")
-    arguments = [sys.executable, "-m", "codec", "encode", sound, codes, "--model", run.model]
-    shell = " ".join(map(shlex.quote, map(str, arguments)))
-    used = subprocess.run(["sh", "-c", f"{shell} {number}>&-"], stderr=subprocess.PIPE, text=True)
+    used = encode_in_a_shell(sound, codes, run.model, f"{number}>&-")
     assert used.returncode == 2
     assert re.fullmatch(rf"codec: {name}: .*Bad file descriptor.*\n", used.stderr)
-    arguments[4:6] = [speech, "b.codes"]
-    shell = " ".join(map(shlex.quote, map(str, arguments)))
-    assert subprocess.run(["sh", "-c", f"{shell} <&- >&- 2>&-"]).returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors by their numbers")
+def test_closed_standard_streams_harm_no_file(run, talk, speech):
+    assert encode_in_a_shell(speech, "b.codes", run.model, "<&- >&- 2>&-").returncode == 0
     assert Path("b.codes").read_bytes() == talk.read_bytes()
 
 

@@ -192,7 +192,6 @@ def test_every_public_name_exists_and_an_unknown_one_does_not():
 
 @pytest.mark.slow
 def test_a_type_checker_knows_public_names_from_others_and_what_a_call_gives(tmp_path):
-    pytest.importorskip("mypy", reason="needs mypy")
     program = """
     import codec, os, torch
     def alike(path: os.PathLike[str], device: torch.device) -> None:

@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from codec._torchaudio import import_torchaudio
 from codec.errors import ConfigError
@@ -57,7 +58,6 @@ def test_missing_torchaudio_is_named():
 
 @pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
 def test_installed_torchaudio_resamples():
-    torch = pytest.importorskip("torch")
     torchaudio = import_torchaudio()
     assert torchaudio.transforms.Resample(24000, 16000)(torch.zeros(1, 2400)).shape == (1, 1600)
     assert torchaudio.transforms.MelSpectrogram(24000, n_mels=20)(torch.zeros(1, 2400)).shape[1] == 20

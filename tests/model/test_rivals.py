@@ -1,6 +1,5 @@
 """Every quantizer behind the same interface; each rival against its own definition, or the library's."""
 
-import importlib.util
 import math
 import sys
 from dataclasses import make_dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from vector_quantize_pytorch import VectorQuantize
 
 from codec import errors
 from codec.config import compose
@@ -21,22 +21,6 @@ from codec.model.rivals import EMAVQ, FSQ, LFQ, FactorisedVQ, FeatureVQ, fsq_lev
 
 K, D = 64, 6
 FROM_LIBRARY = ("fsq", "lfq")
-
-
-def kinds(*names: str) -> pytest.MarkDecorator:
-    """Run a test for these kinds of quantizers, skipping those whose library is missing."""
-    return pytest.mark.parametrize(
-        "kind", [pytest.param(n, marks=needs_library) if n in FROM_LIBRARY else n for n in names]
-    )
-
-
-def library() -> Any:
-    return pytest.importorskip("vector_quantize_pytorch")
-
-
-needs_library = pytest.mark.skipif(
-    importlib.util.find_spec("vector_quantize_pytorch") is None, reason="needs vector-quantize-pytorch"
-)
 
 
 def make(kind: str, codebook_size: int = K, **settings: Any) -> Quantizer:
@@ -53,7 +37,7 @@ def latents(count: int, seed: int = 1) -> torch.Tensor:
 # -- all of them
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_class_and_settings_have_the_same_defaults_but_for_the_relative_loss(kind: str):
     config_class, quantizer_class = QUANTIZERS[kind]
     quantizer, settings = quantizer_class(4096, 16), vars(config_class(codebook_dim=16))
@@ -101,7 +85,7 @@ def test_a_package_whose_quantizer_cannot_be_used_is_named_and_hinders_no_other(
         CodecConfig.from_dict(config)
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_output_has_the_shapes_of_the_interface(kind: str):
     quantizer, latent = make(kind), latents(50)
     for mode in (True, False):
@@ -115,7 +99,7 @@ def test_output_has_the_shapes_of_the_interface(kind: str):
     assert quantizer.effective_codebook().shape == (K, D)
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_lookup_in_eval_mode_is_the_quantized_latent_bit_for_bit(kind: str):
     quantizer = make(kind)
     quantizer(latents(50))  # one step of training, for what starts with it
@@ -123,7 +107,7 @@ def test_lookup_in_eval_mode_is_the_quantized_latent_bit_for_bit(kind: str):
     assert torch.equal(quantizer.lookup(output.codes), output.quantized)
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_training_and_eval_mode_choose_the_same_codes(kind: str):
     quantizer = make(kind, **({"decay": 0.999} if kind == "ema" else {}))
     quantizer.match(latents(200))
@@ -131,7 +115,7 @@ def test_training_and_eval_mode_choose_the_same_codes(kind: str):
     assert torch.equal(quantizer.train()(latents(30, seed=2)).codes, expected)
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_gradient_reaches_the_latent(kind: str):
     latent = latents(50).requires_grad_()
     output = make(kind)(latent)
@@ -139,7 +123,7 @@ def test_gradient_reaches_the_latent(kind: str):
     assert (latent.grad != 0).any(dim=1).all()
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_matching_lays_the_codes_over_the_latents(kind: str):
     """Uniformly used, 64 codes in 6 dimensions leave a part of the variance, but far less than all of it."""
     quantizer, latent = make(kind).eval(), latents(2000)
@@ -149,7 +133,7 @@ def test_matching_lays_the_codes_over_the_latents(kind: str):
     assert len(output.codes.unique()) > K / 2
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_unchecked_broken_latents_get_valid_codes_in_training_and_an_error_outside(kind: str):
     quantizer, latent = make(kind), latents(50)
     latent[0, 2, 1] = float("nan")
@@ -163,7 +147,7 @@ def test_unchecked_broken_latents_get_valid_codes_in_training_and_an_error_outsi
     assert torch.isfinite(quantizer.effective_codebook()).all()
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_half_precision_model_file_gives_the_same_codes_again(kind: str, tmp_path):
     torch.manual_seed(0)
     config = QUANTIZERS[kind][0](codebook_size=1 << 17 if kind == "lfq" else 256, codebook_dim=16)
@@ -181,7 +165,7 @@ def test_half_precision_model_file_gives_the_same_codes_again(kind: str, tmp_pat
     assert torch.equal(loaded.decode(codes), codec.decode(codes))
 
 
-@kinds(*QUANTIZERS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_the_default_codec_takes_any_quantizer_by_name(kind: str):
     config = compose(["model=stream", f"model/quantizer={kind}"]).model
     assert type(config.quantizer) is QUANTIZERS[kind][0]
@@ -227,7 +211,7 @@ def test_running_means_are_those_of_the_library():
     ours = make("ema", decay=0.9, dead_share=0.0, kmeans_iterations=0)
     ours.match(latent)
     num_vectors = 300
-    theirs = library().VectorQuantize(dim=D, codebook_size=K, decay=0.9, rotation_trick=False, eps=0.0).train()
+    theirs = VectorQuantize(dim=D, codebook_size=K, decay=0.9, rotation_trick=False, eps=0.0).train()
     state = theirs._codebook
     state.embed.copy_(ours.codebook[None])
     state.cluster_size.fill_(num_vectors / K)
@@ -396,7 +380,6 @@ def test_features_stay_frozen_and_the_projector_starts_as_identity():
     assert not torch.equal(quantizer.effective_codebook(), features)
 
 
-@needs_library
 def test_fsq_codes_are_all_points_of_a_grid():
     quantizer = make("fsq")
     assert isinstance(quantizer, FSQ)
@@ -412,7 +395,6 @@ def test_fsq_levels_multiply_to_the_codebook_size(bits: int):
     assert set(levels) <= {4, 8}
 
 
-@needs_library
 def test_lfq_codes_are_the_signs_of_the_low_latent():
     quantizer, latent = make("lfq").eval(), latents(100)
     assert isinstance(quantizer, LFQ)
@@ -422,7 +404,6 @@ def test_lfq_codes_are_the_signs_of_the_low_latent():
     assert torch.equal(quantizer._low_codebook()[bits.sum(1)], torch.sign(low))
 
 
-@needs_library
 def test_lfq_entropy_loss_takes_as_many_latents_as_memory_allows(monkeypatch: pytest.MonkeyPatch):
     quantizer = make("lfq")
     monkeypatch.setattr(rivals, "LFQ_ENTROPY_TILE", 100 * K)

@@ -138,7 +138,7 @@ def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path
         (folder / name).parent.mkdir(exist_ok=True)
         soundfile.write(folder / name, noise(), RATE)
     (tmp_path / "some.txt").write_text(f"fay/11\nfay/12.wav\n{folder / 'fay' / '13.wav'}\n")
-    arguments = ["prepare", "folder", str(folder), "--out", str(tmp_path / "new"), "--jobs", "1"]
+    arguments = ["prepare", "folder", str(folder), "--out", str(tmp_path / "new"), "--jobs", "0"]
     lists = [str(tmp_path / "old" / "all.tsv"), str(tmp_path / "some.txt")]
     assert run([*arguments, "--exclude", lists[0], "--exclude", lists[1]]) == 0
     assert [utterance.id for utterance in read_manifest(tmp_path / "new" / "all.tsv")] == ["fay/10"]
@@ -233,12 +233,12 @@ def test_manifests_in_a_file_are_refused(folder, tmp_path):
 
 def test_command_prepares_a_folder(folder, tmp_path, capsys):
     arguments = ["prepare", "folder", str(folder), "--layout", "part/speaker", "--out", str(tmp_path / "lists")]
-    assert run([*arguments, "--jobs", "1", "--min-seconds", "0.4"]) == 0
+    assert run([*arguments, "--jobs", "0", "--min-seconds", "0.4"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["part", "files", "published", "kept", "hours", "speakers", "left", "out"]
     assert out[1].split() == ["dev", "3", "-", "3", "0.00", "2", "-"]
     assert json.loads((tmp_path / "lists" / "prepare.json").read_text())["settings"]["min_seconds"] == 0.4
-    assert run([*arguments, "--jobs", "1", "--min-seconds", "1"]) == 2
+    assert run([*arguments, "--jobs", "0", "--min-seconds", "1"]) == 2
     assert "dev: no utterance is left" in capsys.readouterr().err
 
 

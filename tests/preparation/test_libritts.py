@@ -317,7 +317,7 @@ def test_too_little_space_is_said_before_the_first_byte(tmp_path, monkeypatch):
 
 def test_without_anything_all_parts_are_fetched(whole, packed, tmp_path, monkeypatch, server):
     published(monkeypatch, packed)
-    arguments = ["prepare", "libritts", str(tmp_path), "--jobs", "1", "--mirror", server.url("missing")]
+    arguments = ["prepare", "libritts", str(tmp_path), "--jobs", "0", "--mirror", server.url("missing")]
     assert run([*arguments, "--no-download"]) == 2
     assert not server.requests
     assert run(arguments) == 2  # what the server lacks is asked for
@@ -355,7 +355,7 @@ def test_from_nothing_over_a_network_that_fails(whole, packed, tmp_path, monkeyp
     published(monkeypatch, packed)
     server.data = (packed / "dev-clean.tar.gz").read_bytes()
     server.cut_after = len(server.data) // 2
-    arguments = ["prepare", "libritts", str(tmp_path / "new"), "--parts", "dev-clean", "--jobs", "1"]
+    arguments = ["prepare", "libritts", str(tmp_path / "new"), "--parts", "dev-clean", "--jobs", "0"]
     mirrors = [part for manner in ("missing", "wrong", "cut") for part in ("--mirror", server.url(manner))]
     assert run([*arguments, *mirrors]) == 0
     assert server.requests[0][0] == "/missing/resources/60/dev-clean.tar.gz"
@@ -392,7 +392,7 @@ def test_libritts_r_leaves_out_what_its_lists_name(whole, tmp_path):
 
 def test_command_reports_and_fails_on_damage(root, capsys):
     plant_damage(root / "LibriTTS" / "train-clean-100" / "103" / "100")
-    assert run(["prepare", "libritts", str(root), "--jobs", "1"]) == 2
+    assert run(["prepare", "libritts", str(root), "--jobs", "0"]) == 2
     out, err = capsys.readouterr()
     assert "4 unreadable" in out
     assert "103_100_800000_000000.wav: is not there, 103_100.trans.tsv has its text" in out
@@ -404,9 +404,9 @@ def test_command_reports_and_fails_on_damage(root, capsys):
 
 
 def test_command_reports_as_json(root, capsys):
-    assert run(["prepare", "libritts", str(root), "--jobs", "1", "--json", "--quiet", "--parts", "train"]) == 2
+    assert run(["prepare", "libritts", str(root), "--jobs", "0", "--json", "--quiet", "--parts", "train"]) == 2
     assert capsys.readouterr().err.startswith("codec:")
-    assert run(["prepare", "libritts", str(root), "--jobs", "1", "--json", "--quiet", "--parts", "test-clean"]) == 0
+    assert run(["prepare", "libritts", str(root), "--jobs", "0", "--json", "--quiet", "--parts", "test-clean"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["parts"]["test-clean"]["utterances"] == 6
     assert err == ""

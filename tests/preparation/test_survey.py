@@ -83,10 +83,9 @@ def test_file_that_cannot_be_used_says_why(headers_only, tmp_path):
     assert "cannot be opened" in measure(tmp_path / "none.wav", headers_only).problem
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_processes_change_nothing(jobs, files, tmp_path):
-    alone = survey(files, tmp_path, tmp_path / "1.jsonl", jobs=0)
-    assert survey(files, tmp_path, tmp_path / "n.jsonl", jobs=jobs) == alone
+def test_processes_change_nothing(files, tmp_path):
+    alone = survey(files, tmp_path, tmp_path / "0.jsonl", jobs=0)
+    assert survey(files, tmp_path, tmp_path / "2.jsonl", jobs=2) == alone
     assert sum(bool(found.problem) for found in alone) == 4
 
 

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 import soundfile
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 import codec
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "own"

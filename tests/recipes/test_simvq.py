@@ -10,9 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from codec.cli import exit_code
 from codec.errors import AudioError
-
-pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'codec[train]'")
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--data", str(ROOT / "tests" / "data"), "--latent-steps", "5", "--steps", "3")
@@ -49,7 +48,8 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
-def test_toy_moves_the_codes_of_simvq_and_leaves_many_of_vanilla_vq_behind(run, tmp_path):
+def test_toy_moves_the_codes_of_simvq_and_leaves_many_of_vanilla_vq_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module("toy"), "FRAMES", 4)  # of the animation, each of which takes its time
     rows = {row["mode"]: row for row in run("toy", "--steps", "40")}
     # By more than 0.01; a code at the fixed point of the affine map moves less.
     assert float(rows["C frozen, W learned (SimVQ)"]["codes that moved"]) > 0.95
@@ -60,7 +60,6 @@ def test_toy_moves_the_codes_of_simvq_and_leaves_many_of_vanilla_vq_behind(run, 
 
 
 def test_utilisation_has_a_row_for_every_quantizer_and_goes_on_where_it_was(run, capsys):
-    pytest.importorskip("vector_quantize_pytorch", reason="needs vector-quantize-pytorch: pip install 'codec[rivals]'")
     small = (*SMALL, "--sizes", "16")
     rows = run("utilisation", *small)
     assert [row["quantizer"] for row in rows] == list(module("report").LABELS.values())
@@ -121,3 +120,19 @@ def test_cost_has_a_row_for_every_implementation(run):
 def test_folder_without_speech_is_named(run, tmp_path):
     with pytest.raises(AudioError, match=r"has no sound files \(\.aif"):
         run("utilisation", "--data", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("toy", ["--steps", "0"], "--steps: must be at least 1, got 0"),
+        ("cost", ["--runs", "0"], "--runs: must be at least 1, got 0"),
+        ("rank", ["--data", "nowhere"], "codec: nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(run, monkeypatch, capsys, name, arguments, words):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(exit_code(module(name).main))
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]

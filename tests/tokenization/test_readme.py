@@ -27,11 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, speech: Path, model_directo
     for speaker, start in (("anna", 0), ("ben", 48000)):
         (folder / "recordings" / speaker).mkdir(parents=True)
         soundfile.write(folder / "recordings" / speaker / "1.flac", wav[start:], sample_rate)
-    assert run(["prepare", "folder", str(folder / "recordings"), "--out", str(folder / "lists"), "--jobs", "1"]) == 0
+    assert run(["prepare", "folder", str(folder / "recordings"), "--out", str(folder / "lists"), "--jobs", "0"]) == 0
     header, *lines = (folder / "lists" / "all.tsv").read_text().splitlines()
     rows = [f"{header}\ttext", *(f"{line}\t{text}" for line, text in zip(lines, TEXTS, strict=True))]
     (folder / "lists" / "all.tsv").write_text("\n".join(rows) + "\n")
-    arguments = ["tokenize", str(folder / "lists" / "all.tsv"), str(folder / "tokens"), "--jobs", "1"]
+    arguments = ["tokenize", str(folder / "lists" / "all.tsv"), str(folder / "tokens"), "--jobs", "0"]
     assert run([*arguments, "--model", str(model_directory)]) == 0
     return folder
 

@@ -282,7 +282,7 @@ def test_bad_recordings_are_named_and_the_rest_goes_on(recordings, manifest, tmp
     (copy / "ben" / "1.wav").unlink()
     wav, sample_rate = soundfile.read(copy / "anna" / "4.wav")
     soundfile.write(copy / "anna" / "4.wav", wav[: len(wav) // 2], sample_rate)
-    arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "1"]
+    arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "0"]
     for _ in range(2):  # the second time nothing is left to do, and the failures are still told
         assert run([*arguments, "--shard", "3"]) == 2
         output = capsys.readouterr().err
@@ -367,7 +367,7 @@ def test_tokens_of_a_list_with_another_speaker_or_part_are_refused(manifest, tmp
 
 
 def test_shards_keep_the_size_that_they_were_begun_with(manifest, tmp_path, model_directory):
-    arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "1"]
+    arguments = ["tokenize", str(manifest), str(tmp_path / "tokens"), "--model", str(model_directory), "--jobs", "0"]
     assert run([*arguments, "--shard", "3", "--share", "2/3"]) == 0
     assert run(arguments) == 0
     assert [path.name for path in sorted((tmp_path / "tokens").glob("*.npy"))] == [
@@ -390,10 +390,10 @@ def test_calls_that_share_the_work_may_begin_at_the_same_moment(manifest, tmp_pa
     assert len(tokens_of(manifest, tmp_path / "tokens", model_directory)) == 7
     command = [sys.executable, "-m", "codec", "tokenize", manifest, tmp_path / "shared", "--model", model_directory]
     calls = [
-        subprocess.Popen([*map(str, command), "--jobs", "0", "--shard", "1", "--share", f"{number}/3", "-q"])
-        for number in range(1, 4)
+        subprocess.Popen([*map(str, command), "--jobs", "0", "--shard", "1", "--share", f"{number}/2", "-q"])
+        for number in (1, 2)
     ]
-    assert [call.wait() for call in calls] == [0, 0, 0]
+    assert [call.wait() for call in calls] == [0, 0]
     assert len(Tokens(tmp_path / "shared")) == 7
 
 
@@ -742,7 +742,7 @@ def test_a_loaded_model_is_refused(recordings, tmp_path, model_directory):
 
 def test_json_report(manifest, tmp_path, model_directory, capsys):
     target = str(tmp_path / "tokens")
-    assert run(["tokenize", str(manifest), target, "--model", str(model_directory), "--jobs", "1", "--json"]) == 0
+    assert run(["tokenize", str(manifest), target, "--model", str(model_directory), "--jobs", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     tokens = Tokens(target)
     assert report["num_utterances"] == len(tokens) == 7

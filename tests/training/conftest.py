@@ -1,12 +1,14 @@
 """A training set of seconds, a model that trains in seconds, and processes that start at once."""
 
 import multiprocessing
+from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from parity import PARITY
 
 
 @pytest.fixture(scope="session")
@@ -22,18 +24,37 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def wav(speech: Path) -> np.ndarray:
+    """Two seconds of speech, (T,) float32 at 24 kHz."""
+    return soundfile.read(speech, frames=48000, dtype="float32")[0]
+
+
+@pytest.fixture(scope="session")
+def parity() -> Mapping[str, np.ndarray]:
+    """Losses and gradients that the published code gives, by name."""
+    if not (PARITY / "losses.npz").exists():
+        pytest.skip("needs ../shared/parity/losses.npz")
+    return np.load(PARITY / "losses.npz")
+
+
+@pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the decoded training set is kept for all tests."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def tiny_run(training_folder: Path, cache_folder: Path, tmp_path: Path) -> list[str]:
+def tiny_run(tiny_settings: list[str], tmp_path: Path) -> list[str]:
     """Overrides of a run that passes through all phases in twelve steps, in exact arithmetic."""
+    return [*tiny_settings, f"training.run={tmp_path / 'run'}"]
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(training_folder: Path, cache_folder: Path) -> list[str]:
+    """The same wherever it is."""
     return [
         f"data.train={training_folder}",
         f"data.cache={cache_folder}",
-        f"training.run={tmp_path / 'run'}",
         "adversary=small",
         "adversary.discriminators.period.periods=[2,3]",
         "adversary.discriminators.period.channels=[4,8,8,8,8]",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from codec.errors import ConfigError, ModelError
@@ -287,7 +288,6 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 def test_settings_survive_hydra_schemas():
-    omegaconf = pytest.importorskip("omegaconf")
-    schema = omegaconf.OmegaConf.structured(AdversaryConfig)
-    merged = omegaconf.OmegaConf.merge(schema, {"betas": [0.5, 0.9], "discriminators": {"spectrum": None}})
-    assert omegaconf.OmegaConf.to_object(merged).discriminators.spectrum is None
+    schema = OmegaConf.structured(AdversaryConfig)
+    merged = OmegaConf.merge(schema, {"betas": [0.5, 0.9], "discriminators": {"spectrum": None}})
+    assert OmegaConf.to_object(merged).discriminators.spectrum is None

@@ -5,9 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 from codec.config import compose
 from codec.errors import ConfigError
 from codec.training.capture import NUM_WARM_UPS, Recorded

@@ -1,21 +1,12 @@
 """Each degradation does what its sentence says, measured on sounds whose answer is known, and on speech."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from codec import audio
 from codec.training import degradation
 
 RATE = 24000
-
-
-@pytest.fixture(scope="module")
-def wav(speech: Path) -> np.ndarray:
-    """Two seconds."""
-    return audio.read(speech, RATE)[0][0, : 2 * RATE]
 
 
 @pytest.fixture(params=range(5))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 
 from codec.cli import run as run_command
 from codec.errors import ConfigError
@@ -310,10 +311,9 @@ def test_the_command_reports_in_words_or_json_without_torch(tmp_path: Path):
 
 
 def test_the_command_draws_what_was_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    image = pytest.importorskip("matplotlib.image", reason="curves need matplotlib")
     run, picture = write_run(tmp_path / "run"), tmp_path / "curves.png"
     assert run_command(["doctor", str(run), "--curves", str(picture)]) == 0
-    pixels = image.imread(picture)[..., :3]  # of the five curves that are there in three rows, each has its colour
+    pixels = imread(picture)[..., :3]  # of the five curves that are there in three rows, each has its colour
     assert pixels.shape[:2] == (432, 800)
     is_curve = (pixels[..., 2] > pixels[..., 0] + 0.3).reshape(3, 144, 2, 400).sum(axis=(1, 3))
     assert (is_curve > 50).tolist() == [[True, True], [True, True], [True, False]]

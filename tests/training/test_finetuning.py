@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 import codec
 from codec.config import compose
 from codec.errors import ConfigError, ModelError
@@ -26,12 +23,18 @@ from codec.training.state import load_state
 from codec.training.trainer import Trainer
 
 
-@pytest.fixture
-def first(tiny_run: list[str]) -> Trainer:
-    """A trained run, whose model is at run/last."""
-    trainer = Trainer(compose(tiny_run))
+@pytest.fixture(scope="module")
+def trained(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    trainer = Trainer(compose([*tiny_settings, f"training.run={tmp_path_factory.mktemp('first')}"]))
     trainer.fit()
     return trainer
+
+
+@pytest.fixture
+def first(trained: Trainer, tmp_path: Path) -> Trainer:
+    """A trained run, not to be changed; a copy of its model is at run/last."""
+    shutil.copytree(trained.run / "last", tmp_path / "run" / "last")
+    return trained
 
 
 def tuned(tiny_run: list[str], tmp_path: Path, *more: str, model: bool = False) -> Trainer:
@@ -139,9 +142,9 @@ def test_codes_stay_bit_equal_while_the_decoder_learns(
     assert not torch.equal(after.decode(codes), before.decode(codes))
 
 
-def test_what_is_frozen_stays_exact_where_a_run_goes_on_from_its_portable_state(tiny_run: list[str], tmp_path: Path):
-    first = Trainer(compose(tiny_run))
-    first.fit()
+def test_what_is_frozen_stays_exact_where_a_run_goes_on_from_its_portable_state(
+    first: Trainer, tiny_run: list[str], tmp_path: Path
+):
     weights.save(first.codec, tmp_path / "run" / "last", dtype=torch.float32)  # not the average, which has 16 bits
     more = "training.freeze=[encoder,quantizer]", "training.portable=true"
     before = tuned(tiny_run, tmp_path, *more)
@@ -155,7 +158,7 @@ def test_what_is_frozen_stays_exact_where_a_run_goes_on_from_its_portable_state(
 
 
 def test_freezing_everything_that_learns_is_refused(tiny_run: list[str], tmp_path: Path):
-    Trainer(compose([*tiny_run, "model/quantizer=ema"])).fit()
+    Trainer(compose([*tiny_run, "model/quantizer=ema"])).save_model("last")
     with pytest.raises(ConfigError, match=r"training\.freeze \[encoder, decoder\] leaves nothing to train"):
         tuned(tiny_run, tmp_path, "training.freeze=[encoder,decoder]")
 

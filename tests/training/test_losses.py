@@ -1,7 +1,6 @@
 """Losses against formulas, the published recipe's numbers and properties a loss must have."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +12,8 @@ from codec.training import losses
 from codec.training.losses import MelLossConfig, MelSpectrum, SpectralLoss
 from codec.training.perception import Disturbance
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
 RATE = 24000
 PAPER = compose(["recipe=paper"]).mel
-
-
-@pytest.fixture(scope="module")
-def parity():
-    if not (PARITY / "losses.npz").exists():
-        pytest.skip("needs ../shared/parity/losses.npz")
-    return np.load(PARITY / "losses.npz")
 
 
 def noise(*shape, seed=0):

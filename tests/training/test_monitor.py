@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 from codec.training.alarms import MEMORY, PATIENCE, Watch, attainable_perplexity
 from codec.training.counters import BrokenSteps, CodeUsage, Means, perplexity
 from codec.training.monitor import Monitor, effective_rank, terminal_line
@@ -215,7 +213,6 @@ def test_other_processes_keep_silent(
 
 def test_everything_to_watch_is_in_tensorboard(tiny_run: list[str], training_folder: Path, tmp_path: Path):
     """Read with TensorBoard's own reader from the events of a whole run."""
-    pytest.importorskip("hydra", reason="training needs hydra-core")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from codec.config import compose

@@ -7,6 +7,8 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from pesq import pesq
+from pystoi import stoi
 from scipy.signal import resample_poly
 
 from codec.training import perception
@@ -166,7 +168,6 @@ def degraded(sentence: torch.Tensor) -> list[torch.Tensor]:
 
 def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Tensor):
     """The order that the reference implementation gives."""
-    pesq = pytest.importorskip("pesq").pesq
     estimates = degraded(sentence)
     at_16k = [resample_poly(wav[0].numpy(), 2, 3) for wav in (sentence, *estimates)]
     scores = torch.tensor([pesq(16000, at_16k[0], wav, "wb") for wav in at_16k[1:]])
@@ -178,7 +179,6 @@ def test_it_ranks_degradations_as_pesq_does(ear: Disturbance, sentence: torch.Te
 @pytest.mark.parametrize("kind", ["blurred", "with soft tones"])  # the first is what a codec does
 def test_it_counts_in_points_of_the_raw_score(ear: Disturbance, sentence: torch.Tensor, kind: str):
     """4.5 without any disturbance; P.862.2 maps the raw score to what `pesq` gives. Bands here come from formulas."""
-    pesq = pytest.importorskip("pesq").pesq
     time = torch.arange(sentence.shape[-1]) / RATE
     tones = [sentence + 0.001 * torch.sin(2 * math.pi * hz * time) for hz in (500, 1000, 3000, 6000)]
     errors = []
@@ -197,7 +197,6 @@ def listener() -> Intelligibility:
 
 def test_intelligibility_is_that_of_the_reference_implementation(listener: Intelligibility, sentence: torch.Tensor):
     """`pystoi` resamples to 10 kHz, and takes silence out before it cuts frames."""
-    stoi = pytest.importorskip("pystoi").stoi
     for estimate in degraded(sentence):
         expected = stoi(sentence[0].numpy(), estimate[0].numpy(), RATE)
         assert 1 - float(listener(sentence, estimate)) == pytest.approx(expected, abs=0.01)

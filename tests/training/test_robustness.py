@@ -13,9 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 from codec.config import compose
 from codec.errors import CodecError
 from codec.training import loader, monitor, state

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-
 from codec.cli import run
 from codec.config import compose
 from codec.errors import ConfigError
@@ -48,6 +46,8 @@ def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
         ("++training.steps=0", "training.steps must be at least 1, got 0"),
         ("model.encoder.width=0", "model.encoder.width must be at least 1, got 0"),
         ("model.decoder.pitch_width=0", "model.decoder.pitch_width must be at least 1, got 0"),
+        ("model.quantizer.codebook_size=1", "codebook_size must be at least 2"),
+        ("mel.scale=bark", "mel.scale must be one of htk, slaney, got 'bark'"),
         ("model.sample_rate=fast", "model.sample_rate must be a whole number of Hz, at least 1, got 'fast'"),
     ],
 )
@@ -112,7 +112,7 @@ def test_every_part_names_all_its_values_out_of_range():
     settings = ["data.batch_size=0", "data.window_seconds=-1", "data.workers=-1", "data.speaker_balance=2"]
     settings += ["data.degraded=7", "data.speed=-1", "data.gain_db=-3", "adversary.learning_rate=0"]
     settings += ["adversary.betas=[3]", "adversary.max_gradient_norm=-1", "mel.scale=foo", "mel.floor=-1"]
-    settings += ["training.seed=-1"]
+    settings += ["training.seed=-1", "training.clip_norm=0"]
     with pytest.raises(ConfigError) as caught:
         compose(settings)
     named = [sentence.split()[0] for sentence in caught.value.args]
@@ -273,13 +273,6 @@ def test_what_is_no_setting_is_refused(override: str):
         compose([override, "training.steps=5"])
 
 
-def test_values_out_of_range_are_named_together():
-    with pytest.raises(ConfigError) as caught:
-        compose(["training.steps=0", "training.clip_norm=0", "data.batch_size=0", "mel.scale=bark"])
-    for name in ("training.steps", "training.clip_norm", "data.batch_size", "mel.scale"):
-        assert name in str(caught.value)
-
-
 def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str]):
     check(compose(tiny_run))
     found = mistakes(
@@ -339,8 +332,6 @@ def test_settings_that_do_not_fit_together(tiny_run: list[str], overrides: list[
 
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_every_quantizer_fits_together(training_folder: Path, kind: str):
-    if kind == "fsq":
-        pytest.importorskip("vector_quantize_pytorch", reason="fsq needs vector-quantize-pytorch")
     check(compose([f"model/quantizer={kind}", f"data.train={training_folder}"]))
 
 

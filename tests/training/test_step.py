@@ -4,9 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 from codec.config import compose
 from codec.training.data import Batch
 from codec.training.losses import limit_band

@@ -1,20 +1,22 @@
 """Many runs from one command: each as if it had been started alone, all checked before the first."""
 
+import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import torch
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
+from codec.cli import run
 from codec.config import compose, sweep
 from codec.errors import ConfigError, CorpusError
 from codec.model.catalogue import describe
 from codec.model.codec import CodecConfig
+from codec.training.data import Batch
 from codec.training.run_files import STATE_NAME
 from codec.training.settings import Config
 from codec.training.state import load_state
@@ -76,10 +78,10 @@ def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
 def test_the_mistakes_of_all_runs_are_named_once(training_folder: Path):
     data = f"data.train={training_folder}"
     with pytest.raises(ConfigError) as caught:
-        sweep([data, "model.quantizer.codebook_dim=8,9", "training.steps=0,5", "data.batch_size=4,-1"], start)
+        sweep([data, "model.quantizer.codebook_dim=8,9", "training.steps=0,5", "data.batch_size=-1"], start)
     assert [sentence.split(" must be ")[0] for sentence in caught.value.args] == [
-        "training.steps",
         "data.batch_size",
+        "training.steps",
         "model.encoder.latent_dim, model.quantizer.codebook_dim and model.decoder.latent_dim",
     ]
     with pytest.raises(ConfigError, match=r"simvq-9k.*simvq-7k"):
@@ -107,25 +109,32 @@ def test_a_run_that_fails_does_not_stop_the_others(tiny_run: list[str]):
     assert [config.training.seed for config in started] == [1, 2, 3]
 
 
-def test_runs_go_on_where_they_were_and_stop_together(tiny_run: list[str], tmp_path: Path):
-    """The whole command in a process of its own, which the first time gets SIGTERM in the second step."""
-    code = f"""
-import os, signal, sys
-from codec.cli import run
-from codec.training.trainer import Trainer
-step = Trainer.train_step
-def interrupted(trainer, wav):
-    if trainer.step == 1 and sys.argv[1] == "interrupted":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(trainer, wav)
-Trainer.train_step = interrupted
-sys.exit(run(["train", "--multirun", *{tiny_run!r}, "training.seed=0,1"]))
-"""
-    for kind, returned, reached in (("interrupted", 130, {"0": 2}), ("whole", 0, {"0": 12, "1": 12})):
-        done = subprocess.run([sys.executable, "-c", code, kind], cwd=Path(__file__).parents[2], check=False)
-        assert done.returncode == returned
-        folders = {path.name.removeprefix("training.seed="): path for path in (tmp_path / "run").glob("*=*")}
-        assert {seed: load_state(folder / STATE_NAME)[1]["step"] for seed, folder in folders.items()} == reached
+def stopped_command(arguments: list[str]) -> None:
+    """What a process of its own does, which gets SIGTERM in its second step."""
+    step = Trainer.train_step
+
+    def interrupted(trainer: Trainer, batch: Batch) -> dict[str, torch.Tensor]:
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, batch)
+
+    Trainer.train_step = interrupted
+    sys.exit(run(arguments))
+
+
+def test_runs_go_on_where_they_were_and_stop_together(
+    tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
+):
+    def reached() -> dict[str, int]:
+        folders = (tmp_path / "run").glob("training.seed=*")
+        return {path.name[-1]: load_state(path / STATE_NAME)[1]["step"] for path in folders}
+
+    arguments = ["train", "--multirun", *tiny_run, "training.steps=4", "training.seed=0,1"]
+    process = processes.Process(target=stopped_command, args=(arguments,))
+    process.start()
+    process.join(120)
+    assert (process.exitcode, reached()) == (130, {"0": 2})
+    assert (run(arguments), reached()) == (0, {"0": 4, "1": 4})
 
 
 def test_a_launcher_may_start_each_run_as_several_processes(tiny_run: list[str], tmp_path: Path):

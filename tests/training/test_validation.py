@@ -8,9 +8,6 @@ import pytest
 import soundfile
 import torch
 
-pytest.importorskip("hydra", reason="training needs hydra-core")
-pytest.importorskip("tensorboard", reason="training needs tensorboard")
-
 import codec
 from codec.config import compose
 from codec.errors import AudioError

@@ -1,23 +1,14 @@
 """Voices are changed in what is said to change, and in nothing else: measured on speech."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from codec import audio
 from codec.model.decoder import SpectralDecoderConfig
 from codec.training.pitch import track_pitch
 from codec.training.voice import move_formants, random_response, whisper
 
 RATE = 24000
-
-
-@pytest.fixture(scope="module")
-def wav(speech: Path) -> np.ndarray:
-    """Two seconds."""
-    return audio.read(speech, RATE)[0][0, : 2 * RATE]
 
 
 def levels(sound: np.ndarray, hz: np.ndarray) -> np.ndarray:
