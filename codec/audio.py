@@ -24,7 +24,7 @@ import soxr
 from codec import mp3, ogg
 from codec.errors import AudioError, CodecWarning
 from codec.limits import MAX_MAGNITUDE
-from codec.output import STANDARD_STREAM, chosen_format, open_output, shown
+from codec.output import STANDARD_STREAM, check_path, chosen_format, open_output, shown
 
 INPUT_SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp2", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".rf64",
@@ -273,6 +273,7 @@ class SoundReader:
         if os.fspath(path) == STANDARD_STREAM:
             source: BinaryIO = sys.stdin.buffer
         else:
+            check_path(path, AudioError)
             if Path(path).is_dir():
                 raise AudioError(f"{self.name}: is a directory, a sound file is meant")
             try:

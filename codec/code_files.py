@@ -20,7 +20,7 @@ from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
 from codec.bitstream.header import MAGIC
 from codec.errors import FormatError
 from codec.input import parse_json
-from codec.output import STANDARD_STREAM, chosen_format, naming, open_output, shown
+from codec.output import STANDARD_STREAM, check_path, chosen_format, naming, open_output, shown
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
 """Name of each format -> its suffix."""
@@ -115,6 +115,7 @@ def open_code_reader(path: str | os.PathLike[str], recover: bool = False) -> Ite
     """
     if not isinstance(path, str | os.PathLike):
         raise FormatError(f"the path of a file of codes is meant, got {type(path).__name__}; Codec.decode takes codes")
+    check_path(path, FormatError)
     is_standard = os.fspath(path) == STANDARD_STREAM
     name = shown(path, "standard input")
     with contextlib.nullcontext(sys.stdin.buffer) if is_standard else open(path, "rb") as stream:

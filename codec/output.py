@@ -21,6 +21,20 @@ STANDARD_STREAM = "-"
 TEMPORARY_SUFFIX = ".part"
 
 
+def check_path(path: str | os.PathLike[str], refusal: type[CodecError] = CodecError) -> None:
+    """Refuse a path that no file can have, at which Python would raise ValueError.
+
+    Raises:
+        CodecError: `refusal`; the path has a NUL, or half a surrogate pair.
+    """
+    try:
+        is_possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise refusal(f"{os.fspath(path)!r}: no file can have this name; it has a NUL or half a surrogate pair")
+
+
 def is_stream(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is written directly as it comes: standard output ("-"), a device or a named pipe."""
     if os.fspath(path) == STANDARD_STREAM:
@@ -65,8 +79,10 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
     """Refuse an output that cannot be meant, before any work is done for it.
 
     Raises:
+        CodecError: see `check_path`.
         OSError: the path is a directory, its folder is missing, or it exists and `overwrite` is false.
     """
+    check_path(path)
     if is_stream(path):
         return
     if os.path.isdir(path):
@@ -90,6 +106,7 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     those streams cannot seek.
 
     Raises:
+        CodecError: see `check_path`.
         OSError: see `check_output`; or the system refuses (rights, full disk). `filename` is always `path`.
     """
     check_output(path, overwrite=overwrite)

@@ -14,9 +14,9 @@ import soundfile
 import torch
 
 from codec import files
-from codec.bitstream import read_codes
+from codec.bitstream import read_codes, write_codes
 from codec.cli import run
-from codec.errors import ConfigError, ModelError
+from codec.errors import CodecError, ConfigError, ModelError
 from codec.model.codec import Codec, CodecConfig
 from codec.model.predictive import PredictiveSimVQConfig
 from codec.model.quantizer import VQConfig
@@ -24,6 +24,7 @@ from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import fingerprint, load, save
 from codec.streaming import StreamDecoder, WindowDecoder
+from codec.tokenization.shards import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,25 @@ def test_a_recording_is_not_replaced_by_what_is_made_of_it(codec, sound, tmp_pat
     with pytest.raises(FileExistsError, match="would be replaced by what is made of it"):
         call(path, path, model=codec, overwrite=True)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a\0", "a\ud800"], ids=ascii)
+def test_a_name_that_no_file_can_have_is_refused_whatever_it_is_for(codec, sound, tmp_path, name):
+    path = f"{tmp_path}/{name}"
+    header = files.header_of(codec)
+    for call in (
+        lambda: files.encode_file(path, tmp_path / "a.codes", model=codec),
+        lambda: files.encode_file(sound, path, model=codec),
+        lambda: files.decode_file(path, tmp_path / "a.wav", model=codec),
+        lambda: files.decode_file(tmp_path / "a.codes", path, model=codec),
+        lambda: read_codes(path),
+        lambda: write_codes(path, np.zeros(1, int), header=header),
+        lambda: save(codec, path),
+        lambda: Tokens(path),
+    ):
+        with pytest.raises(CodecError, match=r"no file can have this name") as caught:
+            call()
+        assert str(caught.value).isprintable()
 
 
 def test_codes_of_live_sound_leave_before_it_ends(codec, wav, tmp_path):

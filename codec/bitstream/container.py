@@ -11,7 +11,7 @@ from codec.bitstream.reader import CodesReader
 from codec.bitstream.recovery import Damage
 from codec.bitstream.writer import CodesWriter
 from codec.errors import FormatError
-from codec.output import open_output
+from codec.output import check_path, open_output
 
 HOLE = -1  # stands for a lost code where an array must have a value
 
@@ -74,12 +74,13 @@ def read_codes(source: str | os.PathLike[str] | BinaryIO, recover: bool = False)
         return _read_all(CodesReader(source, recover))
     if reader := _READERS.get(os.path.splitext(source)[1].lower()):
         raise FormatError(f"{os.fspath(source)}: is not a .codes file; {reader} reads it")
+    check_path(source, FormatError)
     with open(source, "rb") as stream:
         return _read_all(CodesReader(stream, recover, os.fspath(source)))
 
 
 _READERS = {".npy": "numpy.load", ".json": "json.load", ".txt": "numpy.loadtxt"}
-"""Of the plain integers that `encode_file` writes too."""
+"""Of the other files of codes that `encode_file` writes."""
 
 
 def _write_all(writer: CodesWriter, codes: np.ndarray, num_samples: int | None) -> None:

@@ -20,7 +20,7 @@ from codec.input import read_json
 from codec.model import catalogue
 from codec.model.catalogue import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
-from codec.output import open_output, write_json, write_text
+from codec.output import check_path, open_output, write_json, write_text
 
 
 def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = "cpu") -> Codec:
@@ -74,11 +74,18 @@ def save(codec: Codec, directory: str | os.PathLike[str], card: str = "", dtype:
         directory: made where it is missing.
         card: text of the model card, Markdown.
         dtype: of the stored weights; None takes float16 where that changes none of them, as in a model from the box,
-            else float32. The loaded model is float32 in any case.
+            else float32. The loaded model is float32 in any case. Another type than None takes changes the
+            fingerprint: codes made before are then decoded only with `force`.
 
     Raises:
+        ConfigError: `dtype` is not floating-point.
         ModelError: parts of the model have been replaced, so its weights are not those that its configuration tells.
+        CodecError: no directory can have this name.
+        OSError: the directory cannot be made or written.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigError(f"weights must be stored as floating-point numbers, such as torch.float16, got {dtype}")
+    check_path(directory)
     foreign = sorted(set(codec.state_dict()) ^ set(blank(codec.config).state_dict()))
     if foreign:
         raise ModelError(

@@ -27,11 +27,13 @@ from codec.bitstream import Header, fit_name
 from codec.code_files import ArrayReader
 from codec.errors import FormatError
 from codec.input import read_json
-from codec.output import open_output, write_json
+from codec.output import check_path, open_output, write_json
 from codec.tables import write_table
 
 INFO_NAME = "tokens.json"
 FAILED_COLUMNS = ("id", "path", "reason", "file")
+
+_ANOTHER = "copy the file again, or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,7 @@ def read_info(folder: Path) -> TokensInfo:
     Raises:
         FormatError: there is no such description.
     """
+    check_path(folder, FormatError)
     path = folder / INFO_NAME
     try:
         values = read_json(path)
@@ -324,9 +327,9 @@ def read_info(folder: Path) -> TokensInfo:
     except OSError as error:
         raise FormatError(f"{folder}: is not a folder of tokens, {INFO_NAME} cannot be read") from error
     except KeyError as error:
-        raise FormatError(f"{path}: does not describe tokens, it lacks {error}; delete the folder") from error
+        raise FormatError(f"{path}: does not describe tokens, it lacks {error}; {_ANOTHER}") from error
     except (ValueError, TypeError) as error:
-        raise FormatError(f"{path}: does not describe tokens ({error}); delete the folder") from error
+        raise FormatError(f"{path}: does not describe tokens ({error}); {_ANOTHER}") from error
 
 
 def write_info(folder: Path, info: TokensInfo) -> None:

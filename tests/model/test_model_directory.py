@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codec.errors import ModelError
+from codec.errors import ConfigError, ModelError
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -44,6 +44,14 @@ def test_weights_that_are_no_real_numbers_are_refused(dtype, tmp_path):
     save_file(tensors | {name: tensors[name].to(dtype)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=rf"model\.safetensors: .* has another kind of numbers for {name}"):
         load(tmp_path)
+
+
+def test_a_type_of_weights_that_could_not_be_loaded_leaves_the_model_there_as_it_was(tmp_path):
+    save(small_reference(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"floating-point numbers, such as torch.float16, got torch.int32"):
+        save(small_reference(), tmp_path, dtype=torch.int32)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_loading_draws_no_random_numbers(model_directory, tmp_path):
