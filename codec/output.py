@@ -46,6 +46,11 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
+def is_folder_name(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` ends as only a folder's may, be it there or not: in a separator."""
+    return os.fspath(path).endswith((os.sep, os.altsep or os.sep))
+
+
 def shown(path: str | os.PathLike[str], stream: str) -> str:
     """What messages call a path, where "-" is `stream`: "standard input" or "standard output"."""
     return stream if os.fspath(path) == STANDARD_STREAM else os.fspath(path)
@@ -87,7 +92,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
         return
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "is a directory, name a file", os.fspath(path))
-    if os.fspath(path).endswith((os.sep, os.altsep or os.sep)):
+    if is_folder_name(path):
         raise FileNotFoundError(errno.ENOENT, "there is no such folder; make it first", os.fspath(path))
     folder = Path(path).parent
     if not folder.is_dir():

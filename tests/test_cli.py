@@ -249,14 +249,18 @@ def test_several_files_go_into_a_folder(run, speech):
     for name in ("one/a.flac", "two/b.flac", "two/a.flac"):
         Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(speech, name)
-    Path("out").mkdir()
-    assert run("encode", "one/a.flac", "two/b.flac", "out", "--model", run.model) == 0
+    assert run("encode", "one/a.flac", "two/b.flac", "out/", "--model", run.model) == 0
+    assert run("encode", "one/a.flac", "one/codes/", "--model", run.model) == 0
+    assert os.listdir("one/codes") == ["a.codes"]
     assert run("decode", "out/a.codes", "out/b.codes", "out", "--model", run.model) == 0
     assert sorted(os.listdir("out")) == ["a.codes", "a.wav", "b.codes", "b.wav"]
     assert run("encode", "one/a.flac", "two/a.flac", "out", "--model", run.model, "--overwrite", "--quiet") == 2
     assert "two/a.flac: would be written to out/a.codes, as one/a.flac was" in run.err
     left = {"one", "two", "out"}
-    for last, message in (("new", "there is no such folder"), ("two/b.flac", "is a file; several files need a folder")):
+    for last, message in (
+        ("new", "there is no such folder; name it new/ to have it made"),
+        ("two/b.flac", "is a file; several files need a folder"),
+    ):
         assert message in run.refuses("encode", "one/a.flac", "two/a.flac", last, "--model", run.model, left=left)
     for first in ("one", "-"):
         assert "several inputs must all be files" in run.refuses("encode", first, "two/a.flac", "out", left=left)

@@ -146,7 +146,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
         click.echo(json.dumps(outcome.summary))
     elif not shared["quiet"]:
         click.echo("\n".join(describe(outcome)))
-    for warning in outcome.warnings if not shared["quiet"] else ():
+    for warning in outcome.warnings:
         complain(f"warning: {warning}")
     if outcome.problems:
         raise Failed("; ".join(outcome.problems))
@@ -228,5 +228,4 @@ def tokenize(
         sentence = f"{report.num_failed} of {count(total, 'utterance')} could not be used"
         if too_many := excess(report.num_failed, total, max_damaged, f"see {failures}"):
             raise Failed(sentence + too_many)
-        if not quiet:
-            complain(f"warning: {sentence}, see {failures}")
+        complain(f"warning: {sentence}, see {failures}")

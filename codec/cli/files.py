@@ -29,7 +29,7 @@ from codec.cli.options import (
 from codec.cli.reporting import count, saturated, show, softer, told
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, sentence
-from codec.output import STANDARD_STREAM
+from codec.output import STANDARD_STREAM, is_folder_name
 from codec.progress import SpeedLine
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class _Job:
 @click.option(
     "--format",
     type=click.Choice(["codes", "npy", "json", "txt"]),
-    help="Where the suffix of OUTPUT does not tell it; the last three are plain integers.",
+    help="Where the suffix of OUTPUT does not tell it; npy and txt hold neither the model nor the exact length.",
 )
 @option_refine
 @options_of_files
@@ -70,7 +70,8 @@ def encode(model: str, format: str | None, refine: int, device: str, precision: 
     """Turn speech into codes.
 
     INPUT is one or more sound files (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a
-    file ending in .codes, .npy, .json or .txt, a folder, or - for standard output.
+    file ending in .codes, .npy, .json or .txt, a folder, or - for standard output. A new folder's name ends in /,
+    unless INPUT is a folder too.
     """
     from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
@@ -117,8 +118,8 @@ def decode(
     """Turn codes back into speech.
 
     INPUT is one or more files ending in .codes, .npy, .json or .txt, a folder of them, a folder made by codec
-    tokenize, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output.
-    From a pipe, .codes are decoded as they arrive, the other formats once they have ended.
+    tokenize, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. A
+    new folder's name ends in /, unless INPUT is a folder too. From a pipe, .codes are decoded as they arrive, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import decode_file, load_model
@@ -187,7 +188,8 @@ def _told_of_sound(report: "DecodeReport") -> dict[str, Any]:
 def roundtrip(model: str, format: str | None, refine: int, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes and back, to hear what is left of it.
 
-    INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder.
+    INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder. A
+    new folder's name ends in /, unless INPUT is a folder too.
     """
     from codec.audio import OUTPUT_FORMATS, find_sounds
     from codec.files import roundtrip_file
@@ -254,8 +256,8 @@ def _each(
         raise click.UsageError("several files cannot all go to standard output; name a folder")
     if os.path.exists(target) and not os.path.isdir(target):
         raise CodecError(f"{target}: is a file; several files need a folder")
-    if more and not os.path.isdir(target):
-        raise CodecError(f"{target}: there is no such folder; make it, and several files can go there")
+    if more and not (os.path.isdir(target) or is_folder_name(target)):  # maybe OUTPUT was forgotten
+        raise CodecError(f"{target}: there is no such folder; name it {target}{os.sep} to have it made")
     pairs = list(find_pairs())
     if not (job.skip_existing and all(output.is_file() for _, output in pairs)):
         begin()
@@ -264,7 +266,8 @@ def _each(
 
 def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
     (source,), target = job.files
-    if os.path.isdir(target):
+    if os.path.isdir(target) or is_folder_name(target):
+        os.makedirs(target, exist_ok=True)
         target = os.path.join(target, Path(source).stem + job.suffix)
     if not (job.skip_existing and os.path.isfile(target)):
         watched(source, target, source)

@@ -77,7 +77,8 @@ option_precision = click.option(
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors, but most codes then differ.",
+    help="Of the network's large products; bf16 is faster on some processors, but most codes that it gives differ, and "
+    "sound that it gives a little.",
 )
 option_refine = click.option(
     "--refine",
@@ -111,6 +112,6 @@ option_json = click.option(
     "--json", "as_json", is_flag=True, help="Report as JSON on standard output, one line per file."
 )
 option_json_once = click.option("--json", "as_json", is_flag=True, help="Report as JSON on standard output.")
-option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only errors.")
+option_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no report, only warnings and errors.")
 argument_files = click.argument("files", metavar="INPUT... OUTPUT", nargs=-1, type=Name(), callback=_inputs_and_output)
 """One or more inputs and, last, the output: ([INPUT, ...], OUTPUT)."""

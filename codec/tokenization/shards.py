@@ -33,7 +33,7 @@ from codec.tables import write_table
 INFO_NAME = "tokens.json"
 FAILED_COLUMNS = ("id", "path", "reason", "file")
 
-_ANOTHER = "copy the file again, or choose another folder"
+_RESTORE = "restore it from a copy, or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -327,9 +327,9 @@ def read_info(folder: Path) -> TokensInfo:
     except OSError as error:
         raise FormatError(f"{folder}: is not a folder of tokens, {INFO_NAME} cannot be read") from error
     except KeyError as error:
-        raise FormatError(f"{path}: does not describe tokens, it lacks {error}; {_ANOTHER}") from error
+        raise FormatError(f"{path}: does not describe tokens, it lacks {error}; {_RESTORE}") from error
     except (ValueError, TypeError) as error:
-        raise FormatError(f"{path}: does not describe tokens ({error}); {_ANOTHER}") from error
+        raise FormatError(f"{path}: does not describe tokens ({error}); {_RESTORE}") from error
 
 
 def write_info(folder: Path, info: TokensInfo) -> None:
