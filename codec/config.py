@@ -263,7 +263,7 @@ def _take_over(config: Config, chosen: list[str]) -> None:
     chooses_discriminators = any(re.match(r"adversary($|\.discriminators)", key) for key in chosen)
     if not chooses_model and config.model == _read_model(_hydra([]).model):
         config.model = _model_of(initial)
-    path = catalogue.resolve(initial) / catalogue.DISCRIMINATORS_CONFIG_NAME
+    path = catalogue.resolve(initial, with_discriminators=True) / catalogue.DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
         try:
             values = read_json(path)

@@ -80,8 +80,12 @@ def boxed_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_NAME}"))}
 
 
-def resolve(model: str | os.PathLike[str]) -> Path:
+def resolve(model: str | os.PathLike[str], *, with_discriminators: bool = False) -> Path:
     """The directory of a model given as boxed name, directory, or Hugging Face Hub id (`owner/name`).
+
+    Args:
+        model: its name.
+        with_discriminators: fetch those from the Hub too, where it has some, as only training needs them.
 
     Raises:
         ModelError: there is no such model, or the directory lacks a file.
@@ -103,7 +107,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     if directory.exists():
         raise ModelError(f"{directory}: is a file; name the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
     if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not directory.parent.is_dir():
-        return _download(model)
+        return _download(model, with_discriminators)
     known = ", ".join(boxed) or "none"
     raise ModelError(f"unknown model {model!r}; boxed models: {known}; or give a directory or a Hub id owner/name")
 
@@ -127,15 +131,18 @@ def fingerprint(directory: Path) -> str:
     return fingerprint_of(config, sha256(directory / WEIGHTS_NAME))
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, with_discriminators: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ModelError(
             f"{hub_id}: no such directory; to load it from the Hub, pip install huggingface_hub"
         ) from error
+    names = [CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]
+    if with_discriminators:
+        names += [DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
+        return Path(snapshot_download(hub_id, allow_patterns=names))
     except Exception as error:  # the Hub client raises a dozen unrelated types
         raise ModelError(
             f"{hub_id}: no such directory, and it cannot be had from the Hub ({sentence(error)})"

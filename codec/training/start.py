@@ -40,9 +40,10 @@ def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, 
         ModelError: those of `training.init` have other settings than `adversary`.
     """
     adversary = Adversary(config.adversary, device, config.training.record)
-    path = resolve(config.training.init) / DISCRIMINATORS_NAME if config.training.init else None
-    if path is not None and path.is_file():
-        adversary.load_weights(path)
+    if config.training.init:
+        path = resolve(config.training.init, with_discriminators=True) / DISCRIMINATORS_NAME
+        if path.is_file():
+            adversary.load_weights(path)
     start = config.training.adversarial_start
     if start is None:
         start = 0 if adversary.has_learned else ADVERSARIAL_START
@@ -64,7 +65,7 @@ def _has_lost_some(directory: Path) -> bool:
 def surprises(config: Config, adversarial_start: int) -> list[str]:
     """What a user may not expect of the discriminators that `initial_adversary` gives."""
     init, found = config.training.init, []
-    if init and _has_lost_some(resolve(init)):
+    if init and _has_lost_some(resolve(init, with_discriminators=True)):
         advice = "a package installed with pip install -e has those of the boxed model"
         found.append(f"those of {init} are not here, new ones learn from step {adversarial_start} on; {advice}")
     if config.training.adversarial_start is None and adversarial_start >= config.training.steps:
