@@ -1,7 +1,7 @@
-"""Files of codes of any kind behind one reader and one writer: `.codes`, and plain integers as .npy, .json or .txt.
+"""Files of codes of any kind behind one reader and one writer: `.codes`, and for other programs .npy, .json and .txt.
 
-Plain integers are for other programs. Only `.codes` is checked for damage; only `.codes` and .json know their model and
-the exact length of the recording.
+Only `.codes` is checked for damage; only `.codes` and .json know their model and the exact length of the recording.
+bitstream/FORMAT.md specifies them all.
 """
 
 import codecs

@@ -243,13 +243,14 @@ def decode_file(
     force: bool = False,
     progress: SecondsProgress | None = None,
 ) -> DecodeReport:
-    """Turn a file of codes into a sound file of exactly the length of the recording.
+    """Turn a file of codes into a sound file: from .codes and .json of exactly the length of the recording, from .npy
+    and .txt, which do not know it, of whole frames.
 
     Args:
         source: .codes, .npy, .json or .txt; "-" for standard input.
         target: .wav, .flac or .ogg; "-" for standard output. It appears when it is complete.
         model: name of a boxed model, directory, Hub id, or a loaded model; None takes the boxed one that made the
-            codes, for plain integers the default. The last one loaded by name is kept.
+            codes, or the default where the file does not tell. The last one loaded by name is kept.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
             for it. Sound decodes a little less exactly then.

@@ -119,7 +119,8 @@ def decode(
 
     INPUT is one or more files ending in .codes, .npy, .json or .txt, a folder of them, a folder made by codec
     tokenize, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. A
-    new folder's name ends in /, unless INPUT is a folder too. From a pipe, .codes are decoded as they arrive, the other formats once they have ended.
+    new folder's name ends in /, unless INPUT is a folder too. From a pipe, .codes are decoded as they arrive, the other
+    formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import decode_file, load_model

@@ -77,8 +77,8 @@ option_precision = click.option(
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors, but most codes that it gives differ, and "
-    "sound that it gives a little.",
+    help="Of the network's large products; bf16 is faster on some processors. Most codes made with it differ, and "
+    "sound decoded with it a little.",
 )
 option_refine = click.option(
     "--refine",
