@@ -131,6 +131,38 @@ def test_settled_quantizer_goes_on_behind_its_codes() -> None:
     assert torch.equal(torch.cat([first, second], dim=1), codes)
 
 
+def test_codes_come_five_seconds_at_a_time_half_a_second_after_their_sound(boxed: Codec) -> None:
+    encoder, needed = RefiningEncoder(boxed, 0), (384 + 32) * HOP + boxed.encoder.lookahead_samples
+    assert needed / 24000 == pytest.approx(5.12 + 0.5, abs=0.01)
+    assert len(encoder.push(torch.zeros(needed - 1))) == 0
+    assert len(encoder.push(torch.zeros(1))) == 384
+
+
+def test_each_stretch_is_heard_with_what_was_before_it_and_what_lies_ahead(
+    tiny: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "SEGMENT_FRAMES", 48)
+    monkeypatch.setattr(refinement, "FRAMES_AHEAD", 8)
+    heard, wav = [], wav[:40001]  # 126 frames
+    encoder = RefiningEncoder(tiny, 0)
+    encoder.listener = lambda *wavs: heard.append(wavs) or torch.zeros(())  # type: ignore[assignment]
+    sound = decode(tiny, torch.cat([encoder.push(wav), encoder.flush()]), len(wav))
+    for (reference, estimate), (start, now, end) in zip(heard, [(0, 0, 56), (8, 48, 104), (56, 96, 126)], strict=True):
+        assert torch.equal(reference, wav[start * HOP : end * HOP])
+        assert len(estimate) == len(reference)
+        before = (now - start) * HOP
+        torch.testing.assert_close(estimate[:before], sound[start * HOP : now * HOP], atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_is_kept_that_leads_to_a_gradient(tiny: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would grow with the signal."""
+    monkeypatch.setattr(refinement, "SEGMENT_FRAMES", 48)
+    monkeypatch.setattr(refinement, "FRAMES_AHEAD", 8)
+    encoder = RefiningEncoder(tiny, 1)
+    assert len(encoder.push(wav[:30000].clone().requires_grad_())) == 48
+    assert not any(kept.requires_grad for kept in (encoder._wav, *encoder._before))
+
+
 @pytest.mark.parametrize("num_samples", [0, 1, 320, 321, 5000])
 def test_signals_of_any_length_have_their_codes(num_samples: int, tiny: Codec, wav: Tensor) -> None:
     assert len(refine(tiny, wav[:num_samples], 1)) == -(-num_samples // HOP)
@@ -158,7 +190,7 @@ def test_steps_that_cannot_be_meant_are_refused(steps: object, tiny: Codec, spee
 
 
 def test_any_integer_is_a_number_of_steps(tiny: Codec, wav: Tensor) -> None:
-    wav = wav[:5000]
+    wav = wav[:5000] + 0.3  # an offset that ends with the signal is no step
     assert torch.equal(refine(tiny, wav, np.int64(2)), refine(tiny, wav, 2))
     assert torch.equal(refine(tiny, wav, 0), tiny.encode(wav[None, None])[0])
 
