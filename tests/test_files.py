@@ -101,6 +101,33 @@ def test_holes_are_silent_at_their_place(codec, wav, sound, tmp_path, monkeypatc
     assert abs(length - 256 * 320) < 20
 
 
+def test_sound_fades_before_a_hole_and_behind_it(codec, wav, sound, tmp_path):
+    files.encode_file(sound, tmp_path / "talk.codes", model=codec)
+    codes = torch.from_numpy(read_codes(tmp_path / "talk.codes").codes)[None]
+    data = bytearray((tmp_path / "talk.codes").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "talk.codes").write_bytes(data)
+    files.decode_file(tmp_path / "talk.codes", tmp_path / "a.wav", model=codec, format="wav-float", recover=True)
+    again = read(tmp_path / "a.wav")
+    hole = int((again.reshape(-1)[: len(again) // 320 * 320].reshape(-1, 320) == 0).all(axis=1).argmax())
+    before, after = (codec.decode(part)[0, 0].numpy() for part in (codes[:, :hole], codes[:, hole + 256 :]))
+    before[-320:] *= np.linspace(1, 0, 320, dtype=np.float32)
+    after[:320] *= np.linspace(0, 1, 320, dtype=np.float32)
+    expected = np.concatenate([before, np.zeros(256 * 320, np.float32), after])[: len(wav)]
+    np.testing.assert_allclose(again, expected, atol=1e-6)
+
+
+def test_items_of_a_padded_batch_are_those_of_single_files(codec, wav):
+    """Where networks look at whole clips, padding would be heard."""
+    wavs, lengths = torch.from_numpy(wav[:64000]).view(2, 1, -1), torch.tensor([32000, 30000])
+    codes = codec.encode(wavs, lengths)
+    sound = codec.decode(codes, lengths)
+    for item, length in enumerate(lengths):
+        own = codec.encode(wavs[item : item + 1, :, :length])
+        assert torch.equal(codes[item, : own.shape[1]], own[0])
+        torch.testing.assert_close(sound[item, :, :length], codec.decode(own)[0, :, :length])
+
+
 def test_windows_do_not_depend_on_the_pieces_of_codes_that_look_back(codec):
     """A predictive quantizer's code says something of the frames after it, in whatever piece they come."""
     config = codec.config

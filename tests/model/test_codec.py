@@ -13,7 +13,11 @@ from codec.model.weights import load
 
 @pytest.fixture(scope="module")
 def codec(model_directory) -> Codec:
-    return load(model_directory)
+    """Whose codes depend on those before them, which they do not in a model that has learned nothing."""
+    codec = load(model_directory)
+    with torch.no_grad():
+        codec.quantizer.taps.copy_(noise(*codec.quantizer.taps.shape))
+    return codec
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -79,6 +83,20 @@ def test_items_of_a_padded_batch_equal_single_files_whatever_the_padding(codec: 
         alone = codec.decode(single[item][None])[0, :, :length]
         torch.testing.assert_close(decoded[item, :, :length], alone, atol=1e-6, rtol=1e-5)
         assert (decoded[item, :, length:] == 0).all()
+
+
+def test_an_item_may_end_long_before_the_others(codec: Codec):
+    """So long that nothing is left of which an offset could be measured."""
+    wav = noise(2, 1, 320 * 320)
+    codes = codec.encode(wav, torch.tensor([320 * 320, 640]))
+    assert torch.equal(codes[1, :2], codec.encode(wav[1:, :, :640])[0])
+    assert (codes[1, 2:] == -1).all()
+
+
+@pytest.mark.parametrize("lengths", [[1000], [1000, 0], [1000, -1], [1001, 1000], [1000, 1000, 1000]])
+def test_lengths_that_do_not_fit_are_refused(codec: Codec, lengths: list[int]):
+    with pytest.raises(AudioError, match="lengths must be 2 numbers of samples between 1 and 1000, got"):
+        codec.encode(noise(2, 1, 1000), torch.tensor(lengths))
 
 
 def test_an_offset_is_not_heard(codec: Codec):
