@@ -153,7 +153,9 @@ def test_pieces_give_what_the_whole_gives(quantizer: PredictiveSimVQ, piece: int
     state, other_state = {}, {}
     codes = [quantizer.encode(part, state) for part in latent.split(piece, dim=2)]
     assert sum(part.shape[1] for part in codes) == 40 - quantizer.delay
-    assert torch.equal(torch.cat([*codes, quantizer.finish(state)], dim=1), whole.codes)
+    codes.append(quantizer.finish(state))
+    assert torch.equal(torch.cat(codes, dim=1), whole.codes)
+    assert not any(part.is_inference() for part in codes)  # what is looked up by them can be trained
     assert quantizer.finish(state).shape[1] == 0
     buffer = torch.empty(2, piece, dtype=torch.int64)  # that is written over by each piece
     parts = [quantizer.lookup(whole.codes[:, :0], other_state)]
@@ -161,6 +163,22 @@ def test_pieces_give_what_the_whole_gives(quantizer: PredictiveSimVQ, piece: int
         buffer[:, : part.shape[1]] = part
         parts.append(quantizer.lookup(buffer[:, : part.shape[1]], other_state))
     assert torch.equal(torch.cat(parts, dim=2), whole.quantized)
+
+
+def test_settled_codes_are_those_that_all_later_ones_go_on_from():
+    """Later codes are the best of all that can follow the settled ones, and of no others."""
+    torch.manual_seed(0)
+    quantizer = PredictiveSimVQ(4, D, memory=2, context_width=8, num_paths=4**5, delay=3).eval()
+    torch.nn.init.normal_(quantizer.taps, std=0.5)
+    latent, state = autoregression(20, 5, 0.8), {}
+    settled = torch.cat([quantizer.encode(latent[..., :3], state), quantizer.finish(state.copy())], dim=1)
+    quantizer.settle(state)
+    later = torch.cat([quantizer.encode(latent[..., 3:], state), quantizer.finish(state)], dim=1)
+    ways_on = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    for item, begin, end in zip(latent, settled, later, strict=True):
+        sequences = torch.cat([begin.expand(16, 3), ways_on], dim=1)
+        errors = (quantizer.lookup(sequences) - item).square().sum(dim=(1, 2))
+        assert torch.equal(end, ways_on[errors.argmin()])
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
