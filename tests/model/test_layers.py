@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codec.model.layers import CausalConv1d, ConvNeXtBlock, WindowedAttention
+from codec.model.layers import MAX_FRAMES, CausalConv1d, ConvNeXtBlock, WindowedAttention, in_pieces
 
 WIDTH = 12
 
@@ -65,6 +65,15 @@ def test_attention_equals_the_masked_formula():
         heads.append(score.softmax(dim=-1) @ value[:, columns])
     expected = x + layer.scale * layer.output(torch.cat(heads, dim=-1)[None])
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_frames", [1, MAX_FRAMES, MAX_FRAMES + 1, 2 * MAX_FRAMES, 5 * MAX_FRAMES - 1])
+def test_a_signal_is_cut_into_as_few_pieces_as_fit_all_about_as_long(num_frames: int):
+    pieces = in_pieces(num_frames)
+    sizes = [piece.stop - piece.start for piece in pieces]
+    assert len(pieces) == -(-num_frames // MAX_FRAMES)
+    assert max(sizes) - min(sizes) <= 1
+    assert [frame for piece in pieces for frame in range(num_frames)[piece]] == list(range(num_frames))
 
 
 @pytest.mark.parametrize(("score", "counts"), [(-64.0, True), (-80.0, False)])
