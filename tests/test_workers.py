@@ -1,10 +1,12 @@
 """Work in processes: every answer once, and a crash takes only its own item."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,9 +64,28 @@ def end(offset: int) -> None:
     os._exit(1)
 
 
-def test_processes_that_cannot_begin_are_no_fault_of_an_item():
+@pytest.mark.parametrize("tasks", [[0], [0, 1]])
+def test_processes_that_cannot_begin_are_no_fault_of_an_item(tasks: list[int]):
     with pytest.raises(CodecError, match="end as soon as they begin: memory must suffice"):
-        list(work(add, [0, 1], 1, end, (0,)))
+        list(work(add, tasks, 1, end, (0,)))
+
+
+def begin_three_times(starts: Path) -> None:
+    with open(starts, "ab") as stream:
+        stream.write(b".")
+    if starts.stat().st_size > 3:
+        os._exit(1)
+
+
+def test_processes_that_cannot_begin_any_more_are_no_fault_of_an_item(tmp_path: Path):
+    """Of four, as each of two crashes is tried again: the last one."""
+    with pytest.raises(CodecError, match="end as soon as they begin: memory must suffice"):
+        list(work(add, [3, 3], 1, begin_three_times, (tmp_path / "starts",)))
+
+
+def test_no_more_processes_start_than_there_are_tasks():
+    for _ in work(add, [0], 3, prepare, (10,)):
+        assert len(multiprocessing.active_children()) == 1
 
 
 def own_number(task: int) -> int:
