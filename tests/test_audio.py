@@ -74,8 +74,19 @@ def test_block_size_does_not_change_samples(tmp_path):
     outputs = []
     for block_seconds in (10.0, 0.013):
         with audio.SoundReader(path, 24000, block_seconds) as sound:
-            outputs.append(np.concatenate(list(sound)))
+            blocks = list(sound)
+        assert all(map(len, blocks))
+        outputs.append(np.concatenate(blocks))
     np.testing.assert_array_equal(*outputs)
+
+
+def test_what_is_read_at_once_is_bounded_however_many_channels_there_are(tmp_path):
+    """64 of them: ten seconds would be 117 MiB."""
+    path = write_wav(tmp_path / "a.wav", np.zeros((48000 * 3 // 2, 64), np.float32), 48000, "PCM_U8")
+    with audio.SoundReader(path) as sound:
+        sizes = [block.size for block in sound.channel_blocks()]
+    assert sum(sizes) == 64 * 72000
+    assert max(sizes) * 4 <= 16 * 2**20
 
 
 @pytest.mark.parametrize("channels", [1, 2, 8])
@@ -515,3 +526,5 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path):
         with pytest.raises(AudioError, match=f"cannot hold a sample rate of {rate} Hz"):
             audio.write(tmp_path / name, np.zeros(10, np.float32), rate)
     assert not list(tmp_path.iterdir())
+    audio.write(tmp_path / "a.ogg", np.zeros(10, np.float32), 200_000)
+    assert soundfile.info(tmp_path / "a.ogg").samplerate == 200_000
