@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codec.bitstream import Header
-from codec.code_files import CODE_FORMATS, open_code_reader, open_code_writer
+from codec.code_files import CODE_FORMATS, format_of, open_code_reader, open_code_writer
 from codec.errors import FormatError
 
 
@@ -77,3 +77,10 @@ def test_a_length_that_does_not_fit_the_codes_is_refused(tmp_path, num_samples):
     (tmp_path / "a.json").write_text(described(num_samples))
     with pytest.raises(FormatError, match=f"num_samples {num_samples} does not fit 1 codes of 320 samples"):
         codes_of(tmp_path / "a.json")
+
+
+def test_the_first_bytes_tell_the_format_whatever_comes_then():
+    """So that a mistake in a file is named as one of that file."""
+    assert format_of(b"1 2 3, 4 five") == "txt"
+    assert format_of(b" [1, 2") == "json"
+    assert format_of(b"1 two") is None

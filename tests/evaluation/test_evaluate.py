@@ -339,6 +339,7 @@ def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path)
     assert (tmp_path / "talk0.codes").stat().st_size == size  # what a user's file takes
     assert 0 <= float(row["reencoding"]) <= 1
     assert audio.info(tmp_path / "out" / "estimates" / "talk0.wav").num_samples == 24100
+    assert sorted(path.name for path in (tmp_path / "out" / "codes").iterdir()) == [f"talk{n}.codes" for n in range(3)]
     assert {entry["metric"] for entry in summary["not_computed"]}.isdisjoint({"utilisation", "bitrate", "reencoding"})
     assert result.values("reencoding").keys() == {"talk0", "talk1", "talk2"}
 

@@ -268,6 +268,23 @@ def test_utterances_of_only_one_are_counted(two):
     assert "1 in only one of both" in comparison_table(found)
 
 
+def test_weighted_columns_have_weighted_means(two):
+    """As error rates, whose weight is the number of words. Utterances of weight 0 have none."""
+    weights = np.arange(6.0)
+    for folder in two:
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["metrics"]["mel"]["weight"] = "seconds"
+        (folder / "summary.json").write_text(json.dumps(summary))
+        header, *rows = [line.split("\t") for line in (folder / "scores.tsv").read_text().splitlines()]
+        for row, weight in zip(rows, weights, strict=True):
+            row[header.index("seconds")] = str(weight)
+        (folder / "scores.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
+    mel = compare(*two)["metrics"]["mel"]
+    differences = list(mel["differences"].values())
+    assert mel["num"] == len(differences) == 5
+    assert mel["difference"] == pytest.approx(np.average(differences, weights=weights[1:]))
+
+
 def test_what_depends_on_the_sample_rate_is_not_compared_across_rates(two, folders, tmp_path):
     """Of sound without an upper band there is less to get wrong."""
     lower = tmp_path / "lower"

@@ -17,7 +17,7 @@ from codec.config import compose
 from codec.errors import AudioError, ConfigError
 from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
-from codec.training.cache import AudioCache, open_cache
+from codec.training.cache import AudioCache, bandwidth_of, open_cache
 from codec.training.data import DataConfig, WindowSampler
 from codec.training.voice import move_formants
 
@@ -325,6 +325,11 @@ def test_windows_know_how_far_their_recording_reaches(tones: list[Path], tmp_pat
     assert set(zip(frequencies.tolist(), batch.bandwidth.tolist(), strict=True)) == {(1000, 12000), (2000, 0.91 * 8000)}
     wide = open_cache(tones[:1], tmp_path / "wide-cache", 24000)
     assert WindowSampler(wide, DataConfig(batch_size=2, window_seconds=0.5), 0).batch(0).bandwidth is None
+
+
+def test_sound_is_whole_up_to_half_its_rate_unless_it_was_raised():
+    assert bandwidth_of(48000, 24000) == bandwidth_of(24000, 24000) == 12000
+    assert bandwidth_of(16000, 24000) == 0.91 * 8000
 
 
 def test_windows_of_several_recordings_reach_as_far_as_the_narrowest(tones: list[Path], tmp_path: Path):
