@@ -54,6 +54,18 @@ def test_the_second_stage_runs_beside_the_first():
         torch.set_num_threads(1)
 
 
+def test_the_stages_share_torchs_threads_and_a_single_item_takes_all():
+    def threads(*_: object) -> int:
+        return torch.get_num_threads()
+
+    torch.set_num_threads(3)
+    try:
+        assert in_two_stages([0, 1], threads, lambda of_first: (of_first, threads())) == [(2, 1), (2, 1)]
+        assert in_two_stages([0], threads, lambda of_first: (of_first, threads())) == [(3, 3)]
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("stage", [0, 1], ids=["first", "second"])
 def test_an_error_of_either_stage_arrives(num_threads: int, stage: int):
     def fail(item: int) -> int:
