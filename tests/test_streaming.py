@@ -524,6 +524,11 @@ def test_however_many_codes_arrive_the_decoder_sees_a_bounded_number_at_once(cod
     assert sum(sizes) == num_signals * (MAX_FRAMES + 1)
 
 
+def test_more_signals_than_frames_that_are_seen_at_once_are_decoded(codec: Codec):
+    codes = torch.zeros(MAX_FRAMES + 1, 1, dtype=torch.int64)
+    assert StreamDecoder(codec).push(codes).shape == (MAX_FRAMES + 1, codec.hop_length)
+
+
 def test_however_much_sound_arrives_the_encoder_sees_a_bounded_stretch_at_once(codec: Codec):
     sizes = []
     with codec.encoder.output.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[1])):
@@ -555,8 +560,9 @@ def test_unusable_input_is_refused(codec: Codec):
             use()
     with pytest.raises(AudioError, match="NaN"):
         StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
-    with pytest.raises(AudioError, match="shape"):
-        StreamEncoder(codec).push(torch.zeros(2, 1, 100))
+    for shape in ((2, 1, 100), ()):
+        with pytest.raises(AudioError, match="shape"):
+            StreamEncoder(codec).push(torch.zeros(shape))
     for wav in (torch.zeros(100, dtype=torch.int16), torch.zeros(100, dtype=torch.bool), np.zeros(100)):
         with pytest.raises(AudioError, match="audio must be"):
             StreamEncoder(codec).push(wav)
