@@ -32,7 +32,7 @@ so that a signal of a batch can go on without the others, and with new ones.
 
 def in_pieces(num_frames: int) -> list[slice]:
     """A signal's frames in pieces of about equal length: a short one at the end would be rounded otherwise."""
-    count = max(-(-num_frames // MAX_FRAMES), 1)
+    count = -(-num_frames // MAX_FRAMES)
     bounds = [num_frames * number // count for number in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
