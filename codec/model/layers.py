@@ -135,15 +135,15 @@ class WindowedAttention(nn.Module):
         query, present = projected.permute(2, 0, 3, 1, 4).split([1, 2])
         query = query.squeeze(0) * query.shape[-1] ** -0.5
         if state is None or self not in state:
-            num_before = torch.zeros(1, dtype=torch.int64, device=x.device)  # frames of each signal, at most context
+            num_before = torch.zeros(1, dtype=torch.int64, device=x.device)  # frames of each signal
             memory = F.pad(present, (0, 0, context, 0))
         else:
             num_before, past = state[self]
             memory = torch.cat([past.transpose(0, 1), present], dim=3)
         if state is not None:
-            num_frames = (num_before + x.shape[1]).clamp(max=context).expand(x.shape[0])
+            num_frames = (num_before + x.shape[1]).expand(x.shape[0])
             state[self] = num_frames, last_steps(memory, context, dim=3).transpose(0, 1)
-        num_absent = context - num_before[:, None]  # frames of the memory that are before the start of the signal
+        num_absent = context - num_before[:, None]  # frames of the memory before the start of the signal, if positive
         key, value = memory
         size = max(self.window // 2, 1)
         bias = self._bias(min(size, x.shape[1]))
