@@ -55,6 +55,8 @@ def test_table_of_differences_holds_the_values_of_the_recipes():
     text = (ROOT / "recipes" / "libritts" / "README.md").read_text()
     windows = [f"{config.data.batch_size} x {config.data.window_seconds:g} s" for config in (paper, ours)]
     assert f"| window | {windows[0]} | {windows[1]} |" in text
+    assert paper.training.adversarial_seconds >= paper.data.window_seconds
+    assert f"| discriminators see | all of a window | {ours.training.adversarial_seconds:g} s of it |" in text
     assert f"at most {ours.training.clip_norm:g}, discriminators {ours.adversary.max_gradient_norm:g} |" in text
     assert f"1e-4 after {ours.training.warmup_steps:,} steps of warm-up" in text
     assert f"last {ours.training.decay_steps:,} |" in text
