@@ -1,5 +1,6 @@
 """What training starts from: new networks, or those of a model that is given, with its discriminators."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,21 +34,31 @@ def initial_codec(config: Config) -> Codec:
     return codec
 
 
-def initial_adversary(config: Config, device: torch.device) -> tuple[Adversary, int]:
-    """The discriminators, those of `training.init` where it has some, and the step at which they join.
+def initial_adversary(config: Config, device: torch.device) -> Adversary:
+    """The discriminators, those of `training.init` where it has some.
 
     Raises:
         ModelError: those of `training.init` have other settings than `adversary`.
     """
     adversary = Adversary(config.adversary, device, config.training.record)
-    if config.training.init:
-        path = resolve(config.training.init, with_discriminators=True) / DISCRIMINATORS_NAME
-        if path.is_file():
-            adversary.load_weights(path)
-    start = config.training.adversarial_start
-    if start is None:
-        start = 0 if adversary.has_learned else ADVERSARIAL_START
-    return adversary, start
+    if path := _discriminators(config):
+        adversary.load_weights(path)
+    return adversary
+
+
+def _discriminators(config: Config) -> Path | None:
+    """The weights of those of `training.init`, where it has some."""
+    if not config.training.init:
+        return None
+    path = resolve(config.training.init, with_discriminators=True) / DISCRIMINATORS_NAME
+    return path if path.is_file() else None
+
+
+def adversarial_start(config: Config) -> int:
+    """The step at which discriminators join; where none is set, at once if they are those of `training.init`."""
+    if config.training.adversarial_start is not None:
+        return config.training.adversarial_start
+    return 0 if _discriminators(config) else ADVERSARIAL_START
 
 
 def commitment_weight(config: Config) -> float:
@@ -57,18 +68,27 @@ def commitment_weight(config: Config) -> float:
     return 20.0 if getattr(config.model.quantizer, "relative_loss", True) else 1000.0
 
 
+def derived(config: Config) -> Config:
+    """The settings, with values for those that are null because others decide them."""
+    training = replace(
+        config.training, adversarial_start=adversarial_start(config), commitment_weight=commitment_weight(config)
+    )
+    return replace(config, training=training)
+
+
 def _has_lost_some(directory: Path) -> bool:
     """Whether a model's discriminators are described but not there, as in an installed package."""
     return (directory / DISCRIMINATORS_CONFIG_NAME).is_file() and not (directory / DISCRIMINATORS_NAME).is_file()
 
 
-def surprises(config: Config, adversarial_start: int) -> list[str]:
-    """What a user may not expect of the discriminators that `initial_adversary` gives."""
-    init, found = config.training.init, []
+def surprises(config: Config) -> list[str]:
+    """What a user may not expect of the discriminators."""
+    init, start, found = config.training.init, adversarial_start(config), []
     if init and _has_lost_some(resolve(init, with_discriminators=True)):
         advice = "a package installed with pip install -e has those of the boxed model"
-        found.append(f"those of {init} are not here, new ones learn from step {adversarial_start} on; {advice}")
-    if config.training.adversarial_start is None and adversarial_start >= config.training.steps:
-        ends = f"they would at step {adversarial_start}, and training ends at {config.training.steps}"
+        found.append(f"those of {init} are not here, new ones learn from step {start} on; {advice}")
+    are_awaited = config.training.adversarial_start is None or _discriminators(config) is not None
+    if are_awaited and start >= config.training.steps:
+        ends = f"they would at step {start}, and training ends at {config.training.steps}"
         found.append(f"none join: {ends}; set training.adversarial_start")
     return found

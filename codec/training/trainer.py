@@ -41,7 +41,14 @@ from codec.training.perception import Disturbance, Intelligibility
 from codec.training.pitch import pitch_loss
 from codec.training.run_files import CONFIG_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME, read_settings
 from codec.training.settings import Config, check, defining_settings, differences
-from codec.training.start import commitment_weight, initial_adversary, initial_codec, surprises
+from codec.training.start import (
+    adversarial_start,
+    commitment_weight,
+    derived,
+    initial_adversary,
+    initial_codec,
+    surprises,
+)
 from codec.training.state import (
     ExponentialMovingAverage,
     Latest,
@@ -94,7 +101,8 @@ class Trainer:
         self.spectral_loss = SpectralLoss(config.mel, self.codec.sample_rate).to(self.device)
         self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
         self.intelligibility = Intelligibility(self.codec.sample_rate).to(self.device)
-        self.adversary, self.adversarial_start = initial_adversary(config, self.device)
+        self.adversary = initial_adversary(config, self.device)
+        self.adversarial_start = adversarial_start(config)
         self.commitment_weight = commitment_weight(config)
         of_codes = set(self.codec.quantizer.code_parameters())
         self.optimizer = adamw(
@@ -304,7 +312,7 @@ class Trainer:
         latest, self.resumed_from = self.resumed_from, None  # its tensors are not needed any more
         monitor.event(self.step, "started", self._machine())
         if latest is None:
-            for sentence in surprises(self.config, self.adversarial_start):
+            for sentence in surprises(self.config):
                 monitor.event(self.step, "discriminators", sentence)
         else:
             damage = f"{latest.damage}; " if latest.damage else ""
@@ -313,9 +321,7 @@ class Trainer:
             self.save(keep_previous=False)
         if self.ranks.is_first:
             check_room(self.run, self._num_state_bytes())
-            settings = asdict(self.config)
-            # Also where it was left to the quantizer.
-            settings["training"]["commitment_weight"] = self.commitment_weight
+            settings = asdict(derived(self.config))
             if changes := differences(read_settings(self.run), settings):
                 monitor.event(self.step, "settings", "; ".join(changes))
             write_json(self.run / CONFIG_NAME, settings)

@@ -1,6 +1,8 @@
 """Training from a model: its configuration and discriminators are taken over, frozen parts stay as they are."""
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,14 +15,18 @@ from codec.model import weights
 from codec.model.catalogue import DISCRIMINATORS_NAME, resolve
 from codec.training.adversary import Adversary
 from codec.training.run_files import LOG_NAME, STATE_NAME
+from codec.training.settings import differences
 from codec.training.start import (
     ADVERSARIAL_START,
+    adversarial_start,
     commitment_weight,
     initial_adversary,
     surprises,
 )
 from codec.training.state import load_state
 from codec.training.trainer import Trainer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +90,29 @@ def test_discriminators_that_are_missing_or_never_join_are_told(first: Trainer, 
     log = (second.run / LOG_NAME).read_text()
     assert "are not here, new ones learn from step 20000 on" in log
     assert "none join: they would at step 20000, and training ends at 2; set training.adversarial_start" in log
-    assert not surprises(compose(["training.init=stream"]), 0)
+    assert not surprises(compose(["training.init=stream"]))
     assert compose(["recipe=finetune"]).training.adversarial_start == 0
+
+
+def test_discriminators_of_the_start_that_never_take_part_are_told():
+    never = "none join: they would at step 8000, and training ends at 8000; set training.adversarial_start"
+    assert surprises(compose(["recipe=stream-cpu", "training.init=stream"])) == [never]
+    assert surprises(compose(["recipe=stream-cpu"])) == []  # it says why
+    assert surprises(compose(["recipe=finetune-stream"])) == []
+
+
+def test_the_recipe_for_the_boxed_model_goes_on_as_its_last_phase():
+    phase = json.loads((RECIPES / "stream" / "run.json").read_text())[-1]
+    config = compose(["recipe=finetune-stream"])
+    changed = {line.split()[0] for line in differences(phase, asdict(config))}
+    assert changed == {
+        *("data.batch_size", "data.window_seconds", "data.workers"),
+        *("adversary.learning_rate", "training.learning_rate", "training.steps", "training.decay_steps"),
+        *("training.seed", "training.record", "training.validate_every", "training.save_every"),
+        "training.adversarial_start",  # null, which is at once, too
+        "training.disturbance_weight",  # 9 as the disturbance was counted then is 5 now
+    }
+    assert (config.training.init, adversarial_start(config)) == ("stream", 0)
 
 
 def test_the_recipe_weighs_a_relative_commitment_so_that_it_does_not_drown_the_sound(
