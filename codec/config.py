@@ -35,7 +35,8 @@ from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
 from codec.training.losses import MelLossConfig
-from codec.training.settings import Config, TrainingConfig, check, model_sentence
+from codec.training.settings import Config, TrainingConfig, check, misfits, model_sentence
+from codec.training.start import derived
 
 
 @dataclass
@@ -111,8 +112,13 @@ def _without_gone(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """All settings of a run, as `configs/` would have them."""
-    return str(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    """All settings of a run as they would be used, as `configs/` would have them.
+
+    Raises:
+        ConfigError: they do not fit together, whatever the speech and the machine.
+    """
+    refuse(misfits(config))
+    return str(OmegaConf.to_yaml(OmegaConf.create(asdict(derived(config)))))
 
 
 def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from codec import config as settings
 from codec.config import compose
 from codec.model.codec import Codec
+from codec.model.correlation import DECIMATION
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
 from codec.training.losses import MelLossConfig, SpectralLoss
-from codec.training.settings import Config
+from codec.training.settings import Config, misfits
 from codec.training.start import commitment_weight
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -126,6 +127,25 @@ def test_published_models_have_the_published_rates(name, codebook_size, bitrate)
     assert (codec.codebook_size, codec.hop_length, codec.frame_rate) == (codebook_size, 320, 75)
     assert codec.bitrate == pytest.approx(bitrate)
     assert (codec.quantizer.codebook_dim, codec.encoder.config.is_causal) == (512, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "sample_rate", "frame_rate", "bitrate"),
+    [
+        ("stream", 24000, 75, 0.9),
+        ("stream-16k", 16000, 50, 0.6),
+        ("stream-50", 24000, 50, 0.6),
+        ("stream-48k", 48000, 75, 0.9),
+    ],
+)
+def test_variants_of_the_stream_have_their_rates_and_fit_together(name, sample_rate, frame_rate, bitrate):
+    config = compose([f"model={name}", "recipe=stream-cpu"])
+    with torch.device("meta"):
+        codec = Codec(config.model)
+    assert (codec.sample_rate, codec.frame_rate, codec.bitrate) == (sample_rate, frame_rate, bitrate)
+    assert misfits(config) == []
+    longest_lag = (config.model.encoder.num_lags - 1) * DECIMATION / sample_rate  # seconds
+    assert longest_lag >= 1 / config.model.decoder.lowest_pitch
 
 
 def test_paper_recipe_is_the_published_one():

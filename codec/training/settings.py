@@ -1,5 +1,6 @@
 """All settings of a training run, and whether they fit together: every mistake is found before anything is built."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from codec.errors import ConfigError, first_line
 from codec.limits import not_positive, refuse, too_small
 from codec.model import catalogue, weights
 from codec.model.codec import ENCODERS, CodecConfig
+from codec.model.correlation import DECIMATION
 from codec.training.adversary import AdversaryConfig
 from codec.training.data import DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
@@ -133,12 +135,15 @@ def check(config: Config, num_processes: int = 1, *, is_here: bool = True) -> No
     """
     mistakes = [
         *_of_data(config, num_processes),
-        *_of_model(config),
-        *_of_spectra(config),
-        *_of_perception(config),
+        *misfits(config),
         *(_of_device(config.training, num_processes) if is_here else ()),
     ]
     refuse(mistakes)
+
+
+def misfits(config: Config) -> list[str]:
+    """A sentence about each thing that does not fit together, whatever the speech and the machine."""
+    return [*_of_model(config), *_of_pitch(config), *_of_spectra(config), *_of_perception(config)]
 
 
 def _of_data(config: Config, num_processes: int) -> Iterator[str]:
@@ -184,6 +189,20 @@ def _of_model(config: Config) -> Iterator[str]:
 def model_sentence(mistake: str) -> str:
     """What a model says of its settings, as they are called here: there they are those of its own config.json."""
     return re.sub(r"(?<![\w.])((encoder|quantizer|decoder)[.:]|sample_rate (must|and))", r"model.\1", mistake)
+
+
+def _of_pitch(config: Config) -> Iterator[str]:
+    """What the encoder hears of the pitch that the decoder is to state; a model to start from is as it is."""
+    model = config.model
+    if config.training.init or not model.is_streamable:
+        return
+    lowest, num_lags = model.decoder.lowest_pitch, model.encoder.num_lags
+    least = math.ceil(model.sample_rate / (DECIMATION * lowest)) + 1
+    if num_lags < least:
+        yield (
+            f"model.encoder.num_lags must be at least {least} for a period of model.decoder.lowest_pitch {lowest:g} Hz "
+            f"at {model.sample_rate} Hz, got {num_lags}"
+        )
 
 
 def _of_spectra(config: Config) -> Iterator[str]:

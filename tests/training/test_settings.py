@@ -75,19 +75,20 @@ def test_mistakes_of_every_kind_are_named_together():
             "training.steps=0",
             "data.window_seconds=-1",
             "data.train=/nowhere",
-            "model.encoder.hop_length=160",
+            "model.decoder.hop_length=160",
             "mel.resolutions=[[64,128,10]]",
         ]
     )
+    recipes = "finetune, finetune-stream, libritts, paper, stream-cpu, stream-gpu"
     # Nothing is said of what follows from a window of -1 s alone.
     assert found == [
-        "recipe=papre: there is no such variant, but finetune, libritts, paper, stream-cpu, stream-gpu",
+        f"recipe=papre: there is no such variant, but {recipes}",
         "modle: is not a setting",
         "training.stepz: is not a setting, training.steps is one",
         "data.window_seconds must be positive, got -1.0",
         "training.steps must be at least 1, got 0",
         "data.train: there is no /nowhere",
-        "encoder and decoder must have the same hop length, got 160 and 320",
+        "encoder and decoder must have the same hop length, got 320 and 160",
         "mel.resolutions [64, 128, 10]: the hop leaves out samples between STFTs of 64",
     ]
 
@@ -212,8 +213,9 @@ def test_a_mistake_is_told_whole_whatever_is_in_it():
         ),
         (
             [
-                "model.sample_rate=16000",
-                "model.encoder.hop_length=160",
+                "model.decoder.sample_rate=16000",
+                "model.decoder.hop_length=160",
+                "model.decoder.n_fft=640",
                 "model.quantizer.codebook_dim=9",
                 "training.standardize_encoder=true",
             ],
@@ -310,7 +312,7 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         ([f"training.run={BOXED}"], f"{BOXED} holds a model, which training would damage; choose another folder"),
         (["training.standardize_encoder=true"], "is for a seanet encoder, model.encoder.kind is spectral"),
         (["data.window_seconds=0.01"], "is 240 samples, shorter than a frame, which has 320"),
-        (["model.encoder.hop_length=160"], "the same hop length, got 160 and 320"),
+        (["model.decoder.hop_length=160"], "the same hop length, got 320 and 160"),
         (["data.batch_size=100000000"], "are 5556 hours of speech in a step, more than 24"),
         (["training.device=toaster"], "training.device: device 'toaster' is not available here"),
         (["training.record=true"], "training.record needs an NVIDIA GPU"),
@@ -361,8 +363,28 @@ def test_defining_settings_ignore_how_long_one_trains():
 def test_all_settings_are_shown_as_they_would_be_used(capsys: pytest.CaptureFixture[str]):
     assert run(["train", "--show", "recipe=stream-cpu", "data.batch_size=3", "model.decoder.width=48"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown == asdict(compose(["recipe=stream-cpu", "data.batch_size=3", "model.decoder.width=48"]))
+    expected = asdict(compose(["recipe=stream-cpu", "data.batch_size=3", "model.decoder.width=48"]))
+    assert shown == {**expected, "training": {**expected["training"], "commitment_weight": 20.0}}
     assert (shown["data"]["batch_size"], shown["model"]["decoder"]["width"]) == (3, 48)
+
+
+def test_what_others_decide_is_shown_too(capsys: pytest.CaptureFixture[str]):
+    for settings, start in ([], 20_000), (["training.init=stream"], 0):
+        assert run(["train", "--show", *settings]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["training"]["adversarial_start"] == start
+
+
+def test_settings_that_do_not_fit_together_are_not_shown(capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "--show", "model.decoder.sample_rate=16000"]) == 2
+    assert "model.sample_rate and model.decoder.sample_rate must be equal" in capsys.readouterr().err
+
+
+def test_a_rate_at_which_the_encoder_hears_no_low_voice_is_refused(training_folder: Path):
+    found = mistakes([f"data.train={training_folder}", "model.sample_rate=48000"])
+    sentence = (
+        "model.encoder.num_lags must be at least 292 for a period of model.decoder.lowest_pitch 55 Hz at 48000 Hz"
+    )
+    assert found == [f"{sentence}, got 147"]
 
 
 def test_hydras_own_settings_are_for_several_runs(capsys: pytest.CaptureFixture[str]):
