@@ -1,6 +1,6 @@
 """The decoder compiled ahead of time: programs that turn codes into sound step by step, with no Python in them.
 
-    python recipes/stream/export.py OUTPUT [--model stream] [--codes 1] [--batch] [--threads 1]
+    python recipes/stream/export.py OUTPUT [--onnx] [--model stream] [--codes 1] [--batch] [--threads 1]
 
 OUTPUT/first.pt2 takes the first codes of a signal, (1, n) int64, n = --codes, and OUTPUT/next.pt2 further ones and all
 tensors of memory that the call before gave. Both give the samples (1, n * hop_length) and then the new memory. With
@@ -10,12 +10,21 @@ tensors of memory that the call before gave. Both give the samples (1, n * hop_l
 [0, K) is a RuntimeError. Other shapes and types than these give wrong sound or end the process, unless they are checked
 too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment.
 
-Needs a C++ compiler. In the end the programs are compared with `codec.StreamDecoder`, and timed beside it.
+With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx instead, of opset 20, for ONNX Runtime 1.17 or later. The inputs
+are `codes` and memory_0, memory_1 ..., the outputs `wav` and new_memory_0, new_memory_1 ... in the same order; the files
+state their shapes and types, float32, float64 and int64, and ONNX Runtime checks them, but takes a negative code for one
+counted from the end. The pitch stays in float64, so that it does not drift away from that of `codec`.
+
+Compiling needs g++, --onnx the packages onnxscript and onnxruntime. In the end the programs are compared with
+`codec.StreamDecoder`, and timed beside it. Encoders have no programs: their search for codes is not a plain function of
+tensors.
 """
 
 import argparse
+import importlib.util
 import io
 import logging
+import math
 import sys
 import time
 import warnings
@@ -25,6 +34,7 @@ from statistics import median
 
 import torch
 import torch._inductor
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import codec
@@ -33,27 +43,41 @@ from codec.errors import CodecError, first_line
 from codec.output import open_output
 
 NUM_STEPS = 100
+OPSET = 20  # the first one with GELU
+NUM_SINES = 28
+
+Program = Callable[..., list[Tensor]]
 
 
 def main() -> None:
     """Export, compile, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder")
+    parser.add_argument("--onnx", action="store_true", help="for ONNX Runtime instead of torch")
     parser.add_argument("--model", default="stream")
     parser.add_argument("--codes", type=positive, default=1, help="of each signal in a step")
     parser.add_argument("--batch", action="store_true", help="for two signals and more instead of one")
     parser.add_argument("--threads", type=positive, default=1)
     arguments = parser.parse_args()
+    missing = [name for name in ("onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if arguments.onnx and missing:
+        raise CodecError(f"--onnx needs {' and '.join(missing)}; pip install {' '.join(missing)}")
     warnings.simplefilter("ignore")  # torch warns of its own code, and of operations that it calls as they are
-    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     torch.set_num_threads(arguments.threads)
     model = codec.load(arguments.model)
     exported = programs(model, arguments.codes, arguments.batch)
+    if arguments.onnx:
+        suffix, convert, load = "onnx", onnx_file, load_onnx
+    else:
+        suffix, convert, load = "pt2", package, torch._inductor.aoti_load_package
     arguments.output.mkdir(parents=True, exist_ok=True)
-    paths = [arguments.output / f"{name}.pt2" for name in ("first", "next")]
+    paths = [arguments.output / f"{name}.{suffix}" for name in ("first", "next")]
     for path, program in zip(paths, exported, strict=True):
-        compile_to(path, program)
-    first, following = (torch._inductor.aoti_load_package(str(path)) for path in paths)
+        data = convert(program)
+        with open_output(path, overwrite=True) as stream:
+            stream.write(data)
+    first, following = (load(str(path)) for path in paths)
     for num_signals in (2, 4, 32) if arguments.batch else (1,):
         compare(model, first, following, num_signals, arguments.codes)
 
@@ -92,24 +116,79 @@ def programs(model: codec.Codec, num_codes: int, is_batch: bool) -> list[torch.e
     ]
 
 
-def compile_to(path: Path, program: torch.export.ExportedProgram) -> None:
-    """Compile a program; the package appears at `path` when it is complete."""
-    package = io.BytesIO()
+def package(program: torch.export.ExportedProgram) -> bytes:
+    """A program compiled."""
+    stream = io.BytesIO()
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=package)
+        torch._inductor.aoti_compile_and_package(program, package_path=stream)
     except RuntimeError as error:
         raise CodecError(f"the decoder cannot be compiled here ({first_line(error)}); install g++") from error
-    with open_output(path, overwrite=True) as stream:
-        stream.write(package.getvalue())
+    return stream.getvalue()
 
 
-def compare(
-    model: codec.Codec,
-    first: Callable[..., list[Tensor]],
-    following: Callable[..., list[Tensor]],
-    num_signals: int,
-    num_codes: int,
-) -> None:
+def onnx_file(program: torch.export.ExportedProgram) -> bytes:
+    """A program as an ONNX file, which ONNX Runtime can run."""
+    from onnxscript import ir, opset20
+
+    def scalar_tensor(s: float, dtype: int = ir.DataType.FLOAT) -> ir.Value:  # torch's own rounds all to float32
+        return opset20.Constant(value=ir.tensor(s, dtype=ir.DataType(dtype)))
+
+    converted = torch.onnx.export(
+        without_missing_operations(program),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        output_names=["wav", *(f"new_memory_{i}" for i in range(len(program.graph_signature.user_outputs) - 1))],
+        custom_translation_table={torch.ops.aten.scalar_tensor.default: scalar_tensor},
+    )
+    return converted.model_proto.SerializeToString()
+
+
+def without_missing_operations(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same without those operations on float64 that ONNX Runtime lacks: convolution, and the error function."""
+    operations = torch.ops.aten
+    return program.run_decompositions({operations.conv2d.default: conv2d, operations.gelu.default: gelu})
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> Tensor:
+    """A convolution of width 1 over a single row, as all in float64 are: (B, C, 1, N) -> (B, D, 1, N)."""
+    if x.dtype != torch.float64:
+        return NotImplemented
+    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in float64, within 1e-14.
+
+    erf(y) = 2 / pi * (y / 5 + sum over n >= 1 of exp(-(n / 5)^2) / n * sin(2 n y / 5)) where |y| < 2.5 pi.
+
+    Source: A. J. Strecok, On the Calculation of the Inverse of the Error Function, Math. Comp. 22 (1968).
+    """
+    if x.dtype != torch.float64:
+        return NotImplemented
+    y = x.clamp(-9, 9) * math.sqrt(0.5)  # beyond, erf is -1 or 1 in all bits
+    n = torch.arange(1, NUM_SINES + 1, dtype=x.dtype)
+    series = torch.sin(y[..., None] * (2 * n / 5)) @ (torch.exp(-((n / 5) ** 2)) / n)
+    return x * (1 + 2 / math.pi * (y / 5 + series)) / 2
+
+
+def load_onnx(path: str) -> Program:
+    """The program of an ONNX file, on the threads that torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def program(*tensors: Tensor) -> list[Tensor]:
+        inputs = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
+        return [torch.from_numpy(output) for output in session.run(None, inputs)]
+
+    return program
+
+
+def compare(model: codec.Codec, first: Program, following: Program, num_signals: int, num_codes: int) -> None:
     """Decode the same codes with programs and stream, in turns, and print how far apart and how fast they are."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(model.codebook_size, (NUM_STEPS, num_signals, num_codes), generator=generator)
