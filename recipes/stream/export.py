@@ -10,14 +10,14 @@ tensors of memory that the call before gave. Both give the samples (1, n * hop_l
 [0, K) is a RuntimeError. Other shapes and types than these give wrong sound or end the process, unless they are checked
 too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment.
 
-With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx instead, of opset 20, for ONNX Runtime 1.17 or later. The inputs
-are `codes` and memory_0, memory_1 ..., the outputs `wav` and new_memory_0, new_memory_1 ... in the same order; the files
-state their shapes and types, float32, float64 and int64, and ONNX Runtime checks them, but takes a negative code for one
-counted from the end. The pitch stays in float64, so that it does not drift away from that of `codec`.
+With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx, of opset 20. Their inputs are `codes`, memory_0, memory_1
+..., their outputs `wav`, new_memory_0, new_memory_1 ... in the same order; the files state all shapes and types
+(float32, float64, int64). ONNX Runtime refuses other ones, and codes of K and more; codes of -K to -1 it counts from
+the end. What the pitch depends on stays in float64, so the sound does not drift away.
 
-Compiling needs g++, --onnx the packages onnxscript and onnxruntime. In the end the programs are compared with
-`codec.StreamDecoder`, and timed beside it. Encoders have no programs: their search for codes is not a plain function of
-tensors.
+Compiling needs g++, --onnx the packages onnxscript and onnxruntime (tried: torch 2.13, onnxscript 0.7.2, onnxruntime
+1.32). In the end the programs are compared with `codec.StreamDecoder`, and timed beside it. Encoders have none: their
+search for codes is not exported.
 """
 
 import argparse
@@ -130,11 +130,11 @@ def onnx_file(program: torch.export.ExportedProgram) -> bytes:
     """A program as an ONNX file, which ONNX Runtime can run."""
     from onnxscript import ir, opset20
 
-    def scalar_tensor(s: float, dtype: int = ir.DataType.FLOAT) -> ir.Value:  # torch's own rounds all to float32
+    def scalar_tensor(s: float, dtype: int):  # torch's own rounds numbers to float32 first
         return opset20.Constant(value=ir.tensor(s, dtype=ir.DataType(dtype)))
 
     converted = torch.onnx.export(
-        without_missing_operations(program),
+        for_onnx_runtime(program),
         dynamo=True,
         verbose=False,
         opset_version=OPSET,
@@ -144,10 +144,17 @@ def onnx_file(program: torch.export.ExportedProgram) -> bytes:
     return converted.model_proto.SerializeToString()
 
 
-def without_missing_operations(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same without those operations on float64 that ONNX Runtime lacks: convolution, and the error function."""
+def for_onnx_runtime(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same without what ONNX Runtime lacks, convolution and GELU in float64, and what it rounds coarsely."""
     operations = torch.ops.aten
-    return program.run_decompositions({operations.conv2d.default: conv2d, operations.gelu.default: gelu})
+    return program.run_decompositions(
+        {
+            operations.conv2d.default: conv2d,
+            operations.gelu.default: gelu,
+            operations.fft_rfft.default: rfft,
+            operations.fft_irfft.default: irfft,
+        }
+    )
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> Tensor:
@@ -170,6 +177,27 @@ def gelu(x: Tensor) -> Tensor:
     n = torch.arange(1, NUM_SINES + 1, dtype=x.dtype)
     series = torch.sin(y[..., None] * (2 * n / 5)) @ (torch.exp(-((n / 5) ** 2)) / n)
     return x * (1 + 2 / math.pi * (y / 5 + series)) / 2
+
+
+def rfft(x: Tensor) -> Tensor:
+    """(..., n) -> (..., n // 2 + 1) complex64, as a product: ONNX Runtime's DFT is off by 1e-4."""
+    cosines, sines = waves(x.shape[-1])
+    return torch.complex(x @ cosines, -(x @ sines))
+
+
+def irfft(spectrum: Tensor, n: int) -> Tensor:
+    """(..., n // 2 + 1) complex64 -> (..., n), n even."""
+    cosines, sines = waves(n)
+    count = F.pad(torch.full((n // 2 - 1,), 2.0), (1, 1), value=1.0)  # all but the outer ones stand for two frequencies
+    real, imag = (torch.view_as_real(spectrum) * (count / n)[:, None]).unbind(-1)
+    return real @ cosines.T - imag @ sines.T
+
+
+def waves(n: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the frequencies 0 .. n // 2 in columns, (n, n // 2 + 1) float32 each."""
+    turns = torch.arange(n)[:, None] * torch.arange(n // 2 + 1) % n
+    angles = turns.double() * (2 * math.pi / n)
+    return torch.cos(angles).float(), torch.sin(angles).float()
 
 
 def load_onnx(path: str) -> Program:

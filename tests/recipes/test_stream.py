@@ -2,13 +2,16 @@
 
 import argparse
 import importlib.util
+import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from codec import audio
 from codec.config import compose
@@ -79,6 +82,53 @@ def test_exported_steps_are_those_of_a_stream(model_directory: Path):
         for code in (-1, model.codebook_size):
             with pytest.raises(IndexError):
                 following(torch.full_like(some, code), *memory)
+
+
+def test_onnx_files_run_by_onnx_runtime_are_those_of_a_stream(model_directory: Path, tmp_path: Path):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
+    export, model, path = imported("export"), weights.load(model_directory), tmp_path / "next.onnx"
+    _, following = export.programs(model, 2, is_batch=False)
+    path.write_bytes(export.onnx_file(following))
+    program = export.load_onnx(str(path))
+    codes = torch.randint(model.codebook_size, (1, 40), generator=torch.Generator().manual_seed(0))
+    stream = StreamDecoder(model)
+    stream.push(codes[:, :2])
+    memory = list(itertools.chain(*stream.state_dict().values()))
+    for some in codes[:, 2:].split(2, dim=1):
+        wav, *memory = program(some, *memory)
+        torch.testing.assert_close(wav, stream.push(some), rtol=0, atol=1e-5)
+    for mine, theirs in zip(memory, itertools.chain(*stream.state_dict().values()), strict=True):
+        if mine.dtype == torch.float64:  # pitch and phase among them, and what they depend on
+            torch.testing.assert_close(mine[:, :2], theirs[:, :2], rtol=0, atol=1e-11)
+    for wrong in (codes[:, :1], torch.full((1, 2), model.codebook_size)):
+        with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+            program(wrong, *memory)
+
+
+def test_replacements_for_onnx_runtime_are_the_operations_of_torch():
+    export, generator = imported("export"), torch.Generator().manual_seed(0)
+    x = torch.linspace(-40, 40, 10001, dtype=torch.float64)
+    torch.testing.assert_close(export.gelu(x), F.gelu(x), rtol=0, atol=1e-14)
+    image = torch.randn(2, 6, 1, 9, dtype=torch.float64, generator=generator)
+    weight, bias = (torch.randn(*size, dtype=torch.float64, generator=generator) for size in ((4, 6, 1, 1), (4,)))
+    torch.testing.assert_close(export.conv2d(image, weight, bias, [2, 1]), F.conv2d(image, weight, bias, (2, 1)))
+    frames = torch.randn(2, 3, 40, generator=generator)
+    spectra = torch.fft.rfft(frames)
+    torch.testing.assert_close(export.rfft(frames), spectra, rtol=0, atol=1e-5)
+    spectra = spectra * 1j  # with imaginary parts where there can be none, which count for nothing
+    torch.testing.assert_close(export.irfft(spectra, 40), torch.fft.irfft(spectra, 40), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
+def test_export_names_the_packages_that_onnx_needs(
+    package: str, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    sentence = refused(run("stream/export.py", tmp_path / "exported", "--onnx"))
+    assert sentence.startswith("codec: --onnx needs ")
+    assert package in sentence
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_model_with_a_scaled_latent_sounds_the_same(model_directory: Path, speech: Path):
