@@ -67,6 +67,6 @@ def save_tiny_model(directory: Path, seed: int) -> Path:
     encoder = SpectralEncoderConfig(width=16, num_blocks=1, lookahead=2)
     decoder = SpectralDecoderConfig(width=24, num_blocks=2, num_attention=1, attention_heads=2)
     codec = Codec(CodecConfig(encoder=encoder, decoder=decoder)).eval()
-    torch.nn.init.normal_(codec.quantizer.taps, std=0.1)  # which are drawn as 0, and then codes tell nothing of the past
+    torch.nn.init.normal_(codec.quantizer.taps, std=0.1)  # drawn as 0, with which codes do not depend on their past
     weights.save(codec, directory)
     return directory
