@@ -399,6 +399,8 @@ def _one_sentence(error: Exception) -> str:
         return _unknown(unknown[1])
     if re.search(r"Key '\w+' (not in '|is not in struct)", sentence):
         return _misspelt(key)
+    if copied := re.search(r"interpolation '\${([\w.]+)}': (.+)", sentence):
+        return ": ".join(copied.groups())  # the setting at fault, not the one that takes it over
     if missing := re.search(r"Could not find '(.+)/(.+)'", sentence):
         return _no_variant(*missing.groups())
     if "is not a subclass of" in sentence:
