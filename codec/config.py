@@ -116,6 +116,7 @@ def to_yaml(config: Config) -> str:
 
     Raises:
         ConfigError: they do not fit together, whatever the speech and the machine.
+        ModelError: there is no such model as `training.init`.
     """
     refuse(misfits(config))
     return str(OmegaConf.to_yaml(OmegaConf.create(asdict(derived(config)))))

@@ -252,6 +252,9 @@ def test_several_files_go_into_a_folder(run, speech):
     assert run("encode", "one/a.flac", "two/b.flac", "out/", "--model", run.model) == 0
     assert run("encode", "one/a.flac", "one/codes/", "--model", run.model) == 0
     assert os.listdir("one/codes") == ["a.codes"]
+    for target, message in (("fresh/", "No such file"), ("two/b.flac/", "is a file, though its name ends as")):
+        left = {"one", "two", "out"}
+        assert message in run.refuses("encode", "missing.wav", target, "--model", run.model, left=left)
     assert run("decode", "out/a.codes", "out/b.codes", "out", "--model", run.model) == 0
     assert sorted(os.listdir("out")) == ["a.codes", "a.wav", "b.codes", "b.wav"]
     assert run("encode", "one/a.flac", "two/a.flac", "out", "--model", run.model, "--overwrite", "--quiet") == 2
@@ -343,6 +346,7 @@ def test_file_into_a_folder_keeps_its_name(run, speech):
     Path("codes").mkdir()
     assert run("encode", speech, "codes", "--model", run.model) == 0
     assert os.listdir("codes") == ["speech.codes"]
+    assert "standard input has no name" in run.refuses("encode", "-", "codes", left={"codes"})
 
 
 def test_overwrite_replaces(run, talk, speech):

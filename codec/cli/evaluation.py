@@ -82,6 +82,9 @@ def evaluate(
     codec evaluate REFERENCE ESTIMATE            sound files of the same names in two folders
     codec evaluate --model stream --data DIR     encode, decode, score
     codec evaluate --compare A B                 which of the two is better, and how certain that is
+
+    Intervals are over speakers: those of the list, or the first-level sub-folders of DIR or REFERENCE. Where fewer than
+    six are known, intervals are over files.
     """
     from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
     from codec.evaluation.metric import Settings

@@ -250,6 +250,8 @@ def _each(
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if job.as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
+    if is_folder_name(target) and Path(target).is_file():
+        raise CodecError(f"{target}: is a file, though its name ends as that of a folder; leave out the {os.sep}")
     if not more and not os.path.isdir(source):
         _single(job, watched)
         return
@@ -267,13 +269,23 @@ def _each(
 
 def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
     (source,), target = job.files
-    if os.path.isdir(target) or is_folder_name(target):
-        os.makedirs(target, exist_ok=True)
-        target = os.path.join(target, Path(source).stem + job.suffix)
-    if not (job.skip_existing and os.path.isfile(target)):
-        watched(source, target, source)
-    elif source != STANDARD_STREAM and not os.path.exists(source):
-        raise CodecError(f"{source}: there is no such file")
+    with contextlib.ExitStack() as cleanup:
+        if os.path.isdir(target) or is_folder_name(target):
+            if source == STANDARD_STREAM:
+                raise click.UsageError("standard input has no name; OUTPUT must be a file, not a folder")
+            if not os.path.isdir(target):
+                os.makedirs(target)
+                cleanup.callback(_remove_if_empty, target)
+            target = os.path.join(target, Path(source).stem + job.suffix)
+        if not (job.skip_existing and os.path.isfile(target)):
+            watched(source, target, source)
+        elif source != STANDARD_STREAM and not os.path.exists(source):
+            raise CodecError(f"{source}: there is no such file")
+
+
+def _remove_if_empty(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, str, str], None]) -> None:

@@ -156,7 +156,9 @@ def omissions(comparison: Mapping[str, Any]) -> str:
         clauses.append(f"left out, because the sample rates differ: {', '.join(comparison['left_out'])}")
     if comparison["otherwise_scored"]:
         labels = ", ".join(comparison["otherwise_scored"])
-        clauses.append(f"left out, because the metric's weights or version differ: {labels}")
+        clauses.append(
+            f"left out, because they were scored with other weights or another version of the metric: {labels}"
+        )
     return "".join(f"; {clause}" for clause in clauses)
 
 

@@ -498,8 +498,8 @@ def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]
     return {
         "sample_rates": sorted({row.sample_rate for row in rows}),
         "resampler": resampling.DESCRIPTION,
-        "intervals": f"95 %, bootstrap over speakers, of fewer than {FEWEST} over files, expanded percentiles, "
-        f"{NUM_RESAMPLES} resamples, seed {SEED}",
+        "intervals": f"95 %, bootstrap over speakers, or over files where fewer than {FEWEST} speakers are known; "
+        f"expanded percentiles, {NUM_RESAMPLES} resamples, seed {SEED}",
         "delay_removed": options.delay,
         "refining_steps": options.refine,
         "device": options.settings.device,

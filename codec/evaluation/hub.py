@@ -86,7 +86,8 @@ class HubMetric(Metric):
 
     @classmethod
     def identity(cls, settings: Settings) -> str:
-        return f"{super().identity(settings)}/{_describe(cls._named(settings))}"
+        name = cls._named(settings)
+        return f"{super().identity(settings)}/{_sum(name) if name and os.path.isdir(name) else name}"
 
     @classmethod
     def weights(cls, settings: Settings) -> dict[str, Any]:
@@ -111,11 +112,14 @@ def _obstacle_to_fetching() -> str | None:
 
 
 def _describe(name: str | None) -> str:
-    """The name, with a sum of the files where it is a folder, so that stored scores of other weights do not pass."""
-    if name is None or not os.path.isdir(name):
-        return str(name)
+    """The name, with a sum of the files where it is a folder."""
+    return f"{Path(name).resolve().name} ({_sum(name)})" if name and os.path.isdir(name) else str(name)
+
+
+def _sum(folder: str) -> str:
+    """Of the files in it, so that scores of other weights do not pass for those of these, wherever they lie."""
     digest = hashlib.sha256()
-    for path in sorted(Path(name).iterdir()):
+    for path in sorted(Path(folder).iterdir()):
         if path.is_file():
             digest.update(f"{path.name} {sha256(path)}\n".encode())
-    return f"{Path(name).resolve().name} ({digest.hexdigest()[:16]})"
+    return digest.hexdigest()[:16]

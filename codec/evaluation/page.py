@@ -16,6 +16,7 @@ from codec.evaluation.comparison import omissions
 from codec.evaluation.evaluate import Evaluation
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.pictures import histogram, spectrograms
+from codec.evaluation.statistics import FEWEST
 
 NUM_SHOWN = 5  # best, and as many worst
 MAX_SECONDS = 20.0  # of an utterance that can be heard
@@ -91,8 +92,8 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
             "<h1>Comparison</h1>",
             f"<p>A: {escape(comparison['first'])}<br>B: {escape(comparison['second'])}</p>",
             f"<p>{comparison['num_common']} utterances of both, paired{escape(omissions(comparison))}. The intervals "
-            "are of the mean difference, from a bootstrap over speakers, of fewer than six over files; where one "
-            "contains 0, nothing is decided.</p>",
+            f"are of the mean difference, from a bootstrap over speakers, or over files where fewer than {FEWEST} "
+            "speakers are known; where one contains 0, nothing is decided.</p>",
             _table(header, rows),
             "</body></html>\n",
         ]

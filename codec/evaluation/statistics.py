@@ -23,9 +23,9 @@ def bootstrap_interval(
     """95 % interval of the (weighted) mean: percentiles over 2000 resamples of the speakers, from a fixed seed.
 
     All files of a speaker are drawn together, as they are alike: drawn one by one, hundreds of files would promise more
-    than the few dozen people in them can tell. With fewer than six speakers files are drawn, and of fewer than six
-    there is no interval: None. Resamples of few vary too little, so the percentiles are those that give normal values
-    Student's interval.
+    than the few dozen people in them can tell. With fewer than six known speakers, files are drawn instead; of fewer
+    than six files there is no interval: None. Resamples of few vary too little, so the percentiles are those that give
+    normal values Student's interval.
 
     Source: Hesterberg, arXiv:1411.5279 (expanded percentiles).
 

@@ -445,7 +445,7 @@ class Trainer:
             "optimizer_start": self.optimizer_start,
             "num_returns": self.num_returns,
             "skipped_steps": int(self.broken.skipped),
-            "best": self.best_score,
+            "best": self.best_score,  # another name than up to 0.16, where it was a PESQ
             "settings": defining_settings(self.config),
         }
         save_state(self.run / STATE_NAME, parts, counters, self.run / PREVIOUS_NAME if keep_previous else None)
@@ -515,7 +515,7 @@ class Trainer:
         self.sampler.seed = self.settings.seed + self.num_returns
         self.broken.skipped.fill_(max(int(self.broken.skipped), counters["skipped_steps"]))
         self.broken.skipped_in_a_row.zero_()
-        self.best_score = counters.get("best", -math.inf)  # lacking where it was a PESQ, up to 0.16
+        self.best_score = counters.get("best", -math.inf)  # of 0.16 and before: the next model validated is the best
         return latest
 
     def _require_own(self, latest: Latest) -> None:

@@ -32,7 +32,7 @@ class ValidationResult:
     def score(self) -> float:
         """What decides which model is best: STOI, or the mel distance where that is not installed.
 
-        Not PESQ: a hum that says nothing gets more of it than the first intelligible models do.
+        Not PESQ, in which a hum without words scores higher than the first intelligible models.
         """
         return self.scores.get("stoi", -self.scores["mel"])
 

@@ -12,12 +12,13 @@ too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment.
 
 With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx, of opset 20. Their inputs are `codes`, memory_0, memory_1
 ..., their outputs `wav`, new_memory_0, new_memory_1 ... in the same order; the files state all shapes and types
-(float32, float64, int64). ONNX Runtime refuses other ones, and codes of K and more; codes of -K to -1 it counts from
-the end. What the pitch depends on stays in float64, so the sound does not drift away.
+(float32, float64, int64). ONNX Runtime refuses others, and codes of K and more; codes of -K to -1 it counts from the
+end, so cut off the -1 that `Codec.encode` pads with. What the pitch depends on stays in float64, so the sound does not
+drift away.
 
 Compiling needs g++, --onnx the packages onnxscript and onnxruntime (tried: torch 2.13, onnxscript 0.7.2, onnxruntime
-1.32). In the end the programs are compared with `codec.StreamDecoder`, and timed beside it. Encoders have none: their
-search for codes is not exported.
+1.32). In the end the programs are compared with `codec.StreamDecoder`, and timed beside it.
+Encoding is not exported, because of its search for codes.
 """
 
 import argparse

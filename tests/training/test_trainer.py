@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -216,6 +217,11 @@ def test_the_last_step_is_validated_once(tiny_run: list[str], training_folder: P
     assert [record["step"] for record in scored] == [2, 3]
     best = max(record.get("validation/stoi", -record["validation/mel"]) for record in scored)
     assert trainer.best_score == pytest.approx(best, rel=1e-3)  # the log is rounded
+    state = tmp_path / "run" / STATE_NAME
+    parts, counters = load_state(state)
+    del counters["best"]
+    save_state(state, parts, counters | {"best_score": 2.1})  # as up to 0.16, where it was a PESQ
+    assert Trainer(compose([*tiny_run, *settings])).best_score == -math.inf
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
