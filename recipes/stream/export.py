@@ -17,8 +17,8 @@ end, so cut off the -1 that `Codec.encode` pads with. What the pitch depends on 
 drift away.
 
 Compiling needs g++, --onnx the packages onnxscript and onnxruntime (tried: torch 2.13, onnxscript 0.7.2, onnxruntime
-1.32). In the end the programs are compared with `codec.StreamDecoder`, and timed beside it.
-Encoding is not exported, because of its search for codes.
+1.32). In the end the programs are compared with `codec.StreamDecoder`, and timed beside it. Encoding is not exported,
+because of its search for codes.
 """
 
 import argparse
@@ -44,7 +44,6 @@ from codec.errors import CodecError, first_line
 from codec.output import open_output
 
 NUM_STEPS = 100
-OPSET = 20  # the first one with GELU
 NUM_SINES = 28
 
 Program = Callable[..., list[Tensor]]
@@ -138,7 +137,7 @@ def onnx_file(program: torch.export.ExportedProgram) -> bytes:
         for_onnx_runtime(program),
         dynamo=True,
         verbose=False,
-        opset_version=OPSET,
+        opset_version=opset20.version,  # the first one with GELU
         output_names=["wav", *(f"new_memory_{i}" for i in range(len(program.graph_signature.user_outputs) - 1))],
         custom_translation_table={torch.ops.aten.scalar_tensor.default: scalar_tensor},
     )
