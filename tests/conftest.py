@@ -1,8 +1,10 @@
 """What several test files share: real speech, a tiny model that has learned nothing, and a server."""
 
 import faulthandler
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,18 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with other weights."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def on_far_device() -> Iterator[Callable[..., None]]:
+    """Calls a function where there is a device other than the CPU, named far."""
+    import far_device
+    from torch.utils import backend_registration
+
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this version of torch takes no device that is written in Python")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield lambda *arguments: process.submit(far_device.call, *arguments).result()
 
 
 @pytest.fixture

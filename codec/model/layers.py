@@ -60,6 +60,11 @@ def last_steps(x: Tensor, count: int, dim: int) -> Tensor:
     return last if length <= 2 * count else last.clone()
 
 
+def where_float64_is(x: Tensor) -> Tensor:
+    """`x`, on the CPU unless its device surely has float64: GPUs of Apple and some of Intel have not."""
+    return x if x.device.type in ("cpu", "cuda", "meta") else x.cpu()
+
+
 def extend_left(module: nn.Module, x: Tensor, context: int, state: State | None) -> Tensor:
     """Put the `context` frames that came before `x` in front of it: (B, N, H) -> (B, context + N, H).
 
@@ -77,7 +82,7 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = extend_left(self, x, self.kernel_size[0] - 1, state)
-        # To the device first: an Apple GPU has no float64.
+        # To the device first: not all have float64.
         weight = self.weight.to(x.device).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.device).to(x.dtype)
         if self.training and self.groups > 1:  # `conv1d` has a slow backward pass then

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from codec.errors import ModelError
 from codec.limits import too_small
 from codec.model import beam
-from codec.model.layers import State, extend_left
+from codec.model.layers import State, extend_left, where_float64_is
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
 
 LARGEST_GAIN = 20.0
@@ -194,7 +194,7 @@ class PredictiveSimVQ(SimVQ):
         With a state, of the codes after the last call's.
         """
 
-        def like(parameter: Tensor) -> Tensor:  # to the device first: an Apple GPU has no float64
+        def like(parameter: Tensor) -> Tensor:  # to the device first: not all have float64
             return parameter.to(codes.device).to(dtype)
 
         def apply(layer: nn.Module, x: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class PredictiveSimVQ(SimVQ):
         the same in whatever pieces codes arrive (a value in some hundred million may differ in its last bit). Codes
         before the last 2 P have no say: P of them decide the gains of the other P.
         """
-        exact = self._unroll(codes if codes.device.type != "mps" else codes.cpu(), torch.float64, state)
+        exact = self._unroll(where_float64_is(codes), torch.float64, state)
         predictions, innovations, gains = (part.float().to(codes.device) for part in exact)
         return predictions, innovations, gains
 
@@ -258,7 +258,7 @@ class PredictiveSimVQ(SimVQ):
         codes get the covariance of e, and the network expects nothing. Items with NaN or infinity are left out; with
         too few frames nothing is changed.
         """
-        # In float64, so that all processes find the same float32 values; on the CPU, as an Apple GPU has none.
+        # In float64, so that all processes find the same float32 values; on the CPU, as not all devices have that.
         frames = latent.cpu().double().transpose(1, 2)
         frames = frames[torch.isfinite(frames).all(dim=(1, 2))]  # (B, N, D)
         if frames[:, 1:].numel() < 2 * self.codebook_dim**2:

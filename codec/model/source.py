@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.model.layers import CausalConv1d, State
+from codec.model.layers import CausalConv1d, State, where_float64_is
 
 NUM_NOISE_SAMPLES = 1 << 16
 
@@ -48,7 +48,7 @@ class PitchPredictor(nn.Module):
         """With a state, the frames after the last call's."""
         x = latent.transpose(1, 2).float()  # (B, N, D)
         if not (self.training and torch.is_grad_enabled()):
-            x = x.double() if x.device.type != "mps" else x.cpu().double()
+            x = where_float64_is(x).double()
         x = F.gelu(self.input(x, state))
         x = F.gelu(self.hidden(x, state))
         low, high = math.log(self.lowest), math.log(self.highest)
