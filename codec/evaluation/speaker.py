@@ -42,4 +42,4 @@ class SpeakerSimilarity(HubMetric):
 
         inputs = self.extractor(wav, sampling_rate=SAMPLE_RATE, return_tensors="pt").to(self.device)
         with torch.inference_mode():
-            return self.model(**inputs).embeddings[0].double().cpu().numpy()
+            return self.model(**inputs).embeddings[0].cpu().double().numpy()

@@ -201,6 +201,20 @@ def test_speaker_is_the_same_as_itself_at_any_level(speaker_model, pair):
 
 
 @needs_transformers
+def score_on_both_devices(metrics: list[str], models: dict[str, str], pair: Pair) -> None:
+    from codec.evaluation.registry import METRICS
+
+    for metric in metrics:
+        near, far = (METRICS[metric](Settings(device=device, **models)).score(pair) for device in ("cpu", "far"))
+        assert far == pytest.approx(near, rel=1e-4)
+
+
+@needs_transformers
+def test_models_compute_where_they_are_told_to(on_far_device, ctc_model, speaker_model, pair):
+    models = {"asr_model": ctc_model, "speaker_model": speaker_model}
+    on_far_device(score_on_both_devices, ["dwer", "speaker"], models, pair)
+
+
 @pytest.mark.parametrize(("metric", "setting"), [("wer", "asr_model"), ("speaker", "speaker_model")])
 def test_model_that_is_none_is_one_sentence(tmp_path, monkeypatch, metric, setting):
     from codec.evaluation.registry import METRICS
