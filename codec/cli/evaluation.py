@@ -21,7 +21,7 @@ from codec.progress import SpeedLine
 
 
 @click.command()
-@click.argument("folders", metavar="[REFERENCE ESTIMATE]", type=Name(), nargs=-1)
+@click.argument("folders", metavar="[REFERENCE ESTIMATE | A B ...]", type=Name(), nargs=-1)
 @option_model(None, "Encode and decode with this model, then score: boxed model, model directory or Hub id.")
 @click.option("--data", metavar="DIR|MANIFEST", type=Name(), help="Recordings to encode with --model.")
 @option_refine
@@ -47,7 +47,7 @@ from codec.progress import SpeedLine
 @click.option("--delay", type=int, default=0, metavar="SAMPLES", help="The codec's delay; removed before scoring.")
 @click.option("--no-audio", is_flag=True, help="No players in the report, to keep it small.")
 @click.option(
-    "--compare", nargs=2, metavar="A B", help="Instead, compare two outputs of this command utterance by utterance."
+    "--compare", is_flag=True, help="Compare outputs of this command, A B ..., utterance by utterance with the first."
 )
 @option_device
 @click.option("--strict", is_flag=True, help="Exit with code 2 if anything has no score.")
@@ -70,7 +70,7 @@ def evaluate(
     hop_length: int | None,
     delay: int,
     no_audio: bool,
-    compare: tuple[str, str] | None,
+    compare: bool,
     device: str,
     strict: bool,
     as_json: bool,
@@ -81,7 +81,7 @@ def evaluate(
     \b
     codec evaluate REFERENCE ESTIMATE            sound files of the same names in two folders
     codec evaluate --model stream --data DIR     encode, decode, score
-    codec evaluate --compare A B                 which of the two is better, and how certain that is
+    codec evaluate --compare A B C               which are better than the first, and how certain that is
 
     Intervals are over speakers: those of the list, or the first-level sub-folders of DIR or REFERENCE. Where fewer than
     six are known, intervals are over files.
@@ -94,9 +94,9 @@ def evaluate(
     if refine and model is None:
         raise click.UsageError("--refine is for the codes of --model")
     if compare:
-        if folders or model or data:
-            raise click.UsageError("--compare takes two outputs of this command, and nothing to score beside them")
-        _compare(compare, output, as_json, quiet)
+        if model or data:
+            raise click.UsageError("--compare takes outputs of this command, and nothing to score beside them")
+        _compare(folders, output, as_json, quiet)
         return
     if (len(folders) != 2) if model is None else (folders or data is None):
         raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data, or --compare A B")
@@ -134,7 +134,7 @@ def evaluate(
         raise Failed(f"{count(len(result.problems), 'problem')}, listed in the report{without}")
 
 
-def _compare(folders: tuple[str, str], output: str | None, as_json: bool, quiet: bool) -> None:
+def _compare(folders: tuple[str, ...], output: str | None, as_json: bool, quiet: bool) -> None:
     from codec.evaluation.comparison import compare, comparison_table, write_comparison
 
     found = compare(*folders)

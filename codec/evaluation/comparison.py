@@ -1,9 +1,12 @@
-"""Two evaluations of the same utterances, paired: which codec is better, and how sure that is."""
+"""Evaluations of the same utterances, paired: which codec is better than the first, and how sure that is."""
 
 import csv
 import os
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -18,172 +21,238 @@ from codec.manifest import UNKNOWN_SPEAKER
 from codec.output import write_json, write_text
 from codec.tables import aligned, write_table
 
+LETTERS = ascii_uppercase
+"""What the systems are called in tables, in their order."""
 LARGEST_SCORE = 1e12
 """In magnitude; sums and squares of what is beyond may be infinite."""
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": "$<$", ">": "$>$", "|": "$|$"}
+)
+Scores = dict[str, dict[str, float]]
+"""By id, then by column."""
 _ABOUT = {name: kind for name, kind in get_type_hints(Column).items() if name != "name"}
 """What a summary says of each column, as far as it is needed here, and its types."""
 
 
-def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> dict[str, Any]:
-    """Paired differences, second minus first, of every column that both have.
+def compare(*folders: str | os.PathLike[str]) -> dict[str, Any]:
+    """Means of every column that all have, and the paired differences of the other systems to the first.
 
     Args:
-        first: folder of an evaluation's results.
-        second: another.
+        folders: of evaluations' results, 2 to 26.
 
     Returns:
-        "first" and "second" (names), "num_common" and "num_alone" (utterances in both, in one only), "left_out" (labels
-        of what depends on the sample rate, where that is not the same in both), "otherwise_scored" (labels of what
-        other weights or another version of a metric gave), and "metrics": column -> label, "num" (common utterances
-        that have a value in both), means of both over them, the mean difference with its 95 % interval (see
-        `bootstrap_interval`), the differences by utterance, how many are better and worse in the second, and "verdict":
-        "first", "second", or "" where the interval contains 0.
+        "systems" (names; equal ones with their folders), "num_common" and "num_alone" (utterances in all, and in only
+        some), "left_out" (reason -> labels of what was not compared), and "metrics": column -> label, unit, better,
+        digits, "num" (common utterances that have a value in all), and "systems": of each the "mean" over these
+        utterances with its 95 % interval, "low" and "high" (see `bootstrap_interval`), and of all but the first the
+        "difference", theirs minus the first's: its mean, low and high, "by_utterance", how many are better and worse,
+        and "verdict": "better" or "worse" than the first, or "" where the interval contains 0.
 
     Raises:
-        ConfigError: a folder has no results, they have no utterance in common, or their references differ.
+        ConfigError: too few or too many; a folder has no results; they have no utterance or no metric in common, or
+            their references differ.
     """
-    folders = Path(first), Path(second)
-    summaries = [_summary(folder) for folder in folders]
-    (earlier, names), (later, more_names) = (_scores(folder) for folder in folders)
-    tables, speakers = (earlier, later), more_names | names  # tables of earlier versions lack them
-    common = sorted(set(tables[0]) & set(tables[1]))
+    paths = [Path(folder) for folder in folders]
+    if not 2 <= len(paths) <= len(LETTERS):
+        raise ConfigError(f"2 to {len(LETTERS)} outputs of `codec evaluate` can be compared, got {len(paths)}")
+    together = f"{', '.join(map(str, paths[:-1]))} and {paths[-1]}"
+    summaries = [_summary(path) for path in paths]
+    tables, named = zip(*map(_scores, paths), strict=True)
+    speakers = ChainMap(*named)  # tables of earlier versions lack them
+    common = sorted(set.intersection(*map(set, tables)))
     if not common:
-        raise ConfigError(f"{first} and {second}: have no utterance in common; only the same data can be compared")
-    _check_references(folders, common)
-    rates = [_rates(summary) for summary in summaries]
-    metrics, left_out, otherwise_scored = {}, [], []
-    for column, about in summaries[0]["metrics"].items():
-        if column in summaries[1]["metrics"] and about["is_shown"]:
-            if rates[0] != rates[1] and about["at_own_rate"]:
-                left_out.append(about["label"])
-                continue
-            if len({about["identity"], summaries[1]["metrics"][column]["identity"]} - {""}) > 1:
-                otherwise_scored.append(about["label"])
-                continue
-            found = _compared(column, about, tables, common, speakers)
+        raise ConfigError(f"{together}: have no utterance in common; only the same data can be compared")
+    _check_references(paths, common)
+    metrics: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, list[str]] = {}
+    # In the order of the first, then what only others have.
+    for column in dict.fromkeys(column for summary in summaries for column in summary["metrics"]):
+        versions = [summary["metrics"][column] for summary in summaries if column in summary["metrics"]]
+        about = versions[0]
+        if not about["is_shown"]:
+            continue
+        ids = _scored_in_all(column, about["weight"], tables, common)
+        if len(versions) < len(paths) or not ids:
+            reason = "not all have them"
+        elif about["at_own_rate"] and any(_rates(summary) != _rates(summaries[0]) for summary in summaries):
+            reason = "the sample rates differ"
+        elif len({version["identity"] for version in versions} - {""}) > 1:
+            reason = "they were scored with other weights or another version of the metric"
+        else:
+            found = _compared(column, about, tables, ids, [speakers.get(id, UNKNOWN_SPEAKER) for id in ids])
             if found is not None:
                 metrics[column] = found
+            continue
+        left_out.setdefault(reason, []).append(about["label"])
     if not metrics:
         raise ConfigError(
-            f"{first} and {second}: have no metric in common; evaluate both with the same --metrics "
+            f"{together}: have no metric in common; evaluate all with the same --metrics "
             "and weights, and at the same sample rate"
         )
+    names = [_name(summary) for summary in summaries]
     return {
-        "first": _name(summaries[0]),
-        "second": _name(summaries[1]),
+        "systems": [
+            f"{name} in {path}" if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)
+        ],
         "num_common": len(common),
-        "num_alone": len(set(tables[0]) ^ set(tables[1])),
+        "num_alone": len(set().union(*tables)) - len(common),
         "left_out": left_out,
-        "otherwise_scored": otherwise_scored,
         "metrics": metrics,
     }
 
 
-def _compared(
-    column: str,
-    about: Mapping[str, Any],
-    tables: Sequence[dict[str, dict[str, float]]],
-    common: Sequence[str],
-    speakers: Mapping[str, str],
-) -> dict[str, Any] | None:
-    """One column of both tables, see `compare`; None where nothing can be said of it."""
-    weight = about["weight"]
-    ids = [
+def _scored_in_all(column: str, weight: str, tables: Sequence[Scores], common: Sequence[str]) -> list[str]:
+    """The utterances that count in this column; of weight 0 none does."""
+    return [
         id
         for id in common
-        if all(column in table[id] for table in tables) and (not weight or tables[0][id].get(weight, 0) > 0)
+        if all(column in scores[id] for scores in tables) and (not weight or tables[0][id].get(weight, 0) > 0)
     ]
-    earlier, later = ([table[id][column] for id in ids] for table in tables)
-    differences = [second - first for first, second in zip(earlier, later, strict=True)]
-    if not ids or (not about["better"] and not any(differences)):
+
+
+def _compared(
+    column: str, about: Mapping[str, Any], tables: Sequence[Scores], ids: Sequence[str], speakers: Sequence[str]
+) -> dict[str, Any] | None:
+    """One column of all tables, see `compare`; None where nobody can be better, and all are the same."""
+    values = np.array([[scores[id][column] for id in ids] for scores in tables])  # (systems, utterances)
+    if not about["better"] and (values == values[0]).all():
         return None
-    weights = [tables[0][id][weight] for id in ids] if weight else None
-    first, second, difference = (float(np.average(values, weights=weights)) for values in (earlier, later, differences))
-    interval = bootstrap_interval(differences, weights, [speakers.get(id, UNKNOWN_SPEAKER) for id in ids])
-    low, high = interval or (None, None)
+    weights = [tables[0][id][about["weight"]] for id in ids] if about["weight"] else None
     sign = {"higher": 1, "lower": -1}.get(about["better"], 0)
-    return {
-        "label": about["label"],
-        "unit": about["unit"],
-        "better": about["better"],
-        "digits": about["digits"],
+
+    def mean(values: np.ndarray) -> dict[str, Any]:
+        low, high = bootstrap_interval(values, weights, speakers) or (None, None)
+        return {"mean": float(np.average(values, weights=weights)), "low": low, "high": high}
+
+    systems = [mean(row) for row in values]
+    for system, differences in zip(systems[1:], values[1:] - values[0], strict=True):
+        difference = mean(differences)
+        system["difference"] = difference | {
+            "by_utterance": dict(zip(ids, differences.tolist(), strict=True)),
+            "num_better": int((sign * differences > 0).sum()),
+            "num_worse": int((sign * differences < 0).sum()),
+            "verdict": _verdict(difference["low"], difference["high"], sign),
+        }
+    return {name: about[name] for name in ("label", "unit", "better", "digits")} | {
         "num": len(ids),
-        "differences": dict(zip(ids, differences, strict=True)),
-        "first": first,
-        "second": second,
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "num_better": sum(sign * difference > 0 for difference in differences),
-        "num_worse": sum(sign * difference < 0 for difference in differences),
-        "verdict": _verdict(low, high, sign),
+        "systems": systems,
     }
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """What a person wants to see in a terminal."""
-    rows = [["metric", "A", "B", "B - A", "95 % interval", "files", "B better", "B worse", "better"]]
-    for values in comparison["metrics"].values():
-        digits = values["digits"]
-        interval = "" if values["low"] is None else f"{values['low']:+.{digits}f} .. {values['high']:+.{digits}f}"
-        rows.append(
-            [
-                values["label"] + (f" ({values['unit']})" if values["unit"] else ""),
-                f"{values['first']:.{digits}f}",
-                f"{values['second']:.{digits}f}",
-                f"{values['difference']:+.{digits}f}",
-                interval,
-                str(values["num"]),
-                str(values["num_better"]) if values["better"] else "",
-                str(values["num_worse"]) if values["better"] else "",
-                {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
-            ]
-        )
-    heading = [
-        f"A: {comparison['first']}",
-        f"B: {comparison['second']}",
-        f"{comparison['num_common']} utterances of both, paired{omissions(comparison)}",
-    ]
-    return "\n".join([*heading, "", *aligned(rows, words=("metric", "better"))])
+    lines = [*lettered(comparison), what_was_paired(comparison)]
+    means = [rows_of_means(comparison)] if len(comparison["systems"]) > 2 else []  # two stand beside their difference
+    for rows in [*means, *tables_of_differences(comparison)]:
+        lines += ["", *aligned(rows, words=("metric", "better"))]
+    return "\n".join(lines)
 
 
-def omissions(comparison: Mapping[str, Any]) -> str:
-    """The clauses that say what was not compared."""
-    clauses = []
+def lettered(comparison: Mapping[str, Any]) -> list[str]:
+    """The systems' names behind the letters that stand for them in tables."""
+    return [f"{letter}: {name}" for letter, name in zip(LETTERS, comparison["systems"], strict=False)]
+
+
+def what_was_paired(comparison: Mapping[str, Any]) -> str:
+    """How many utterances, and the clauses that say what was not compared."""
+    whole, part = ("both", "only one of both") if len(comparison["systems"]) == 2 else ("all", "only some")
+    clauses = [f"{comparison['num_common']} utterances of {whole}, paired"]
     if comparison["num_alone"]:
-        clauses.append(f"{comparison['num_alone']} in only one of both were left out")
-    if comparison["left_out"]:
-        clauses.append(f"left out, because the sample rates differ: {', '.join(comparison['left_out'])}")
-    if comparison["otherwise_scored"]:
-        labels = ", ".join(comparison["otherwise_scored"])
-        clauses.append(
-            f"left out, because they were scored with other weights or another version of the metric: {labels}"
-        )
-    return "".join(f"; {clause}" for clause in clauses)
+        clauses.append(f"{comparison['num_alone']} in {part} were left out")
+    clauses += [f"left out, because {reason}: {', '.join(labels)}" for reason, labels in comparison["left_out"].items()]
+    return "; ".join(clauses)
+
+
+def rows_of_means(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """The means of all systems, a row for each metric; the names of the columns first."""
+    metrics = comparison["metrics"].values()
+    header = ["metric", *LETTERS[: len(comparison["systems"])], "better"]
+    return [header, *([_label(values), *_shown_means(values), values["better"]] for values in metrics)]
+
+
+def tables_of_differences(comparison: Mapping[str, Any]) -> list[list[list[str]]]:
+    """For each system after the first, its rows of differences, one for each metric; the names of the columns first."""
+    tables = []
+    for number, letter in enumerate(LETTERS[1 : len(comparison["systems"])], start=1):
+        counts = [f"{letter} better", f"{letter} worse"]
+        rows = [["metric", "A", letter, f"{letter} - A", "95 % interval", "files", *counts, "better"]]
+        for values in comparison["metrics"].values():
+            means, digits = _shown_means(values), values["digits"]
+            found = values["systems"][number]["difference"]
+            interval = "" if found["low"] is None else f"{found['low']:+.{digits}f} .. {found['high']:+.{digits}f}"
+            cells = [means[0], means[number], f"{found['mean']:+.{digits}f}", interval, str(values["num"])]
+            verdict = {"better": letter, "worse": "A"}.get(found["verdict"], "undecided")
+            judged = [str(found["num_better"]), str(found["num_worse"]), verdict] if values["better"] else [""] * 3
+            rows.append([_label(values), *cells, *judged])
+        tables.append(rows)
+    return tables
+
+
+def latex_table(comparison: Mapping[str, Any]) -> str:
+    """A tabular with a row of means for each system, the best in bold, also where only rounding makes them equal."""
+    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "": ""}
+    # In braces, as a bracket at the beginning of a row would be taken for an argument of the line break before it.
+    columns = [["system", *(f"{{{_in_latex(name)}}}" for name in comparison["systems"])]]
+    for values in comparison["metrics"].values():
+        cells = _shown_means(values)
+        choose = {"higher": max, "lower": min}.get(values["better"])
+        best = choose(map(float, cells)) if choose else None
+        means = [rf"$\mathbf{{{cell}}}$" if float(cell) == best else f"${cell}$" for cell in cells]
+        columns.append([_in_latex(_label(values)) + arrows[values["better"]], *means])
+    header, *rows = [" & ".join(row) + r" \\" for row in zip(*columns, strict=True)]
+    begin = rf"\begin{{tabular}}{{l{'r' * len(comparison['metrics'])}}}"
+    return "\n".join([begin, r"\hline", header, r"\hline", *rows, r"\hline", r"\end{tabular}", ""])
 
 
 def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
-    """Write `comparison.json`, `differences.tsv` and `comparison.html`; what is there of these names is replaced."""
+    """Write what was compared; what is there of these names is replaced.
+
+    `comparison.json` holds everything, and `comparison.html` shows it. `differences.tsv` has a row for each utterance
+    of each system after the first; `table.tsv` and `table.tex` have one for each system, as papers do.
+    """
     from codec.evaluation.page import comparison_page
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "comparison.json", comparison)
-    differences = [values["differences"] for values in comparison["metrics"].values()]
-    write_table(
-        folder / "differences.tsv",
-        ["id", *comparison["metrics"]],
-        (
-            [id, *(f"{found[id]:.6g}" if id in found else "" for found in differences)]
-            for id in sorted(set().union(*differences))
-        ),
-    )
+    metrics = comparison["metrics"]
+    differences, means = [], []
+    for number, name in enumerate(comparison["systems"]):
+        columns = [values["systems"][number] for values in metrics.values()]
+        means.append([name, *(_number(column[key]) for column in columns for key in ("mean", "low", "high"))])
+        if number:
+            found = [column["difference"]["by_utterance"] for column in columns]
+            ids = sorted(set().union(*found))
+            differences += [[id, name, *(_number(by_utterance.get(id)) for by_utterance in found)] for id in ids]
+    write_table(folder / "differences.tsv", ["id", "system", *metrics], differences)
+    header = [column + bound for column in metrics for bound in ("", "_low", "_high")]
+    write_table(folder / "table.tsv", ["system", *header], means)
+    write_text(folder / "table.tex", latex_table(comparison))
     write_text(folder / "comparison.html", comparison_page(comparison))
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    return values["label"] + (f" ({values['unit']})" if values["unit"] else "")
+
+
+def _shown_means(values: Mapping[str, Any]) -> list[str]:
+    return [f"{system['mean']:.{values['digits']}f}" for system in values["systems"]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _in_latex(text: str) -> str:
+    """Escaped; what cannot be printed becomes a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in text).translate(_LATEX)
 
 
 def _verdict(low: float | None, high: float | None, sign: int) -> str:
     if low is None or high is None or not sign or low <= 0 <= high:
         return ""
-    return "second" if sign * low > 0 else "first"
+    return "better" if sign * low > 0 else "worse"
 
 
 def _name(summary: Mapping[str, Any]) -> str:
@@ -217,10 +286,10 @@ def _summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _scores(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+def _scores(folder: Path) -> tuple[Scores, dict[str, str]]:
     """By id, the scores by column, and the speakers, where the table tells them."""
     path = folder / SCORES_NAME
-    scores: dict[str, dict[str, float]] = {}
+    scores: Scores = {}
     speakers: dict[str, str] = {}
     try:
         with open(path, encoding="utf-8", newline="") as stream:
@@ -249,12 +318,11 @@ def _scores(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     return scores, speakers
 
 
-def _check_references(folders: tuple[Path, Path], ids: list[str]) -> None:
-    """Hold the sums of the references against each other, where both journals are there."""
-    sums = [Journal.references(folder) for folder in folders]
-    different = [id for id in ids if id in sums[0] and id in sums[1] and sums[0][id] != sums[1][id]]
-    if different:
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise ConfigError(
-            f"{folders[0]} and {folders[1]}: the reference of {different[0]}{more} is not the same in both"
-        )
+def _check_references(folders: Sequence[Path], ids: Sequence[str]) -> None:
+    """Hold the sums of the references against each other, where journals are there."""
+    journals = [(folder, Journal.references(folder)) for folder in folders]
+    for (first, sums), (second, others) in combinations(journals, 2):
+        different = [id for id in ids if id in sums and id in others and sums[id] != others[id]]
+        if different:
+            more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+            raise ConfigError(f"{first} and {second}: the reference of {different[0]}{more} is not the same in both")

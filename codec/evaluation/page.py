@@ -12,7 +12,7 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError
 from codec.evaluation.baselines import CONDITIONS, PUBLISHED
-from codec.evaluation.comparison import omissions
+from codec.evaluation.comparison import lettered, rows_of_means, tables_of_differences, what_was_paired
 from codec.evaluation.evaluate import Evaluation
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.pictures import histogram, spectrograms
@@ -67,37 +67,35 @@ def page(evaluation: Evaluation, *, with_audio: bool = True) -> str:
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
-    """Two evaluations side by side, see `codec.evaluation.comparison.compare`."""
-    rows = []
-    for values in comparison["metrics"].values():
-        digits = values["digits"]
-        interval = None if values["low"] is None else (values["low"], values["high"])
-        rows.append(
-            [
-                escape(values["label"]) + (f" <small>{escape(values['unit'])}</small>" if values["unit"] else ""),
-                f"{values['first']:.{digits}f}",
-                f"{values['second']:.{digits}f}",
-                f"<b>{values['difference']:+.{digits}f}</b>",
-                f"{interval[0]:+.{digits}f} to {interval[1]:+.{digits}f}" if interval else "",
-                str(values["num"]),
-                f"{values['num_better']} better, {values['num_worse']} worse" if values["better"] else "",
-                {"first": "A", "second": "B"}.get(values["verdict"], "undecided" if values["better"] else ""),
-                _distribution(list(values["differences"].values()), values | {"mean": values["difference"]}, interval),
-            ]
-        )
-    header = ["", "A", "B", "B - A", "95 % interval", "files", "utterances of B", "better", "differences"]
+    """Evaluations side by side, see `codec.evaluation.comparison.compare`."""
+    metrics = comparison["metrics"].values()
+    tables = []
+    if len(comparison["systems"]) > 2:
+        header, *rows = rows_of_means(comparison)
+        tables.append(_table(header, [list(map(escape, row)) for row in rows]))
+    for number, (header, *rows) in enumerate(tables_of_differences(comparison), start=1):
+        drawn = [_differences(values, number) for values in metrics]
+        rows = [[*map(escape, row), picture] for row, picture in zip(rows, drawn, strict=True)]
+        tables.append(_table([*header, "differences"], rows))
     return "\n".join(
         [
             *_head("comparison"),
             "<h1>Comparison</h1>",
-            f"<p>A: {escape(comparison['first'])}<br>B: {escape(comparison['second'])}</p>",
-            f"<p>{comparison['num_common']} utterances of both, paired{escape(omissions(comparison))}. The intervals "
+            f"<p>{'<br>'.join(map(escape, lettered(comparison)))}</p>",
+            f"<p>{escape(what_was_paired(comparison))}. The intervals "
             f"are of the mean difference, from a bootstrap over speakers, or over files where fewer than {FEWEST} "
             "speakers are known; where one contains 0, nothing is decided.</p>",
-            _table(header, rows),
+            "<br>".join(tables),
             "</body></html>\n",
         ]
     )
+
+
+def _differences(values: Mapping[str, Any], number: int) -> str:
+    """How those of one system to the first are distributed, in one metric."""
+    found = values["systems"][number]["difference"]
+    interval = None if found["low"] is None else (found["low"], found["high"])
+    return _distribution(list(found["by_utterance"].values()), {**values, "mean": found["mean"]}, interval)
 
 
 def _head(title: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page that people open, its pictures, and two evaluations side by side."""
+"""The page that people open, its pictures, and evaluations side by side."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from codec.errors import ConfigError
 from codec.evaluation.baselines import PUBLISHED
 from codec.evaluation.comparison import compare, comparison_table, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
+from codec.evaluation.metric import Column
 from codec.evaluation.pictures import histogram, png, spectrograms
 from codec.evaluation.resampling import resample
+from codec.evaluation.statistics import bootstrap_interval
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -192,24 +194,29 @@ def two(folders, tmp_path):
     return tmp_path / "A", tmp_path / "B"
 
 
+def mel_difference(*two: Path) -> dict[str, Any]:
+    """How the second differs from the first in the mel distance."""
+    return compare(*two)["metrics"]["mel"]["systems"][1]["difference"]
+
+
 def test_differences_are_paired_and_signed(two):
     found = compare(*two)
-    mel = found["metrics"]["mel"]
+    first, second = found["metrics"]["mel"]["systems"]
+    mel = second["difference"]
     assert found["num_common"] == 6
-    assert mel["difference"] == pytest.approx(mel["second"] - mel["first"])
-    assert mel["difference"] < 0
-    assert mel["low"] <= mel["difference"] <= mel["high"] < 0
+    assert mel["mean"] == pytest.approx(second["mean"] - first["mean"])
+    assert mel["low"] <= mel["mean"] <= mel["high"] < 0
     assert (mel["num_better"], mel["num_worse"]) == (6, 0)
-    assert mel["verdict"] == "second"
-    assert compare(*two[::-1])["metrics"]["mel"]["verdict"] == "first"
-    assert compare(*two[::-1])["metrics"]["mel"]["difference"] == pytest.approx(-mel["difference"])
+    assert mel["verdict"] == "better"
+    assert mel_difference(*two[::-1])["verdict"] == "worse"
+    assert mel_difference(*two[::-1])["mean"] == pytest.approx(-mel["mean"])
 
 
 def test_five_files_decide_nothing(two):
     """All of them better: a fair coin does as much, or the opposite, in 6 % of all cases."""
     scores = two[0] / "scores.tsv"
     scores.write_text("\n".join(scores.read_text().splitlines()[:-1]) + "\n")
-    mel = compare(*two)["metrics"]["mel"]
+    mel = mel_difference(*two)
     assert (mel["num_better"], mel["low"], mel["verdict"]) == (5, None, "")
 
 
@@ -222,17 +229,17 @@ def test_more_files_of_the_same_speakers_decide_no_more(two):
             named = [row.replace("\tspeaker\t", f"\t{number}{names}\t") for number, row in enumerate(rows)]
             lines = [header, *named, *(f"again/{row}" for row in named)]
             (folder / "scores.tsv").write_text("\n".join(lines) + "\n")
-        return compare(*two)["metrics"]["mel"]
+        return mel_difference(*two)
 
-    once, twice, anybody = compare(*two)["metrics"]["mel"], doubled(""), doubled("unknown")
-    assert (once["num"], twice["num"]) == (6, 12)
+    once, twice, anybody = mel_difference(*two), doubled(""), doubled("unknown")
+    assert (once["num_better"], twice["num_better"]) == (6, 12)
     assert (twice["low"], twice["high"]) == pytest.approx((once["low"], once["high"]))
     assert twice["low"] < anybody["low"] < anybody["high"] < twice["high"]
 
 
 def test_no_difference_is_undecided(two):
-    mel = compare(two[0], two[0])["metrics"]["mel"]
-    assert (mel["difference"], mel["verdict"], mel["num_better"]) == (0, "", 0)
+    mel = mel_difference(two[0], two[0])
+    assert (mel["mean"], mel["verdict"], mel["num_better"]) == (0, "", 0)
     assert "undecided" in comparison_table(compare(two[0], two[0]))
 
 
@@ -244,7 +251,7 @@ def test_comparison_is_written(two, tmp_path, capsys):
     check((tmp_path / "out" / "comparison.html").read_text())
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == compare(*two)
     lines = (tmp_path / "out" / "differences.tsv").read_text().splitlines()
-    assert lines[0] == "id\tmel\tsi_sdr"
+    assert lines[0] == "id\tsystem\tmel\tsi_sdr"
     assert len(lines) == 7
 
 
@@ -257,7 +264,7 @@ def test_folders_whose_names_are_no_text_are_compared(folders, tmp_path):
     assert run(["evaluate", "--compare", *both, "-q", "-o", str(tmp_path / "compared")]) == 0
     assert "made\\udcff" in (tmp_path / "compared" / "comparison.html").read_text(encoding="utf-8")
     found = json.loads((tmp_path / "compared" / "comparison.json").read_text(encoding="utf-8"))
-    assert found["first"] == found["second"] == str(estimate)
+    assert found["systems"] == [f"{estimate} in {tmp_path / 'out'}"] * 2
 
 
 def test_utterances_of_only_one_are_counted(two):
@@ -279,10 +286,10 @@ def test_weighted_columns_have_weighted_means(two):
         for row, weight in zip(rows, weights, strict=True):
             row[header.index("seconds")] = str(weight)
         (folder / "scores.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
-    mel = compare(*two)["metrics"]["mel"]
-    differences = list(mel["differences"].values())
-    assert mel["num"] == len(differences) == 5
-    assert mel["difference"] == pytest.approx(np.average(differences, weights=weights[1:]))
+    assert compare(*two)["metrics"]["mel"]["num"] == 5
+    mel = mel_difference(*two)
+    differences = list(mel["by_utterance"].values())
+    assert mel["mean"] == pytest.approx(np.average(differences, weights=weights[1:]))
 
 
 def test_what_depends_on_the_sample_rate_is_not_compared_across_rates(two, folders, tmp_path):
@@ -298,13 +305,13 @@ def test_what_depends_on_the_sample_rate_is_not_compared_across_rates(two, folde
     evaluate_folders(folders[0], lower, output=two[1], options=options)
     found = compare(*two)
     assert list(found["metrics"]) == ["stoi"]
-    assert found["left_out"] == ["log-mel L1"]
+    assert found["left_out"] == {"the sample rates differ": ["log-mel L1"]}
     assert "left out, because the sample rates differ: log-mel L1" in comparison_table(found)
 
 
 def test_nothing_is_scored_beside_a_comparison(two, capsys):
     assert run(["evaluate", "--model", "stream", "--data", str(two[0]), "--compare", *map(str, two)]) == 2
-    assert "--compare takes two outputs of this command" in capsys.readouterr().err
+    assert "--compare takes outputs of this command, and nothing to score" in capsys.readouterr().err
 
 
 def test_other_references_are_refused(two, folders):
@@ -327,7 +334,7 @@ def test_evaluations_of_earlier_versions_are_compared(two):
     for about in summary["metrics"].values():
         del about["at_own_rate"], about["identity"]
     change_summary(two[0], **summary)
-    assert compare(*two)["metrics"]["mel"]["verdict"] == "second"
+    assert mel_difference(*two)["verdict"] == "better"
 
 
 def test_what_other_weights_have_scored_is_not_compared(two):
@@ -412,4 +419,180 @@ def test_writing_replaces_earlier_results(two, tmp_path):
         "comparison.html",
         "comparison.json",
         "differences.tsv",
+        "table.tex",
+        "table.tsv",
     ]
+
+
+# -- comparison of several
+
+PESQ = Column("pesq", "PESQ", "higher")
+MEL = Column("mel", "mel <L1>", "lower")
+RATE = Column("rate", "rate", "", "b/s")
+
+
+def write_results(folder: Path, name: str, scores: dict[Column, dict[str, float]]) -> Path:
+    """What an evaluation leaves, as far as comparisons read it."""
+    folder.mkdir()
+    metrics = {column.name: asdict(column) for column in scores}
+    summary = {"format": 1, "estimate": name, "conditions": {"sample_rates": [24000]}, "metrics": metrics}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    ids = sorted(set().union(*scores.values()))
+    rows = [[id, *(str(values.get(id, "")) for values in scores.values())] for id in ids]
+    (folder / "scores.tsv").write_text("".join("\t".join(row) + "\n" for row in [["id", *metrics], *rows]))
+    return folder
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Folders and scores of three systems for eight utterances that all have; the first and the third have one more."""
+    random = np.random.default_rng(0)
+    scores = {}
+    for name, shift in (("ours", 0.0), ("base", -0.3), ("abl", 0.01)):
+        pesq, mel = random.normal(2 + shift, 0.1, 8).round(4), random.normal(0.6, 0.1, 8).round(4)
+        scores[name] = {PESQ: pesq, MEL: mel, RATE: np.full(8, 900.0 + len(name))}
+    folders = [
+        write_results(
+            tmp_path / name,
+            name,
+            {
+                column: {f"u{number}": float(value) for number, value in enumerate(values)}
+                | ({f"only-{name}": 9.0} if name != "base" else {})
+                for column, values in columns.items()
+            },
+        )
+        for name, columns in scores.items()
+    ]
+    return folders, scores
+
+
+def test_several_are_compared_with_the_first(three):
+    folders, scores = three
+    found = compare(*folders)
+    assert found["systems"] == ["ours", "base", "abl"]
+    assert (found["num_common"], found["num_alone"], found["left_out"]) == (8, 2, {})
+    for column, sign in ((PESQ, 1), (MEL, -1)):
+        assert found["metrics"][column.name]["num"] == 8
+        for name, system in zip(scores, found["metrics"][column.name]["systems"], strict=True):
+            values, differences = scores[name][column], scores[name][column] - scores["ours"][column]
+            assert system["mean"] == pytest.approx(values.mean())
+            assert (system["low"], system["high"]) == pytest.approx(bootstrap_interval(values))
+            if name == "ours":
+                assert "difference" not in system
+                continue
+            difference = system["difference"]
+            assert list(difference["by_utterance"].values()) == pytest.approx(differences.tolist())
+            assert difference["mean"] == pytest.approx(differences.mean())
+            low, high = bootstrap_interval(differences)
+            assert (difference["low"], difference["high"]) == pytest.approx((low, high))
+            assert difference["num_better"] == np.sum(sign * differences > 0)
+            assert difference["num_worse"] == np.sum(sign * differences < 0)
+            assert difference["verdict"] == ("" if low <= 0 <= high else "better" if sign * low > 0 else "worse")
+    _, base, ablation = found["metrics"]["pesq"]["systems"]
+    assert (base["difference"]["verdict"], ablation["difference"]["verdict"]) == ("worse", "")
+
+
+def test_means_of_several_stand_before_their_differences(three, tmp_path, capsys):
+    folders, scores = three
+    ours, *others = map(str, folders)
+    assert run(["evaluate", ours, "--compare", *others, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    names, means, base, ablation = printed.split("\n\n")
+    assert names.splitlines() == [
+        *("A: ours", "B: base", "C: abl"),
+        "8 utterances of all, paired; 2 in only some were left out",
+    ]
+    shown = [f"{columns[PESQ].mean():.3f}" for columns in scores.values()]
+    assert means.splitlines()[0].split() == ["metric", "A", "B", "C", "better"]
+    assert means.splitlines()[1].split() == ["PESQ", *shown, "higher"]
+    assert base.splitlines()[1].split()[1:3] == shown[:2]
+    assert base.splitlines()[1].split()[-1] == "A"
+    assert ablation.splitlines()[1].split()[1:3] == shown[::2]
+    assert ablation.splitlines()[1].split()[-1] == "undecided"
+    text = (tmp_path / "out" / "comparison.html").read_text()
+    assert check(text).seen.count("table") == 3
+    assert "mel &lt;L1&gt;" in text
+    differences = [line.split("\t") for line in (tmp_path / "out" / "differences.tsv").read_text().splitlines()[1:]]
+    assert [row[:2] for row in differences] == [[f"u{u}", name] for name in ("base", "abl") for u in range(8)]
+
+
+def test_table_of_a_paper_has_means_and_their_intervals(three, tmp_path):
+    folders, scores = three
+    write_comparison(compare(*folders), tmp_path / "out")
+    header, *rows = [line.split("\t") for line in (tmp_path / "out" / "table.tsv").read_text().splitlines()]
+    assert header == ["system", *(name + bound for name in ("pesq", "mel", "rate") for bound in ("", "_low", "_high"))]
+    assert [row[0] for row in rows] == list(scores)
+    for row, columns in zip(rows, scores.values(), strict=True):
+        expected = [number for values in columns.values() for number in (values.mean(), *bootstrap_interval(values))]
+        assert [float(cell) for cell in row[1:]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_table_in_latex_marks_the_best_and_escapes_names(tmp_path):
+    means = {"[a]_{50%}": (2.0001, 0.5, 900), "b & \\c\n~": (2.0004, 0.4, 901), "d#$^|": (1.9, 0.4, 902)}
+    folders = [
+        write_results(tmp_path / str(number), name, {PESQ: {"u": pesq}, MEL: {"u": mel}, RATE: {"u": rate}})
+        for number, (name, (pesq, mel, rate)) in enumerate(means.items())
+    ]
+    write_comparison(compare(*folders), tmp_path / "out")
+    assert (tmp_path / "out" / "table.tex").read_text().splitlines() == [
+        r"\begin{tabular}{lrrr}",
+        r"\hline",
+        r"system & PESQ $\uparrow$ & mel $<$L1$>$ $\downarrow$ & rate (b/s) \\",
+        r"\hline",
+        r"{[a]\_\{50\%\}} & $\mathbf{2.000}$ & $0.500$ & $900.000$ \\",
+        r"{b \& \textbackslash{}c?\textasciitilde{}} & $\mathbf{2.000}$ & $\mathbf{0.400}$ & $901.000$ \\",
+        r"{d\#\$\textasciicircum{}$|$} & $1.900$ & $\mathbf{0.400}$ & $902.000$ \\",
+        r"\hline",
+        r"\end{tabular}",
+    ]
+    assert "\n[a]_{50%}\t2.0001\t\t\t0.5\t" in (tmp_path / "out" / "table.tsv").read_text()
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path):
+    folders = [write_results(tmp_path / str(n), name, {PESQ: {"u": 1.0}}) for n, name in enumerate("mmn")]
+    assert compare(*folders)["systems"] == [f"m in {folders[0]}", f"m in {folders[1]}", "n"]
+
+
+def test_a_folder_named_twice_differs_in_nothing(three):
+    folders, _ = three
+    found = compare(*folders, folders[0])
+    again = found["metrics"]["pesq"]["systems"][3]["difference"]
+    assert (again["mean"], again["low"], again["high"], again["num_better"], again["verdict"]) == (0, 0, 0, 0, "")
+
+
+def test_pairs_that_share_utterances_are_not_enough(tmp_path):
+    shared = (("u", "v"), ("v", "w"), ("w", "u"))
+    folders = [
+        write_results(tmp_path / str(number), "m", {PESQ: dict.fromkeys(ids, 1.0)}) for number, ids in enumerate(shared)
+    ]
+    with pytest.raises(ConfigError, match=r"0, .*1 and .*2: have no utterance in common"):
+        compare(*folders)
+
+
+def test_what_one_lacks_is_left_out_of_all_and_told(tmp_path):
+    """Whether it was not asked for, or has no value."""
+    has = [{PESQ: 2.0, MEL: 0.5, RATE: 900.0}, {PESQ: 2.1, MEL: 0.4, RATE: 901.0}, {PESQ: 1.9, RATE: 902.0}]
+    folders = [
+        write_results(tmp_path / str(n), str(n), {column: {"u": value} for column, value in values.items()})
+        for n, values in enumerate(has)
+    ]
+    (folders[0] / "scores.tsv").write_text("id\tpesq\tmel\trate\nu\t2.0\t0.5\t\n")
+    for ordered in (folders, folders[::-1]):
+        found = compare(*ordered)
+        assert list(found["metrics"]) == ["pesq"]
+        assert {label for labels in found["left_out"].values() for label in labels} == {"mel <L1>", "rate"}
+        assert "; left out, because not all have them: " in comparison_table(found)
+
+
+def test_references_that_only_the_others_have_differently_are_refused(three):
+    folders, _ = three
+    for folder, sum in zip(folders[1:], "ab", strict=True):
+        (folder / "journal.jsonl").write_text(json.dumps({"kind": "scores", "id": "u3", "key": f"{sum} x"}) + "\n")
+    with pytest.raises(ConfigError, match=r"base and .*abl: the reference of u3 is not the same"):
+        compare(*folders)
+
+
+@pytest.mark.parametrize("num", [0, 1, 27])
+def test_too_few_or_too_many_are_refused(three, capsys, num):
+    assert run(["evaluate", "--compare", *[str(three[0][0])] * num]) == 2
+    assert capsys.readouterr().err == f"codec: 2 to 26 outputs of `codec evaluate` can be compared, got {num}\n"
