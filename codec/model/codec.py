@@ -16,7 +16,7 @@ from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import NO_SAMPLE, SpectralEncoder, SpectralEncoderConfig
 from codec.model.layers import MAX_FRAMES
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
-from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig
+from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig, require_values
 from codec.model.rivals import (
     EMAVQ,
     FSQ,
@@ -398,8 +398,8 @@ def require_refinable(config: CodecConfig) -> None:
 
 
 def check_samples(wav: Tensor, checks_values: bool = True) -> None:
-    """Refuse what cannot be audio: other things than tensors, integers, and if values are looked at, those beyond +-100
-    (their scale is unknown), NaN and infinity.
+    """Refuse what cannot be audio: other things than tensors, integers, and if values are looked at, tensors without
+    any and sparse ones, values beyond +-100 (their scale is unknown), NaN and infinity.
 
     Raises:
         AudioError: says which.
@@ -410,7 +410,10 @@ def check_samples(wav: Tensor, checks_values: bool = True) -> None:
         raise AudioError(
             f"audio must be floating-point samples in [-1, 1], got {wav.dtype}; divide by its largest value"
         )
-    if checks_values and not (wav.abs() <= MAX_MAGNITUDE).all():
+    if not checks_values:
+        return
+    require_values(wav, "audio", AudioError)
+    if not (wav.abs() <= MAX_MAGNITUDE).all():
         if not torch.isfinite(wav).all():
             raise AudioError("the audio has NaN or infinite samples")
         raise AudioError(f"the audio has samples of {wav.abs().max():g}, full scale is 1; divide by its largest value")

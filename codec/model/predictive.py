@@ -97,8 +97,8 @@ class PredictiveSimVQ(SimVQ):
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """As `SimVQ.forward`, for (B, D, N)."""
+        vectors = self._checked(latent)  # (B, N, D)
         with torch.autocast(latent.device.type, enabled=False):
-            vectors = self._checked(latent)  # (B, N, D)
             codes = self._choose(vectors)
             expected, innovations, _ = self._unroll(codes) if self.training else self._unroll_exactly(codes)
             quantized = expected + innovations
@@ -108,8 +108,9 @@ class PredictiveSimVQ(SimVQ):
         return QuantizerOutput(codes, quantized.transpose(1, 2), loss)
 
     def encode(self, latent: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
+        vectors = self._checked(latent)
         with torch.autocast(latent.device.type, enabled=False):
-            return self._choose(self._checked(latent), state, num_frames)
+            return self._choose(vectors, state, num_frames)
 
     def finish(self, state: State) -> Tensor:
         if self not in state:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.errors import ConfigError, ModelError
+from codec.errors import CodecError, ConfigError, ModelError
 from codec.limits import refuse, too_small
 from codec.model.layers import State
 from codec.model.search import (
@@ -147,12 +147,12 @@ class Quantizer(nn.Module):
             itself, bit for bit what `lookup(codes)` gives. All is computed in float32, also under autocast.
 
         Raises:
-            ModelError: wrong width or type, no vectors, or values that are NaN, infinite or too large to be squared.
-                The last is not looked for in training with `checks_values` off: then they make the loss NaN or
-                infinite.
+            ModelError: wrong width or type, or no vectors; a sparse tensor, one without values, or values that are NaN,
+                infinite or too large to be squared. The latter are not looked for in training with `checks_values` off:
+                then such values make the loss NaN or infinite.
         """
+        vectors = self._checked(latent)  # (B, *, D)
         with torch.autocast(latent.device.type, enabled=False):
-            vectors = self._checked(latent)  # (B, *, D)
             flat = vectors.reshape(-1, self.codebook_dim)  # (N, D)
             if self.training:
                 codes, quantized, loss = self.learn(flat)
@@ -224,10 +224,11 @@ class Quantizer(nn.Module):
         """Codes of any shape as int64.
 
         Raises:
-            ModelError: no integers, or a code outside [0, K).
+            ModelError: no integers, a sparse tensor or one without values, or a code outside [0, K).
         """
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ModelError(f"codes must be integers, got {codes.dtype}")
+        require_values(codes, "codes", ModelError)
         codes = codes.long()
         if torch.compiler.is_compiling():  # a program cannot branch on values; it checks the indices that it looks up
             return codes
@@ -564,7 +565,14 @@ def rotate(vectors: Tensor, selected: Tensor) -> Tensor:
     return straight_through(torch.where(has_direction, rotated, vectors), selected)
 
 
+def require_values(tensor: Tensor, what: str, refusal: type[CodecError]) -> None:
+    """Raises `refusal` for sparse tensors and those of the meta device, in which there are no values to look at."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise refusal(f"{what} must be a dense tensor with values, got {tensor.layout} on device {tensor.device}")
+
+
 def _check_values(vectors: Tensor) -> None:
+    require_values(vectors, "a latent", ModelError)
     vectors = vectors.reshape(-1, vectors.shape[-1])
     is_good = vectors.abs() <= LARGEST_VALUE  # false for NaN
     if not is_good.all():

@@ -147,8 +147,10 @@ def test_codes_do_not_depend_on_the_batch_order(codec: Codec):
         (torch.zeros(24000), r"shape \(B, 1, T\)"),
         (torch.zeros(1, 2, 24000), r"shape \(B, 1, T\)"),
         (torch.full((1, 1, 100), float("nan")), "NaN"),
+        (torch.zeros(1, 1, 100, device="meta"), "audio must be a dense tensor with values, got .* on device meta"),
+        (torch.zeros(1, 1, 100).to_sparse(), r"dense tensor with values, got torch\.sparse_coo"),
     ],
-    ids=["empty", "rank", "stereo", "NaN"],
+    ids=["empty", "rank", "stereo", "NaN", "without values", "sparse"],
 )
 @pytest.mark.parametrize("is_training", [False, True], ids=["eval", "training"])
 def test_unusable_audio_is_refused(codec: Codec, wav: torch.Tensor, message: str, is_training: bool):
@@ -181,8 +183,10 @@ def test_a_training_loop_without_value_checks_looks_at_no_samples(codec: Codec):
         (torch.zeros(1, 5, dtype=torch.bool), "must be integers"),
         (torch.tensor([[0, 4096]]), "got 4096"),
         (torch.tensor([[0, -1]]), "got -1"),
+        (torch.zeros(1, 5, dtype=torch.int64, device="meta"), "codes must be a dense tensor with values, got .* meta"),
+        (torch.zeros(1, 5, dtype=torch.int64).to_sparse(), r"dense tensor with values, got torch\.sparse_coo"),
     ],
-    ids=["empty", "rank", "floats", "truth values", "too large", "negative"],
+    ids=["empty", "rank", "floats", "truth values", "too large", "negative", "without values", "sparse"],
 )
 def test_unusable_codes_are_refused(codec: Codec, codes: torch.Tensor, message: str):
     with pytest.raises(ModelError, match=message):

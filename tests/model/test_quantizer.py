@@ -444,6 +444,9 @@ def test_codes_out_of_range_are_refused_by_value(quantizer: SimVQ, code: int):
 def test_latents_and_codes_of_wrong_type_are_refused(quantizer: SimVQ):
     with pytest.raises(errors.ModelError, match=r"floating point latents, got torch\.int64"):
         quantizer(torch.zeros(1, D, 4, dtype=torch.int64))
+    for latent in (torch.zeros(1, D, 4, device="meta"), torch.zeros(1, D, 4).to_sparse()):
+        with pytest.raises(errors.ModelError, match="a latent must be a dense tensor with values, got torch"):
+            quantizer(latent)
     with pytest.raises(errors.ModelError, match=r"integers, got torch\.float32"):
         quantizer.lookup(torch.zeros(1, 4))
 
