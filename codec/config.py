@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
@@ -36,7 +37,7 @@ from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
 from codec.training.losses import MelLossConfig
 from codec.training.settings import Config, TrainingConfig, check, misfits, model_sentence
-from codec.training.start import derived
+from codec.training.start import derived, initial_directory
 
 
 @dataclass
@@ -265,12 +266,12 @@ def _take_over(config: Config, chosen: list[str]) -> None:
 
     A recipe chooses the model, but its discriminators are for those who have none yet.
     """
-    initial = config.training.init
+    initial = initial_directory(config.training.init)
     chooses_model = any(re.split("[./]", key)[0] == "model" for key in chosen)
     chooses_discriminators = any(re.match(r"adversary($|\.discriminators)", key) for key in chosen)
     if not chooses_model and config.model == _read_model(_hydra([]).model):
         config.model = _model_of(initial)
-    path = catalogue.resolve(initial, with_discriminators=True) / catalogue.DISCRIMINATORS_CONFIG_NAME
+    path = initial / catalogue.DISCRIMINATORS_CONFIG_NAME
     if not chooses_discriminators and path.is_file():
         try:
             values = read_json(path)
@@ -343,7 +344,7 @@ def _key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
 
 
-def _model_of(initial: str) -> CodecConfig:
+def _model_of(initial: Path) -> CodecConfig:
     found = catalogue.describe(initial)
     try:
         return CodecConfig.from_dict(found.config)

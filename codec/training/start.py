@@ -1,5 +1,6 @@
 """What training starts from: new networks, or those of a model that is given, with its discriminators."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,16 @@ ADVERSARIAL_START = 20_000
 """When discriminators join that have learned nothing yet: the codec must speak first."""
 
 
+@functools.cache
+def initial_directory(init: str) -> Path:
+    """The directory of `training.init`. The Hub is asked once, so that all that is taken from it is of one commit.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    return resolve(init, with_discriminators=True)
+
+
 def initial_codec(config: Config) -> Codec:
     """The codec of `training.init`, or a new one.
 
@@ -25,7 +36,7 @@ def initial_codec(config: Config) -> Codec:
     """
     if not config.training.init:
         return Codec(config.model)
-    codec = weights.load(config.training.init)
+    codec = weights.load(initial_directory(config.training.init))
     if changes := differences(codec.config.to_dict(), config.model.to_dict(), "model"):
         raise ConfigError(
             f"training.init: {config.training.init} has another configuration, {'; '.join(changes)}; "
@@ -50,7 +61,7 @@ def _discriminators(config: Config) -> Path | None:
     """The weights of those of `training.init`, where it has some."""
     if not config.training.init:
         return None
-    path = resolve(config.training.init, with_discriminators=True) / DISCRIMINATORS_NAME
+    path = initial_directory(config.training.init) / DISCRIMINATORS_NAME
     return path if path.is_file() else None
 
 
@@ -84,7 +95,7 @@ def _has_lost_some(directory: Path) -> bool:
 def surprises(config: Config) -> list[str]:
     """What a user may not expect of the discriminators."""
     init, start, found = config.training.init, adversarial_start(config), []
-    if init and _has_lost_some(resolve(init, with_discriminators=True)):
+    if init and _has_lost_some(initial_directory(init)):
         advice = "a package installed with pip install -e has those of the boxed model"
         found.append(f"those of {init} are not here, new ones learn from step {start} on; {advice}")
     are_awaited = config.training.adversarial_start is None or _discriminators(config) is not None
