@@ -72,12 +72,13 @@ def _register() -> None:
 _register()
 
 
-def compose(overrides: list[str]) -> Config:
+def compose(overrides: list[str], *, is_to_train: bool = True) -> Config:
     """The settings of a run.
 
     Args:
         overrides: hydra overrides, for example `["model=stream", "training.steps=100"]`. With `training.init`, model
             and discriminators are configured as the initial ones, where nothing else was chosen.
+        is_to_train: whether, beside other mistakes, it is one that speech or device are not here.
 
     Raises:
         ConfigError: unknown or ill-typed settings, values out of range, unknown variants, and then also settings that
@@ -86,7 +87,7 @@ def compose(overrides: list[str]) -> Config:
     mistakes = {override: mistake for override in overrides if (mistake := _mistake_of_form(override))}
     overrides = [_without_plus(override) for override in overrides if override not in mistakes]
     composed, more = _compose(overrides)
-    return _checked(composed, [*mistakes.values(), *more], overrides)
+    return _checked(composed, [*mistakes.values(), *more], overrides, is_to_train)
 
 
 def restore(saved: dict[str, Any], changes: dict[str, Any]) -> Config:
@@ -198,7 +199,7 @@ def _job(task: Callable[[Config], object], composed: DictConfig) -> None:
     task(_checked(composed, [], list(HydraConfig.get().overrides.task)))
 
 
-def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) -> Config:
+def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str], is_to_train: bool = True) -> Config:
     """Dataclasses of what hydra has put together, if it has found no mistakes and there are no others."""
     known = {setting.name for setting in fields(Config)}
     mistakes += [_unknown(name) for name in sorted(map(str, composed)) if name not in known]
@@ -220,7 +221,7 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str]) ->
         except ModelError as error:
             mistakes.append(f"training.init: {error}")
     if mistakes:
-        raise ConfigError(*mistakes, *_further_mistakes(config, mistakes))
+        raise ConfigError(*mistakes, *_further_mistakes(config, mistakes, is_to_train))
     return config
 
 
@@ -235,10 +236,13 @@ def _of_groups(discriminators: Any) -> Iterator[str]:
             discriminators[name] = OmegaConf.get_type(group)
 
 
-def _further_mistakes(config: Config, mistakes: list[str]) -> list[str]:
+def _further_mistakes(config: Config, mistakes: list[str], is_to_train: bool) -> list[str]:
     """What else does not fit together; what has to do with a setting that is named already is left out."""
     try:
-        check(config)
+        if is_to_train:
+            check(config)
+        else:
+            refuse(misfits(config))
     except ConfigError as error:
         return _of_others(error.args, mistakes)
     return []

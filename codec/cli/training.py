@@ -38,7 +38,7 @@ def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
     if show and multirun:
         raise click.UsageError("--show is for one run; leave out --multirun")
     if show:
-        click.echo(to_yaml(compose(list(settings))), nl=False)
+        click.echo(to_yaml(compose(list(settings), is_to_train=False)), nl=False)
     elif multirun:
         sweep(list(settings), _train_one_of_many)
     else:

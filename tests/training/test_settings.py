@@ -379,6 +379,17 @@ def test_settings_that_do_not_fit_together_are_not_shown(capsys: pytest.CaptureF
     assert "model.sample_rate and model.decoder.sample_rate must be equal" in capsys.readouterr().err
 
 
+def test_settings_are_shown_without_speech_so_that_none_is_no_mistake(capsys: pytest.CaptureFixture[str]):
+    mistakes = "codec: training.steps must be at least 1, got 0; data.window_seconds 0.01 is 240 samples, shorter than"
+    assert run(["train", "--show", "training.steps=0", "data.window_seconds=0.01", "training.device=cuda:99"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(mistakes)
+    assert "data.train" not in shown
+    assert "training.device" not in shown
+    assert run(["train", "training.steps=0"]) == 2
+    assert "data.train must name" in capsys.readouterr().err
+
+
 def test_a_rate_at_which_the_encoder_hears_no_low_voice_is_refused(training_folder: Path):
     found = mistakes([f"data.train={training_folder}", "model.sample_rate=48000"])
     sentence = (
