@@ -235,6 +235,15 @@ def test_folder_is_mirrored(run, speech):
     assert sorted(str(path) for path in Path("out").rglob("*.*")) == ["out/a.flac", "out/deep/er/b.flac"]
 
 
+def test_folders_in_which_nothing_comes_to_be_are_not_left(run):
+    Path("in/sub").mkdir(parents=True)
+    Path("in/sub/a.wav").write_bytes(b"no sound")
+    Path("there").mkdir()
+    for source, target in (("in/sub/a.wav", "there/new/deeper/"), ("in", "there/new/deeper"), ("in", "new")):
+        assert run("encode", source, target, "--model", run.model, "--quiet") == 2
+        assert sorted(map(str, Path().rglob("*"))) == ["in", "in/sub", "in/sub/a.wav", "there"]
+
+
 def test_bad_file_of_a_folder_is_reported_and_the_rest_goes_on(run, speech):
     Path("in").mkdir()
     Path("in/a.wav").write_bytes(b"no sound")

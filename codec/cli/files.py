@@ -269,13 +269,11 @@ def _each(
 
 def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
     (source,), target = job.files
-    with contextlib.ExitStack() as cleanup:
+    with contextlib.ExitStack() as folders:
         if os.path.isdir(target) or is_folder_name(target):
             if source == STANDARD_STREAM:
                 raise click.UsageError("standard input has no name; OUTPUT must be a file, not a folder")
-            if not os.path.isdir(target):
-                os.makedirs(target)
-                cleanup.callback(_remove_if_empty, target)
+            folders.enter_context(_folder(Path(target)))
             target = os.path.join(target, Path(source).stem + job.suffix)
         if not (job.skip_existing and os.path.isfile(target)):
             watched(source, target, source)
@@ -283,9 +281,17 @@ def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
             raise CodecError(f"{source}: there is no such file")
 
 
-def _remove_if_empty(folder: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """A folder to write to, made with those above it where it is missing; what was made and stays empty goes again."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, str, str], None]) -> None:
@@ -301,8 +307,8 @@ def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, 
                 raise CodecError(f"{file}: would be written over {output}, another input; name another folder")
             if output.parent.is_file():
                 raise CodecError(f"{output.parent}: is a file, and {output} needs a folder there; rename one of them")
-            output.parent.mkdir(parents=True, exist_ok=True)
-            watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
+            with _folder(output.parent):
+                watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
             with contextlib.suppress(FileNotFoundError):  # whoever waited for it may have moved it
                 taken[_identity(output)] = file
         except BrokenPipeError:  # nobody reads the report
