@@ -30,7 +30,7 @@ class PreparationConfig:
     headers_only: bool = False  # do not read samples: faster, but damage, silence and clipping stay unseen
     subset: int = 0  # utterances per manifest, as equally over speakers as can be; 0 keeps all
     seed: int = 0  # of everything drawn
-    max_damaged: float = 0.001  # share of a part's files; more is a problem
+    max_damaged: float = 0.001  # share of a part's files, excluded ones among them; more is a problem
     strict: bool = False  # every warning is a problem
     jobs: int | None = None  # processes, see `survey`
 
@@ -163,6 +163,7 @@ def describe(outcome: Outcome, max_files: int = 20) -> list[str]:
 
 def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
     damaged = [rejection for rejection in part.rejections if rejection.is_damage]
+    # With excluded files: what could not be used beside them would else be too much in every list of later files.
     expected = part.num_files + sum(rejection.reason == "missing" for rejection in damaged)
     if damaged:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(r.reason for r in damaged).items()))

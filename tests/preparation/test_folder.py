@@ -132,6 +132,16 @@ def test_same_name_with_another_suffix_is_rejected(folder):
     assert [(r.path.name, r.reason) for r in outcome.rejections] == [("1.wav", "duplicate"), ("._1.wav", "stub")]
 
 
+def test_damage_accepted_beside_earlier_files_does_not_fail_a_list_of_later_ones(folder, tmp_path):
+    (folder / "train" / "ben" / "damaged.wav").write_bytes(b"no sound")
+    config = dataclasses.replace(ALONE, max_damaged=0.12)
+    assert prepare_folder(folder, tmp_path / "old", config=config).problems == []
+    soundfile.write(folder / "train" / "ben" / "10.wav", noise(), RATE)
+    later = prepare_folder(folder, tmp_path / "new", exclude=[tmp_path / "old" / "all.tsv"], config=config)
+    assert [utterance.id for utterance in later.manifests["all.tsv"]] == ["train/ben/10"]
+    assert (later.problems, later.warnings) == ([], ["all: 1 of 10 files cannot be used (1 unreadable)"])
+
+
 def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path, capsys):
     prepare_folder(folder, tmp_path / "old", config=ALONE)
     for name in ("fay/10.wav", "fay/11.wav", "fay/12.wav", "fay/13.wav"):
