@@ -41,7 +41,8 @@ def write_codes(
     """Write a whole `.codes` file.
 
     Args:
-        target: a path, replaced when the file is complete and not before, or a stream open for writing bytes.
+        target: a path, or a stream open for writing bytes. An existing file is replaced without asking, when the new
+            one is complete and not before.
         codes: (N,) of any integer dtype in [0, K), N >= 0.
         header: see `Header`.
         num_samples: exact length of the recording, ceil(num_samples / hop_length) = N; by default N * hop_length.
