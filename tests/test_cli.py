@@ -219,10 +219,11 @@ def test_sound_leaves_a_pipe_before_the_codes_end(run, talk, speech):
 
 
 def test_reader_that_goes_away_is_no_error_message(run, speech):
-    process = spawn("encode", speech, "-", "--model", run.model, "--quiet")
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    for arguments in (["encode", speech, "-", "--model", run.model, "--quiet"], ["--help"], ["--version"]):
+        process = spawn(*arguments)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141, arguments
 
 
 def test_folder_is_mirrored(run, speech):

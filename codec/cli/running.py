@@ -42,11 +42,22 @@ class Commands(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)  # in the order in which they are needed
 
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        with _telling_closed_pipes():
+            return super().parse_args(context, arguments)  # prints --help and --version
+
     def invoke(self, context: click.Context) -> Any:
-        try:
+        with _telling_closed_pipes():
             return super().invoke(context)
-        except BrokenPipeError as error:
-            raise PipeClosed from error
+
+
+@contextlib.contextmanager
+def _telling_closed_pipes() -> Iterator[None]:
+    """Turn the error into one that click does not know."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise PipeClosed from error
 
 
 def exit_code(main: Callable[[], object]) -> int:
