@@ -83,8 +83,8 @@ def evaluate(
     codec evaluate --model stream --data DIR     encode, decode, score
     codec evaluate --compare A B C               which are better than the first, and how certain that is
 
-    Intervals are over speakers: those of the list, or the first-level sub-folders of DIR or REFERENCE. Where fewer than
-    six are known, intervals are over files.
+    Intervals are over speakers: those of the list, or the first-level sub-folders of DIR or REFERENCE; so name
+    LibriTTS/test-clean, not LibriTTS. Where fewer than six are known, intervals are over files.
     """
     from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
     from codec.evaluation.metric import Settings

@@ -33,6 +33,7 @@ from codec.evaluation.scoring import Row
 from codec.evaluation.statistics import FEWEST, NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
 from codec.limits import refining_steps
+from codec.manifest import is_unknown
 from codec.model.catalogue import ModelInfo, describe
 from codec.progress import Progress
 from codec.workers import Died, num_cores, work
@@ -369,6 +370,7 @@ def _conclude(
         "num_scored": len(scored),
         "num_excluded": len(excluded),
         "num_undefined": sum(problem.id in scored for problem in problems),
+        "num_speakers": len({speaker for id in scored if not is_unknown(speaker := evaluation.items[id].speaker)}),
         "seconds": sum(seconds.values()),
         "metrics": metrics,
         "not_computed": _not_computed(plan, "codes" in about),

@@ -16,6 +16,7 @@ from codec.evaluation.comparison import lettered, rows_of_means, tables_of_diffe
 from codec.evaluation.evaluate import Evaluation
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.pictures import histogram, spectrograms
+from codec.evaluation.report import speakers_of
 from codec.evaluation.statistics import FEWEST
 
 NUM_SHOWN = 5  # best, and as many worst
@@ -108,7 +109,10 @@ def _head(title: str) -> list[str]:
 
 def _introduction(summary: dict[str, Any]) -> str:
     minutes = f"{summary['seconds'] / 60:.1f} minutes"
-    parts = [f"{summary['num_scored']} of {summary['num_utterances']} utterances scored, {minutes}"]
+    parts = [
+        f"{summary['num_scored']} of {summary['num_utterances']} utterances scored, {minutes}",
+        speakers_of(summary),
+    ]
     if summary["is_subset"]:
         parts.append("<b>a subset of the data</b>")
     if summary["num_excluded"]:

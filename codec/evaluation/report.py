@@ -67,6 +67,11 @@ def model_of(summary: Mapping[str, Any]) -> str:
     return f"{summary['model']} ({summary['fingerprint']}{refined})"
 
 
+def speakers_of(summary: Mapping[str, Any]) -> str:
+    """How many people were heard, so that one sees where folders were taken for people that are none."""
+    return f"{summary['num_speakers']} known speaker{'s' * (summary['num_speakers'] != 1)}"
+
+
 def _heading(summary: dict[str, Any]) -> str:
     if "model" in summary:
         what = f"{model_of(summary)} on {summary['reference']}"
@@ -75,7 +80,7 @@ def _heading(summary: dict[str, Any]) -> str:
     subset = ", a subset" if summary["is_subset"] else ""
     rates = ", ".join(f"{rate} Hz" for rate in summary["conditions"]["sample_rates"])
     return (
-        f"{what}: {summary['num_scored']} of {summary['num_utterances']} utterances{subset}, "
+        f"{what}: {summary['num_scored']} of {summary['num_utterances']} utterances{subset}, {speakers_of(summary)}, "
         f"{summary['seconds']:.1f} s at {rates}"
     )
 

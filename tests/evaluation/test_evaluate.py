@@ -64,6 +64,17 @@ def test_scores_of_two_folders(folders, tmp_path):
     assert summary["conditions"]["versions"]["numpy"] == np.__version__
 
 
+def test_how_many_speakers_the_intervals_are_of_is_told(folders, capsys):
+    """A corpus with a level of folders above those of its readers is seen to have too few."""
+    for folder in folders:
+        shutil.copytree(folder / "speaker", folder / "other")
+        shutil.copy(folder / "speaker" / "talk0.wav", folder / "alone.wav")
+    assert run(["evaluate", *map(str, folders), "--metrics", "mel", "--jobs", "0"]) == 0
+    assert ": 7 of 7 utterances, 2 known speakers, " in capsys.readouterr().out
+    assert run(["evaluate", *(str(folder / "speaker") for folder in folders), "--metrics", "mel", "--jobs", "0"]) == 0
+    assert ": 3 of 3 utterances, 0 known speakers, " in capsys.readouterr().out
+
+
 def test_quotes_in_names_stay_as_they_are(folders, tmp_path):
     """As in the lists of `codec prepare`, with which tables of scores are joined."""
     name = 'say "hi" \\'

@@ -82,6 +82,7 @@ def test_page_tells_what_a_reader_must_know(folders, tmp_path):
     text = (tmp_path / "out" / "report.html").read_text()
     check(text)
     assert "3 of 4 utterances scored" in text
+    assert "minutes; 1 known speaker; " in text
     assert "<b>1 excluded</b>" in text
     assert "&lt;alone&gt;" in text
     assert "<alone>" not in text
