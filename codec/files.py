@@ -488,7 +488,7 @@ def _checked(reader: CodeReader, codebook_size: int, name: str) -> Iterator[Bloc
             wrong = int(np.argmax(block.codes >= codebook_size))
             raise FormatError(
                 f"{name}: code {block.codes[wrong]} at frame {block.start + wrong} is not one of the model's "
-                f"{codebook_size}; decode with the model that made it"
+                f"{codebook_size}; cut off ids that a language model has added, or decode with the model that made it"
             )
         yield block
 

@@ -200,7 +200,7 @@ class _Signals(_Stream):
     def _checked_number(self, signals: Tensor) -> Tensor:
         """What is pushed, (B, n), or a ModelError if there are signals, and not as many."""
         if not len(signals):
-            raise ModelError("a stream takes at least one signal, got none")
+            raise ModelError("a stream takes at least one signal, got none; once all have left, push nothing")
         if self.num_signals not in (0, len(signals)):
             raise ModelError(f"the stream has {self.num_signals} signals, got {len(signals)}")
         return signals

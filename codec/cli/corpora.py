@@ -161,7 +161,10 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
 @option_refine
 @option_jobs
 @click.option(
-    "--shard", type=int, metavar="N", help="Utterances per file of codes.  [default: as OUT_DIR was begun, or 1000]"
+    "--shard",
+    type=int,
+    metavar="N",
+    help="Utterances per file of codes.  [default: as OUT_DIR was begun, or a hundredth of all, 10 to 1000]",
 )
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."

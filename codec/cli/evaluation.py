@@ -30,7 +30,12 @@ from codec.progress import SpeedLine
 )
 @click.option("--utmos-weights", metavar="FILE", type=Name(), help="UTMOS22 strong checkpoint, in any of its layouts.")
 @click.option("--dnsmos-weights", metavar="DIR", type=Name(), help="Folder with sig_bak_ovr.onnx and model_v8.onnx.")
-@click.option("--asr-model", metavar="DIR|ID", type=Name(), help="transformers speech recogniser, for wer and dwer.")
+@click.option(
+    "--asr-model",
+    metavar="DIR|ID",
+    type=Name(),
+    help="transformers speech recogniser, for wer (what was said: in NAME.txt beside NAME.wav) and dwer.",
+)
 @click.option("--speaker-model", metavar="DIR|ID", type=Name(), help="transformers x-vector model, for speaker.")
 @click.option("--download", is_flag=True, help="Fetch metric weights that are missing.")
 @click.option(

@@ -162,7 +162,8 @@ def load_pair(item: Item, tolerance: float | None = None, delay: int = 0) -> tup
         raise AudioError(
             f"{item.estimate}: is {abs(surplus)} samples ({abs(surplus) / sample_rate:.3f} s) "
             f"{'longer' if surplus > 0 else 'shorter'} than its reference, {allowed:.0f} are allowed; if the codec "
-            f"does that, allow it with --hop-length"
+            f"does that, allow it with --hop-length; speech without a reference can be scored against itself (dnsmos, "
+            f"utmos)"
         )
     length = min(len(reference), len(estimate))
     if length == 0:

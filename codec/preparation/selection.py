@@ -187,8 +187,9 @@ def subset(utterances: Iterable[Utterance], count: int, seed: int = 0) -> list[U
 def hold_out(utterances: Sequence[Utterance], shares: dict[str, float], seed: int = 0) -> dict[str, list[Utterance]]:
     """Divide utterances into "train" and held-out lists that have no known speaker in common.
 
-    Whole speakers are drawn until a list has its share of the utterances; utterances without a known speaker stay in
-    "train". Where there are not enough speakers for that (one for each list), single utterances are drawn from all.
+    Whole speakers are drawn until a list is as near to its share of the utterances as they allow; larger ones than are
+    still due are passed over. Utterances without a known speaker stay in "train". Where there are not enough speakers
+    for that (one for each list), single utterances are drawn from all.
 
     Args:
         utterances: in any order.
@@ -204,9 +205,16 @@ def hold_out(utterances: Sequence[Utterance], shares: dict[str, float], seed: in
     for index, (name, share) in enumerate(shares.items()):
         wanted = math.ceil(share * len(utterances))
         still_due = len(shares) - index - 1
+        is_empty = True
         while wanted > 0 and len(waiting) > still_due + 1:
-            drawn = waiting.pop()
-            list_of[drawn] = name
+            places = range(len(waiting))
+            place = next((place for place in reversed(places) if sizes[waiting[place]] <= wanted), None)
+            if place is None:
+                place = min(places, key=lambda place: sizes[waiting[place]])
+                if not is_empty and sizes[waiting[place]] >= 2 * wanted:
+                    break
+            drawn = waiting.pop(place)
+            list_of[drawn], is_empty = name, False
             wanted -= sizes[drawn]
     result: dict[str, list[Utterance]] = {name: [] for name in ("train", *shares)}
     for utterance in utterances:

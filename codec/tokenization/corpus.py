@@ -40,8 +40,10 @@ from codec.tokenization.shards import (
 )
 from codec.workers import Died, num_cores, work_in_batches
 
-UTTERANCES_PER_SHARD = 1000
-"""About 1.6 hours of read speech, 0.8 MB of codes: what is lost at most of each shard that is under way."""
+NUM_SHARDS = 100
+"""Into which a list is divided, so that many machines can share it and little is lost of those that are under way."""
+FEWEST_IN_SHARD, MOST_IN_SHARD = 10, 1000
+"""Utterances. A thousand are about 1.6 hours of read speech, 0.8 MB of codes."""
 MAX_NAMED = 5
 """Of many files with the same fault."""
 _TOLERANCE = 0.1
@@ -104,8 +106,8 @@ def tokenize(
             a GPU badly.
         jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
             one elsewhere, as several would each load the model.
-        utterances_per_shard: how the list is divided, in its order. None goes on as the target was begun, or with
-            `UTTERANCES_PER_SHARD`.
+        utterances_per_shard: how the list is divided, in its order. None goes on as the target was begun, or with a
+            hundredth of the list, 10 to 1000.
         share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
         progress: called with "checked", shards done and shards in all; then, if utterances are left, with "encoded",
             utterances done and utterances in all.
@@ -124,6 +126,13 @@ def tokenize(
     recordings = list_recordings(Path(source))
     info = _begin(Path(source), Path(target), recordings, model, precision, refine, utterances_per_shard)
     numbers = range(share[0] - 1, info.num_shards, share[1])
+    if not numbers:
+        warnings.warn(
+            f"{target}: there is nothing in share {share[0]} of {share[1]}, as the list is divided into "
+            f"{info.num_shards} shards only; begin with fewer utterances in each",
+            CodecWarning,
+            stacklevel=2,
+        )
     wanted: dict[int, Sequence[Recording]] = {}  # by shard
     for count, number in enumerate(numbers):
         if progress:
@@ -220,7 +229,8 @@ def _begin(
         digest.update(f"{recording.id}\t{recording.seconds}\t{recording.speaker}\t{recording.part}\n".encode())
     begun = read_info(target) if is_tokens(target) else None
     if size is None:
-        size = begun.utterances_per_shard if begun else UTTERANCES_PER_SHARD
+        hundredth = -(-len(recordings) // NUM_SHARDS)
+        size = begun.utterances_per_shard if begun else min(max(hundredth, FEWEST_IN_SHARD), MOST_IN_SHARD)
     info = TokensInfo(
         model=found.name,
         fingerprint=found.fingerprint,

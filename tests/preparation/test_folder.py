@@ -88,6 +88,15 @@ def test_a_part_called_as_the_list_of_what_is_left_out_is_refused(folder, tmp_pa
     assert not (tmp_path / "lists" / "rejected.tsv").exists()
 
 
+def test_a_list_that_cannot_have_its_share_is_told(folder):
+    assert prepare_folder(folder / "train", held_out={"dev": 0.1}, config=ALONE).warnings == []
+    for number in range(20):
+        shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "anna" / f"{number} more.wav")
+        shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "cleo" / f"{number} more.wav")
+    outcome = prepare_folder(folder / "train", held_out={"dev": 0.2}, config=ALONE)
+    assert outcome.warnings == ["dev: has 1 of 45 utterances instead of 9, as speakers are held out whole"]
+
+
 def test_held_out_speakers_are_in_one_list_only(folder, tmp_path):
     outcome = prepare_folder(folder, layout="*/speaker", held_out={"dev": 0.2, "test": 0.2}, config=ALONE)
     manifests = folder / "manifests"

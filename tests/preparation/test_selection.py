@@ -64,6 +64,17 @@ def test_a_list_that_is_held_out_of_a_small_corpus_is_not_empty():
     assert {name: len(part) for name, part in lists.items()} == {"train": 2, "dev": 1}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_speaker_with_half_of_the_corpus_is_not_held_out_while_others_suffice(seed):
+    utterances = corpus(anna=500, ben=490, **{f"s{number}": 1 + number % 5 for number in range(40)})
+    assert len(hold_out(utterances, {"dev": 0.05}, seed)["dev"]) == pytest.approx(0.05 * len(utterances), abs=3)
+
+
+def test_a_list_stays_small_where_a_further_speaker_would_be_too_many():
+    utterances = corpus(anna=132, ben=128, **dict.fromkeys("cdefg", 1))
+    assert len(hold_out(utterances, {"dev": 0.1})["dev"]) == 5
+
+
 @pytest.mark.parametrize("utterances", [corpus(anna=50), corpus(unknown=50)], ids=["one speaker", "nobody known"])
 def test_single_utterances_are_drawn_where_speakers_are_too_few(utterances):
     lists = hold_out(utterances, {"dev": 0.1, "test": 0.1})

@@ -29,7 +29,7 @@ from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
-from codec.tokenization.shards import Place, Tokens, TokensInfo, unfinished, write_info, write_shard
+from codec.tokenization.shards import Place, Tokens, TokensInfo, read_info, unfinished, write_info, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -684,6 +684,17 @@ def test_shards_that_are_there_can_be_used_before_the_others_are(
     facts = json.loads(capsys.readouterr().out)
     assert [facts[f"num_{name}"] for name in ("utterances", "failed", "shards", "missing_shards")] == [3, 1, 2, 1]
     assert facts["num_codes"] == sum(map(len, tokens.values()))
+
+
+@pytest.mark.parametrize(("num_recordings", "size"), [(7, 10), (1001, 11), (200_000, 1000)])
+def test_a_list_is_divided_so_that_many_can_share_it(num_recordings, size, tmp_path, model_directory):
+    utterances = [
+        Utterance(str(number), tmp_path / "x.wav", 1, 24000, "anna", "all") for number in range(num_recordings)
+    ]
+    write_manifest(tmp_path / "list.tsv", utterances, tmp_path)
+    with pytest.warns(CodecWarning, match="nothing in share 999 of 999"):
+        tokenize(tmp_path / "list.tsv", tmp_path / "tokens", model=str(model_directory), jobs=0, share=(999, 999))
+    assert read_info(tmp_path / "tokens").utterances_per_shard == size
 
 
 def test_two_files_of_one_id_are_refused(tmp_path, speech, model_directory):
