@@ -98,11 +98,11 @@ def prepare_folder(
     if held_out:
         drawn = hold_out(utterances, held_out, config.seed)
         lists = {name: [replace(utterance, part=name) for utterance in drawn[name]] for name in drawn}
-        for name, share in held_out.items():
-            found, meant = len(drawn[name]), share * len(utterances)
+        for part, share in held_out.items():
+            found, meant = len(drawn[part]), share * len(utterances)
             if abs(found - meant) > max(meant / 2, 1):
                 warnings.append(
-                    f"{name}: has {found} of {len(utterances)} utterances instead of {meant:.0f}, as speakers are held "
+                    f"{part}: has {found} of {len(utterances)} utterances instead of {meant:.0f}, as speakers are held "
                     "out whole"
                 )
     warnings += [
