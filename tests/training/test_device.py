@@ -18,11 +18,16 @@ def train(overrides: list[str], folder: Path) -> None:
             trainer = Trainer(compose([*overrides, *run]))
             trainer.fit()
         assert {parameter.device.type for parameter in trainer.codec.parameters()} == {device}
-        logs.append([json.loads(line) for line in (folder / device / "log.jsonl").read_text().splitlines()])
-    assert len(logs[0]) == len(logs[1])
-    for near, far in zip(*logs, strict=True):
-        losses = {name: value for name, value in near.items() if name.startswith("loss/")}
-        assert {name: far[name] for name in losses} == pytest.approx(losses, rel=1e-3)
+        records = [json.loads(line) for line in (folder / device / "log.jsonl").read_text().splitlines()]
+        logs.append([{"step": record["step"], **losses} for record in records if (losses := losses_of(record))])
+    (near, *more), (far, *others) = logs
+    assert far == pytest.approx(near, rel=1e-4)
+    for near, far in zip(more, others, strict=True):  # gradients may be added in another order, and Adam's steps differ
+        assert far == pytest.approx(near, rel=0.1)
+
+
+def losses_of(record: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if name.startswith("loss/")}
 
 
 def test_a_run_is_the_same_on_another_device(
