@@ -107,8 +107,8 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     """A binary stream whose content stands at `path` once the block has ended without an exception.
 
     The bytes go to a hidden file in the same folder, which is renamed at the end and removed after any exception,
-    KeyboardInterrupt and SystemExit included. Standard output ("-"), devices and named pipes are written directly;
-    those streams cannot seek.
+    KeyboardInterrupt and SystemExit included. A file that is replaced hands on its permissions: what was private stays
+    so. Standard output ("-"), devices and named pipes are written directly; those streams cannot seek.
 
     Raises:
         CodecError: see `check_path`.
@@ -125,6 +125,9 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
             with open(temporary, "x+b") as stream:
+                if os.name == "posix":  # elsewhere a file may be read-only, and then cannot be removed
+                    with contextlib.suppress(OSError):  # nothing is replaced, or the file system has no permissions
+                        os.chmod(temporary, os.stat(target).st_mode & 0o777)
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

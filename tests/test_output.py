@@ -55,6 +55,19 @@ def test_link_is_followed_and_not_replaced(tmp_path):
     assert target.read_bytes() == b"new"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="has no such permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666])
+def test_permissions_of_a_replaced_file_are_kept(tmp_path, mode):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with open_output(path, overwrite=True) as stream:
+        stream.write(b"new")
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {mode}  # meanwhile as well
+    assert path.stat().st_mode & 0o777 == mode
+    assert path.read_bytes() == b"new"
+
+
 def test_output_that_cannot_be_meant_is_refused(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a directory"), open_output(tmp_path):
         pass
