@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -317,29 +318,19 @@ class SoundReader:
         if start in (b"RIFF", b"RIFX"):
             self.is_live = True
             return _piped(start, os.dup(descriptor))
-        self._bytes = copy = self._resources.enter_context(tempfile.TemporaryFile())
+        self._bytes = copy = tempfile.TemporaryFile()
+        self._resources.callback(_taking_room(self.name)(copy.close))  # what could not be written is tried again
         chunk = start
         while chunk:
-            with self._taking_room():
+            with _taking_room(self.name):
                 copy.write(chunk)
             chunk = os.read(descriptor, 1 << 16)
-        with self._taking_room():
+        with _taking_room(self.name):
             copy.flush()
         if not copy.tell():
             raise AudioError(f"{self.name}: is empty; a sound file is meant")
         copy.seek(0)
         return copy
-
-    @contextlib.contextmanager
-    def _taking_room(self) -> Iterator[None]:
-        """Tell the copy of a pipe, which cannot be written, from the pipe, which can be read."""
-        try:
-            yield
-        except OSError as error:
-            folder = tempfile.gettempdir()
-            raise AudioError(
-                f"{self.name}: does not fit the temporary folder {folder} ({error.strerror}); set TMPDIR to another"
-            ) from error
 
     def _promised_samples(self) -> int | None:
         if self._sound.frames >= _UNKNOWN_LENGTH:
@@ -364,6 +355,18 @@ class SoundReader:
     def _tolerance(self) -> int:
         """Samples that may be missing without suspicion: in mp3 some count the frame that states the number too."""
         return mp3.FRAME_SAMPLES if self._sound.format == "MP3" else 0
+
+
+@contextlib.contextmanager
+def _taking_room(name: str) -> Iterator[None]:
+    """Tell the temporary copy of a pipe, which cannot be written, from the pipe."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise AudioError(
+            f"{name}: does not fit the temporary folder {folder} ({error.strerror}); set TMPDIR to another"
+        ) from error
 
 
 def read(path: str | os.PathLike[str], sample_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -487,7 +490,8 @@ class SoundWriter:
         num_samples: where it is known; the header of a wav that goes to a pipe has it then.
 
     Raises:
-        AudioError: unknown format, NaN or infinite samples, more than a wav file holds.
+        AudioError: unknown format, NaN or infinite samples, more than a wav file holds, or than the temporary folder
+            does where flac or ogg goes to a pipe.
         OSError: see `codec.output.open_output`.
     """
 
@@ -515,7 +519,7 @@ class SoundWriter:
                 is_float = self.format == "wav-float"
                 self._sink: Any = _WavSink(stream, self._sample_rate, is_float, self._expected, self._name)
             else:
-                self._sink = stack.enter_context(_CompressedSink(stream, self._sample_rate, self.format))
+                self._sink = stack.enter_context(_CompressedSink(stream, self._sample_rate, self.format, self._name))
             self._stack = stack.pop_all()
         return self
 
@@ -600,10 +604,11 @@ class _WavSink:
 class _CompressedSink:
     """flac or ogg by libsndfile; through a temporary file where the stream cannot seek."""
 
-    def __init__(self, stream: BinaryIO, sample_rate: int, format: str):
+    def __init__(self, stream: BinaryIO, sample_rate: int, format: str, name: str):
         self._stream = stream
-        seekable = stream if stream.seekable() else tempfile.TemporaryFile()
-        self._file = _ErrorKeeper(seekable)
+        self._is_copied = not stream.seekable()
+        self._taking_room = partial(_taking_room, name) if self._is_copied else contextlib.nullcontext
+        self._file = _ErrorKeeper(tempfile.TemporaryFile() if self._is_copied else stream)
         subtype = {"flac": "PCM_16", "ogg": "VORBIS"}[format]
         self._is_integer = subtype == "PCM_16"
         refused = AudioError(f"{format} cannot hold a sample rate of {sample_rate} Hz")
@@ -626,7 +631,8 @@ class _CompressedSink:
     def finish(self) -> None:
         with self._system_errors():
             self._sound.close()
-        if self._file.stream is not self._stream:
+            self._file.stream.flush()
+        if self._is_copied:
             self._file.stream.seek(0)
             while chunk := self._file.stream.read(1 << 16):
                 self._stream.write(chunk)
@@ -634,19 +640,21 @@ class _CompressedSink:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(soundfile.LibsndfileError, OSError):
             self._sound.close()
-        if self._file.stream is not self._stream:
-            self._file.stream.close()
+        if self._is_copied:
+            with contextlib.suppress(OSError):  # what could not be written is tried again
+                self._file.stream.close()
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
         """Raise what the system said, which libsndfile does not pass on."""
-        try:
-            yield
-        except (soundfile.LibsndfileError, AssertionError):
-            if self._file.error is None:
-                raise
-        if self._file.error is not None:
-            raise self._file.error
+        with self._taking_room():
+            try:
+                yield
+            except (soundfile.LibsndfileError, AssertionError):
+                if self._file.error is None:
+                    raise
+            if self._file.error is not None:
+                raise self._file.error
 
 
 class _ErrorKeeper:

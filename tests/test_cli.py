@@ -173,19 +173,33 @@ def test_pipes_carry_the_same_codes_and_sound(run, talk, speech):
     np.testing.assert_allclose(piped, soundfile.read("file.wav")[0], atol=1.01 / 32768)
 
 
-def test_a_pipe_that_does_not_fit_the_temporary_folder_is_not_blamed(tmp_path, speech, model_directory):
+def with_little_room(arguments: list[str], content: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run the command where no file may have more than 1000 bytes, which stands for a full temporary folder."""
     resource = pytest.importorskip("resource", reason="this system cannot limit files")
     python = [sys.executable, "-B"]  # or the limit would cut what it compiles
-    command = [*python, "-m", "codec", "encode", "-", str(tmp_path / "a.codes"), "--model", str(model_directory)]
-    result = subprocess.run(
-        command,
-        input=speech.read_bytes(),
+    return subprocess.run(
+        [*python, "-m", "codec", *arguments],
+        input=content,
         capture_output=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
+
+
+@pytest.mark.parametrize("size", [5000, None])  # less than is written at once, and more
+def test_a_pipe_that_does_not_fit_the_temporary_folder_is_not_blamed(size, tmp_path, speech, model_directory):
+    arguments = ["encode", "-", str(tmp_path / "a.codes"), "--model", str(model_directory)]
+    result = with_little_room(arguments, speech.read_bytes()[:size])
     assert result.returncode == 2
-    assert b"does not fit the temporary folder" in result.stderr
+    assert b"standard input: does not fit the temporary folder" in result.stderr
     assert b"set TMPDIR to another" in result.stderr
+
+
+@pytest.mark.parametrize("format", ["flac", "ogg"])
+def test_standard_output_is_not_blamed_for_a_full_temporary_folder(run, talk, format):
+    arguments = ["decode", "-", "-", "--model", run.model, "--format", format]
+    result = with_little_room(arguments, Path(talk).read_bytes())
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"standard output: does not fit the temporary folder" in result.stderr
 
 
 def test_codes_leave_a_pipe_before_the_sound_ends(run):
