@@ -11,6 +11,7 @@ people and equals samples / sample_rate. Further columns are allowed and passed 
 
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,9 +35,19 @@ def is_unknown(speaker: str) -> bool:
     return speaker.endswith(UNKNOWN_SPEAKER)
 
 
+def composed(name: str) -> str:
+    """A name with each accent and its letter as one character (NFC): macOS takes them apart in names of files."""
+    return unicodedata.normalize("NFC", name)
+
+
+def id_of(name: Path) -> str:
+    """The id of a file of a folder where no manifest is: its path below the folder without the suffix, `composed`."""
+    return composed(name.with_suffix("").as_posix())
+
+
 def speaker_of(name: Path) -> str:
     """Who speaks in a file of a folder that is no corpus with rules of its own: the first folder of its name says."""
-    return name.parts[0] if len(name.parts) > 1 else UNKNOWN_SPEAKER
+    return composed(name.parts[0]) if len(name.parts) > 1 else UNKNOWN_SPEAKER
 
 
 Row = tuple[str, str, int, int, str, str]
@@ -174,7 +185,7 @@ def require_file_names(ids: Iterable[str], source: str | os.PathLike[str]) -> No
     """Raises CorpusError where ids, joined to a folder, would leave it, or two would be the same file."""
     first_of: dict[PurePath, str] = {}
     for id in ids:
-        path = PurePath(id)
+        path = PurePath(composed(id))
         if not path.parts or path.anchor or ".." in path.parts or "\0" in id:  # on Windows an anchor may be relative
             raise CorpusError(f"{source}: id {id!r} cannot name a file below a folder; ids are relative paths")
         first = first_of.setdefault(path, id)
@@ -183,7 +194,7 @@ def require_file_names(ids: Iterable[str], source: str | os.PathLike[str]) -> No
 
 
 def sounds_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
-    """The sound files below a folder, each under its path without the suffix, which is its id where no manifest is.
+    """The sound files below a folder, each under its id, see `id_of`.
 
     Returns:
         id -> file, in the order of the ids; and of every file that has no id of its own what its id would be, and a
@@ -195,7 +206,7 @@ def sounds_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     found: dict[str, Path] = {}
     mistakes = []
     for path in audio.find_sounds(folder):
-        id = path.relative_to(folder).with_suffix("").as_posix()
+        id = id_of(path.relative_to(folder))
         if not can_stand_in_manifest(id):
             mistakes.append((id, f"{path}: its name has tabs, line breaks or bytes that are no text; {RENAME}"))
         elif id in found:

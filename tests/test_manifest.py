@@ -15,10 +15,12 @@ from codec.manifest import (
     Utterance,
     can_stand_in_manifest,
     check_manifest,
+    id_of,
     is_unknown,
     read_manifest,
     read_rows,
     require_file_names,
+    speaker_of,
     write_manifest,
 )
 
@@ -168,7 +170,13 @@ def test_check_does_not_wait_for_a_pipe(tmp_path):
     assert check_manifest(tmp_path / "m.tsv")[1] == [f"{tmp_path / 'm.tsv'}:2: {pipe}: is no regular file"]
 
 
-@pytest.mark.parametrize("ids", [["b/x", "b//x"], ["b", "./b"], ["b", "b/"]])
+def test_names_that_macos_takes_apart_give_the_same_ids_and_speakers():
+    for name in ("Zo\u00eb/M\u00fcller 1.wav", "Zoe\u0308/Mu\u0308ller 1.flac"):
+        assert id_of(Path(name)) == "Zo\u00eb/M\u00fcller 1"
+        assert speaker_of(Path(name)) == "Zo\u00eb"
+
+
+@pytest.mark.parametrize("ids", [["b/x", "b//x"], ["b", "./b"], ["b", "b/"], ["Zo\u00eb", "Zoe\u0308"]])
 def test_ids_that_are_one_path_cannot_name_two_files(ids):
     with pytest.raises(CorpusError, match=f"^list: ids '{ids[0]}' and '{ids[1]}' name the same file; rename one$"):
         require_file_names(ids, "list")

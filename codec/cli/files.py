@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from codec.progress import SpeedLine
 
 if TYPE_CHECKING:
     from codec.files import DecodeReport
+    from codec.tokenization.shards import Tokens
 
 FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 """Errors of a disk, which every other file would meet too."""
@@ -157,10 +159,7 @@ def _decode_tokens(job: _Job, source: str, chosen: tuple[str, ...], how: dict[st
     from codec.tokenization.shards import Tokens
 
     tokens = Tokens(source)
-    wanted = dict.fromkeys(chosen or tokens)
-    for id in wanted:
-        if id not in tokens.places:
-            raise CodecError(f"{source}: has no utterance {id!r}; the first column of its tables (.tsv) names all")
+    wanted = dict.fromkeys([_stored_id(id, tokens, source) for id in chosen] or tokens)
     require_file_names(wanted, source)
     ids = {str(Path(source) / id): id for id in wanted}
     pairs = [(Path(source) / id, Path(job.files[1]) / f"{id}{job.suffix}") for id in wanted]
@@ -174,6 +173,14 @@ def _decode_tokens(job: _Job, source: str, chosen: tuple[str, ...], how: dict[st
 
     begin = partial(load_for, tokens.info.header, how["model"], how["device"], how["force"], source)
     _each(job, lambda: pairs, begin, one)
+
+
+def _stored_id(id: str, tokens: "Tokens", source: str) -> str:
+    """An id as the tables have it: accents may be characters of their own there, or in what was typed."""
+    for form in (id, *(unicodedata.normalize(name, id) for name in ("NFC", "NFD"))):
+        if form in tokens.places:
+            return form
+    raise CodecError(f"{source}: has no utterance {id!r}; the first column of its tables (.tsv) names all")
 
 
 def _told_of_sound(report: "DecodeReport") -> dict[str, Any]:

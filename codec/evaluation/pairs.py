@@ -13,7 +13,7 @@ from codec import audio
 from codec.errors import AudioError
 from codec.evaluation.metric import Pair
 from codec.evaluation.resampling import resample
-from codec.manifest import UNKNOWN_SPEAKER, read_manifest, require_file_names, sounds_by_id, speaker_of
+from codec.manifest import UNKNOWN_SPEAKER, composed, read_manifest, require_file_names, sounds_by_id, speaker_of
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
@@ -63,11 +63,12 @@ def find_references(data: Path) -> tuple[dict[str, Reference], list[Problem]]:
     utterances = read_manifest(data)
     require_file_names((utterance.id for utterance in utterances), data)
     for utterance in utterances:
+        id = composed(utterance.id)
         try:
             audio.require_regular(utterance.path)
-            references[utterance.id] = Reference(utterance.path, utterance.speaker)
+            references[id] = Reference(utterance.path, utterance.speaker)
         except AudioError as error:
-            problems.append(Problem(utterance.id, "", str(error)))
+            problems.append(Problem(id, "", str(error)))
     return dict(sorted(references.items())), problems
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from codec import audio
 from codec.errors import ConfigError, CorpusError
-from codec.manifest import UNKNOWN_SPEAKER, Utterance
+from codec.manifest import UNKNOWN_SPEAKER, Utterance, composed, id_of
 from codec.preparation.outcome import SURVEY_FOLDER, Outcome, Part, PreparationConfig, conclude, refuse_file
 from codec.preparation.selection import (
     Candidate,
@@ -72,7 +72,7 @@ def prepare_folder(
     for path in sounds:
         name = path.relative_to(source)
         candidate = _candidate(path, name, levels)
-        if listed.isdisjoint((candidate.id, name.as_posix(), os.path.abspath(path))):
+        if listed.isdisjoint((candidate.id, *map(composed, (name.as_posix(), os.path.abspath(path))))):
             candidates.append(candidate)
         else:
             rejections.append(exclusion(candidate.part, path))
@@ -158,6 +158,7 @@ def _check_shares(held_out: dict[str, float], levels: list[str]) -> None:
 
 
 def _candidate(path: Path, name: Path, levels: list[str]) -> Candidate:
-    folders = dict(zip(levels, name.parts[:-1], strict=False))
+    id = id_of(name)
+    folders = dict(zip(levels, id.split("/")[:-1], strict=False))
     part, speaker = folders.get("part", WHOLE), folders.get("speaker", UNKNOWN_SPEAKER)
-    return Candidate(path, name.with_suffix("").as_posix(), speaker, part)
+    return Candidate(path, id, speaker, part)

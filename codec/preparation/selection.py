@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codec.errors import CorpusError
 from codec.limits import refuse
-from codec.manifest import RENAME, Utterance, can_stand_in_manifest, is_unknown, read_rows
+from codec.manifest import RENAME, Utterance, can_stand_in_manifest, composed, is_unknown, read_rows
 from codec.preparation.survey import SILENCE_DB, Measurement
 
 DAMAGE = frozenset({"unreadable", "no sound", "rate", "channels", "misplaced", "duplicate", "name", "missing"})
@@ -79,7 +79,7 @@ class Filters:
 
 
 def read_excluded(lists: Iterable[Path]) -> set[str]:
-    """What lists of files to leave out name: the ids of a manifest, or ids and paths as they stand, one a line.
+    """What lists of files to leave out name, `composed`: the ids of a manifest, or ids and paths, one a line.
 
     Raises:
         CorpusError: a list cannot be read.
@@ -95,7 +95,7 @@ def read_excluded(lists: Iterable[Path]) -> set[str]:
                     names |= {line.strip() for line in (first, *stream) if line.strip()}
         except (OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"{path}: is no list of files to leave out ({error})") from error
-    return names
+    return set(map(composed, names))
 
 
 def exclusion(part: str, path: Path) -> Rejection:

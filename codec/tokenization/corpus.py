@@ -189,7 +189,7 @@ def _check_settings(model: Any, precision: Any, jobs: Any, utterances_per_shard:
 
 
 def list_recordings(source: Path) -> list[Recording]:
-    """The sound files of a manifest, or of a folder, where the id is the path below it without its suffix; in order.
+    """The sound files of a manifest, or of a folder, with ids as of `codec.manifest.id_of`; in order.
 
     Raises:
         AudioError: the folder has none.

@@ -188,9 +188,9 @@ class Places(Mapping[str, Place]):
 class Tokens(Mapping[str, np.ndarray]):
     """The codes of a corpus by utterance, in the order of its list: `tokens[id]` is (N,) uint16 or uint32.
 
-    They are read when they are needed, into an array of the caller's own. `places` holds what is known of each
-    utterance, and `places.id` gives the ids by number. A copy for another process carries the tables, and reads the
-    same files.
+    They are read when they are needed, into an array of the caller's own. Ids are those of the list, character by
+    character; of a folder, `codec.manifest.id_of` makes them. `places` holds what is known of each utterance, and
+    `places.id` gives the ids by number. A copy for another process carries the tables, and reads the same files.
 
     Args:
         folder: of the tokens.

@@ -15,6 +15,9 @@ from codec.evaluation.metric import Pair
 from codec.evaluation.pairs import Item, Problem, Reference, choose_some, find_references, load_pair, pair_folders
 from codec.manifest import Utterance, write_manifest
 
+COMPOSED, DECOMPOSED = "Zo\u00eb", "Zoe\u0308"
+"""One name, as most systems write it and as macOS may."""
+
 
 def write(path: Path, wav: np.ndarray, rate: int = 24000) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,28 @@ def test_two_files_of_one_name_are_listed(tmp_path, wav):
     items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
     assert len(items) == 1
     assert "would both have the id '1'; rename one" in problems[0].reason
+
+
+def test_names_with_accents_are_pairs_in_either_of_their_forms(tmp_path, wav):
+    for folder, name in (("a", COMPOSED), ("b", DECOMPOSED)):
+        for sound in (f"{name}/1.wav", f"anna/{name}.wav"):
+            write(tmp_path / folder / sound, wav)
+    path = write(tmp_path / "c.wav", wav)
+    write_manifest(tmp_path / "m.tsv", [Utterance(f"anna/{DECOMPOSED}", path, len(wav), 24000, "anna", "p")])
+    items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert {item.id: item.speaker for item in items} == {f"{COMPOSED}/1": COMPOSED, f"anna/{COMPOSED}": "anna"}
+    assert problems == []
+    assert [item.id for item in pair_folders(tmp_path / "m.tsv", tmp_path / "a")[0]] == [f"anna/{COMPOSED}"]
+
+
+def test_two_forms_of_one_name_are_two_files_of_one_name(tmp_path, wav):
+    for name in (f"a/{COMPOSED}", f"a/{DECOMPOSED}", f"b/{COMPOSED}"):
+        write(tmp_path / f"{name}.wav", wav)
+    if len(list((tmp_path / "a").iterdir())) == 1:
+        pytest.skip("this file system takes both for one")
+    items, problems = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert len(items) == 1
+    assert f"would both have the id '{COMPOSED}'; rename one" in problems[0].reason
 
 
 def test_file_whose_name_is_no_text_is_listed_and_the_rest_is_scored(tmp_path, wav):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from small_corpus import RATE, noise, rows
 from codec import audio
 from codec.cli import run
 from codec.errors import AudioError, ConfigError, CorpusError
-from codec.manifest import read_manifest
+from codec.manifest import Utterance, read_manifest, write_manifest
 from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
 
@@ -149,6 +150,23 @@ def test_damage_accepted_beside_earlier_files_does_not_fail_a_list_of_later_ones
     later = prepare_folder(folder, tmp_path / "new", exclude=[tmp_path / "old" / "all.tsv"], config=config)
     assert [utterance.id for utterance in later.manifests["all.tsv"]] == ["train/ben/10"]
     assert (later.problems, later.warnings) == ([], ["all: 1 of 10 files cannot be used (1 unreadable)"])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("line", ["Zo\u00eb/1", "Zo\u00eb/1.wav", "{folder}/Zo\u00eb/1.wav", None])
+def test_names_with_accents_are_left_out_in_either_of_their_forms(line, form, tmp_path):
+    for name in ("Zoe\u0308/1.wav", "Zoe\u0308/2.wav"):
+        path = tmp_path / "new" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise(), RATE)
+    listed = tmp_path / "some.txt"
+    if line is None:
+        write_manifest(listed, [Utterance(unicodedata.normalize(form, "Zo\u00eb/1"), path, 1, RATE, "s", "p")])
+    else:
+        listed.write_text(unicodedata.normalize(form, line.format(folder=tmp_path / "new")), encoding="utf-8")
+    outcome = prepare_folder(tmp_path / "new", tmp_path / "lists", exclude=[listed], config=ALONE)
+    (kept,) = outcome.manifests["all.tsv"]
+    assert (kept.id, kept.speaker, kept.path) == ("Zo\u00eb/2", "Zo\u00eb", path)
 
 
 def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path, capsys):

@@ -167,6 +167,19 @@ def test_single_utterances_are_decoded_by_id(recordings, tmp_path, model_directo
     assert "--id is for a folder that codec tokenize has made, which" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stored", ["Zo\u00eb/1", "Zoe\u0308/1"])  # decomposed in tokens of earlier versions
+def test_an_id_with_accents_is_found_in_either_of_its_forms(stored, recordings, tmp_path, model_directory):
+    path = recordings / "anna" / "0.wav"
+    info = soundfile.info(path)
+    write_manifest(tmp_path / "list.tsv", [Utterance(stored, path, info.frames, info.samplerate, "s", "p")])
+    assert list(tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)) == [stored]
+    for number, typed in enumerate(("Zo\u00eb/1", "Zoe\u0308/1")):
+        target = tmp_path / str(number)
+        arguments = ["decode", str(tmp_path / "tokens"), str(target), "--model", str(model_directory)]
+        assert run([*arguments, "--id", typed]) == 0
+        assert (target / f"{stored}.wav").is_file()
+
+
 def test_tokens_of_another_model_are_not_decoded(manifest, tmp_path, model_directory, other_model_directory, capsys):
     tokens_of(manifest, tmp_path / "tokens", model_directory)
     arguments = ["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(other_model_directory)]
