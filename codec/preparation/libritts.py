@@ -11,7 +11,7 @@ from pathlib import Path
 
 from codec.download import download, sum_like
 from codec.errors import ConfigError, CorpusError
-from codec.manifest import Utterance, composed
+from codec.manifest import Utterance
 from codec.preparation.archives import require_space, unpack
 from codec.preparation.folder import classify_files, journal_of, stub
 from codec.preparation.outcome import Outcome, Part, PreparationConfig, conclude, refuse_file
@@ -312,7 +312,7 @@ def _list(
     rejections += [
         Rejection(part, path, "misplaced", "is not where its name says, SPEAKER/CHAPTER") for path in misplaced
     ]
-    named = [path for path in sounds if composed(path.stem) in excluded]
+    named = [path for path in sounds if path.stem in excluded]
     rejections += [exclusion(part, path) for path in named]
     rejections += _missing(part, corpus, {path.stem for path in sounds})
     left_out = {*misplaced, *named}
@@ -325,9 +325,7 @@ def _list(
         jobs=config.jobs,
         progress=progress and (lambda step, done, total: progress(f"{step} {part}", done, total)),
     )
-    candidates = [
-        Candidate(path, composed(path.stem), path.relative_to(corpus / part).parts[0], part) for path in chosen
-    ]
+    candidates = [Candidate(path, path.stem, path.relative_to(corpus / part).parts[0], part) for path in chosen]
     filters = config.filters if is_filtered else None
     utterances, others = select(candidates, measurements, filters, sample_rate=SAMPLE_RATE, channels=1)
     odd = [] if is_filtered else _odd(utterances, dict(zip(chosen, measurements, strict=True)), config)
