@@ -23,7 +23,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,6 +59,14 @@ PARTS = {"model/encoder": ENCODERS, "model/quantizer": QUANTIZERS, "model/decode
 GONE = {"adversary": ("relative_features",), "training": ("compile",)}
 """Settings of earlier versions, in the saved settings of runs; they were off unless somebody set them."""
 
+TEXTS = {
+    f"{part}.{name}"
+    for part, values in asdict(Config()).items()
+    for name, value in values.items()
+    if isinstance(value, str)
+}
+"""Settings that are texts, most of them paths, which may hold anything."""
+
 
 def _register() -> None:
     add_quantizers_of_others()
@@ -85,7 +94,7 @@ def compose(overrides: list[str], *, is_to_train: bool = True) -> Config:
             do not fit together, or a `training.init` that cannot be used; all of them in one message.
     """
     mistakes = {override: mistake for override in overrides if (mistake := _mistake_of_form(override))}
-    overrides = [_without_plus(override) for override in overrides if override not in mistakes]
+    overrides = [_readable(_without_plus(override)) for override in overrides if override not in mistakes]
     composed, more = _compose(overrides)
     return _checked(composed, [*mistakes.values(), *more], overrides, is_to_train)
 
@@ -131,7 +140,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     `hydra/launcher=...` says. The folder of a run is below `training.run` and named after what sets it apart.
 
     Args:
-        overrides: hydra overrides.
+        overrides: hydra overrides; a text with a comma is in quotes.
         task: of the module level, so that it can be sent to another machine; called with the settings of a run. If it
             fails, the other runs take place all the same.
 
@@ -139,7 +148,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         ConfigError: as for `compose`, for any of the combinations, before the first run.
         CodecError: what the first task that failed has raised.
     """
-    overrides = list(map(_without_plus, overrides))
+    overrides = [_readable(_without_plus(override), is_swept="," in override) for override in overrides]
     try:
         with _composing() as loader:
             parsed = OverridesParser.create(loader).parse_overrides(overrides)
@@ -343,6 +352,21 @@ def _without_plus(override: str) -> str:
     return override.lstrip("+") if "." in _key(override) else override
 
 
+def _readable(override: str, is_swept: bool = False) -> str:
+    """A text that hydra cannot read, because of a letter or sign that its grammar does not have, in quotes.
+
+    Not a list of texts, nor several of a sweep: where each ends is for its user to say.
+    """
+    key, _, value = override.partition("=")
+    if key not in TEXTS or value.startswith("[") or is_swept:
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return override
+
+
 def _key(override: str) -> str:
     """`model.encoder.width` of `+model.encoder.width=3`."""
     return override.split("=", 1)[0].lstrip("+~")
@@ -393,6 +417,9 @@ def _sentences(error: Exception) -> Sequence[str]:
 
 def _one_sentence(error: Exception) -> str:
     """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
+    if isinstance(error, OverrideParseException):
+        advice = "a text of unusual letters or signs needs quotes of its own, as in ['d (1)','d (2)']"
+        return f"{error.override!r}: cannot be read; {advice}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")

@@ -264,6 +264,39 @@ def test_numbers_that_are_none_or_endless_are_refused_by_name(value: str):
     assert "data.batch_size must be at least 1, got 0" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "speech/josé",
+        "my speech/(1)/a,b",
+        "speaker=1",
+        "it's",
+        'a"b',
+        "語り",
+        "C:\\séance\\",
+        "glob(1",
+        "a[1]",
+        "été'\\'",
+    ],
+)
+def test_a_path_may_hold_any_letters_and_signs(place: str):
+    config = compose([f"data.train={place}", f"data.validation={place}", f"training.run={place}"], is_to_train=False)
+    assert (config.data.train, config.data.validation, config.training.run) == (place, place, place)
+
+
+def test_texts_in_quotes_and_lists_of_them_are_read_as_before():
+    config = compose(["data.train=['speech/josé', b]", 'training.run="runs/(é)"'], is_to_train=False)
+    assert config.data.train == ["speech/josé", "b"]
+    assert config.training.run == "runs/(é)"
+
+
+@pytest.mark.parametrize("override", ["data.train=[speech/josé,b]", "training.freeze=[é]", "training.steps=1é"])
+def test_what_cannot_be_read_is_named_with_what_to_do(override: str):
+    (sentence,) = (each for each in mistakes([override]) if override.split("=")[0] in each)
+    assert sentence.startswith(f"'{override}': cannot be read")
+    assert "quotes" in sentence
+
+
 def test_several_values_are_told_from_a_list():
     with pytest.raises(ConfigError, match=r"training.steps=1,2': a list is written \[1,2\]; .*, add --multirun"):
         compose(["training.steps=1,2", "data.train=x"])

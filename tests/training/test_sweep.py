@@ -59,6 +59,19 @@ def test_all_variants_of_a_group_can_be_swept_over(training_folder: Path, tmp_pa
     assert [config.model.quantizer.kind for config in started] == ["fc", "fsq", "lc", "lfq"]
 
 
+def test_a_path_of_unusual_letters_is_the_same_in_every_run(training_folder: Path, tmp_path: Path):
+    speech, folder = tmp_path / "josé (1)", tmp_path / "runs=é"
+    speech.symlink_to(training_folder)
+    sweep([f"data.train={speech}", f"training.run={folder}", "training.steps=5,6"], start)
+    assert [config.data.train for config in started] == [str(speech)] * 2
+    assert [Path(config.training.run) for config in started] == [folder / f"training.steps={n}" for n in (5, 6)]
+
+
+def test_several_texts_of_unusual_letters_are_not_taken_for_one():
+    with pytest.raises(ConfigError, match=r"'data.train=josé,b': cannot be read; a text .* needs quotes of its own"):
+        sweep(["data.train=josé,b"], start)
+
+
 def test_a_sweep_over_nothing_is_refused(training_folder: Path):
     with pytest.raises(ConfigError, match=r"'model/quantizer=glob\(zzz\*\)': there is no value to sweep over"):
         sweep([f"data.train={training_folder}", "model/quantizer=glob(zzz*)"], start)
