@@ -6,6 +6,7 @@ The only user of hydra. Below it there are dataclasses that have checked themsel
 import contextlib
 import difflib
 import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_module
+from hydra import initialize_config_dir, initialize_config_module
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -181,7 +182,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         "hydra/hydra_logging=none",
         "hydra/job_logging=none",
     ]
-    with initialize_config_module("codec.configs", job_name="codec", version_base="1.3"):
+    with _initialized():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
@@ -333,8 +334,16 @@ def _hydra(overrides: list[str]) -> DictConfig:
 def _composing() -> Iterator[ConfigLoader]:
     """Hydra ready to compose, as it is already in one of many runs."""
     is_ready = GlobalHydra.instance().is_initialized()
-    with contextlib.nullcontext() if is_ready else initialize_config_module("codec.configs", version_base="1.3"):
+    with contextlib.nullcontext() if is_ready else _initialized():
         yield GlobalHydra.instance().config_loader()
+
+
+def _initialized() -> contextlib.AbstractContextManager[None]:
+    """Hydra with the files of `configs/`, which is installed as codec.configs and else stands beside the package."""
+    if importlib.util.find_spec("codec.configs"):
+        return initialize_config_module("codec.configs", job_name="codec", version_base="1.3")
+    beside = Path(__file__).parents[1] / "configs"
+    return initialize_config_dir(str(beside), job_name="codec", version_base="1.3")
 
 
 def _mistake_of_form(override: str) -> str | None:

@@ -1,6 +1,10 @@
 """Every file under configs/ composes and builds, and the named recipes are what they say."""
 
+import os
 import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -196,3 +200,16 @@ def test_our_recipe_differs_from_the_papers_where_it_says_so():
         "training.adversarial_start",
     }
     assert compose(["recipe=libritts"]).adversary.discriminators == DiscriminatorsConfig()
+
+
+def test_a_source_tree_beside_an_installed_package_uses_its_own_files(tmp_path: Path):
+    for folder in Path(settings.__file__).parent, CONFIGS:
+        (tmp_path / folder.name).symlink_to(folder)
+    # Without `site`, which would find codec.configs for a package that is installed with pip install -e.
+    paths = os.pathsep.join([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    command = [sys.executable, "-S", "-m", "codec", "train", "--show", "recipe=stream-cpu"]
+    shown = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == settings.to_yaml(compose(["recipe=stream-cpu"]))
