@@ -91,6 +91,13 @@ def exit_code(main: Callable[[], object]) -> int:
     except (CodecError, OSError) as error:
         _give_up_output()
         return complain(sentence(error))
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
+            raise
+        _give_up_output()
+        return complain(
+            f"{error.object}: cannot be written in this locale, which is {error.encoding}; set PYTHONUTF8=1"
+        )
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             return complain("the GPU has not enough memory; use --device cpu")

@@ -428,6 +428,21 @@ def test_recordings_are_tried_again_once_they_have_changed(recordings, tmp_path,
     assert not list((tmp_path / "tokens").glob("*.failed.tsv"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are UTF-8 in every locale")
+def test_a_locale_that_has_no_such_names_is_told_of(recordings, tmp_path, model_directory):
+    folder = Path(shutil.copytree(recordings, tmp_path / "café"))
+    write_manifest(tmp_path / "list.tsv", [Utterance("ü", folder / "anna" / "0.wav", 8572, 24000, "anna", "train")])
+    command = [sys.executable, "-m", "codec", "tokenize", tmp_path / "list.tsv", tmp_path / "tokens"]
+    command += ["--model", model_directory, "--jobs", "0", "--quiet"]
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    refused = subprocess.run(command, env=plain, capture_output=True, encoding="utf-8")
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        "codec: .*0.wav: cannot be written in this locale, which is ascii; set PYTHONUTF8=1\n", refused.stderr
+    )
+    assert subprocess.run(command, env=plain | {"PYTHONUTF8": "1"}).returncode == 0
+
+
 def test_only_recordings_without_codes_are_tried_again(recordings, tmp_path, model_directory, monkeypatch):
     folder = Path(shutil.copytree(recordings, tmp_path / "recordings"))
     good = (folder / "anna" / "2.wav").read_bytes()
