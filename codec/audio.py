@@ -111,14 +111,22 @@ def find_files(folder: Path, suffixes: Set[str]) -> list[Path]:
     return sorted(
         path
         for path in walk(folder)
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_fifo()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and _kind(path) != stat.S_IFIFO
     )
 
 
 def require_regular(path: Path) -> None:
     """Raises AudioError where a list names what is there but is no file: a pipe would be waited for without end."""
-    if path.exists() and not path.is_file():
+    if _kind(path) not in (stat.S_IFREG, 0):
         raise AudioError(f"{path}: is no regular file")
+
+
+def _kind(path: Path) -> int:
+    """`S_IFREG` and the like; 0 where the system does not tell, which says why when the file is opened."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return 0
 
 
 def passed_over(folder: Path, paths: Iterable[Path]) -> str:
@@ -275,7 +283,7 @@ class SoundReader:
             source: BinaryIO = sys.stdin.buffer
         else:
             check_path(path, AudioError)
-            if Path(path).is_dir():
+            if os.path.isdir(path):
                 raise AudioError(f"{self.name}: is a directory, a sound file is meant")
             try:
                 source = self._resources.enter_context(open(path, "rb"))

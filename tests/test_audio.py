@@ -317,6 +317,16 @@ def test_folders_are_searched_for_files_in_their_own_place(tmp_path, speech):
     assert audio.find_sounds(tmp_path) == [tmp_path / "zoe" / "a.flac"]
 
 
+def test_a_file_that_cannot_be_looked_at_is_found_and_named_when_it_is_opened(tmp_path, speech):
+    """As in a folder that can be listed and not entered, which for root there is not."""
+    (tmp_path / "a.flac").write_bytes(speech.read_bytes())
+    (tmp_path / "b.flac").symlink_to("x" * 300)
+    assert audio.find_sounds(tmp_path) == [tmp_path / "a.flac", tmp_path / "b.flac"]
+    audio.require_regular(tmp_path / "b.flac")
+    with pytest.raises(AudioError, match=r"b\.flac: cannot be opened \(File name too long\)"):
+        audio.info(tmp_path / "b.flac")
+
+
 def test_hidden_files_are_not_searched_for(tmp_path, speech):
     for name in ("a.flac", ".b.flac", "._a.flac"):
         (tmp_path / name).write_bytes(speech.read_bytes())
