@@ -1,5 +1,6 @@
 """What several test files share: real speech, a tiny model that has learned nothing, and a server."""
 
+import errno
 import faulthandler
 import multiprocessing
 import os
@@ -53,6 +54,27 @@ def on_far_device() -> Iterator[Callable[..., None]]:
         pytest.skip("this version of torch takes no device that is written in Python")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         yield lambda *arguments: process.submit(far_device.call, *arguments).result()
+
+
+@pytest.fixture
+def make_stale(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Lets the system no longer tell whether a file is there, as that of a server may for a while.
+
+    `Path.exists` then denies it, which it does of itself from Python 3.14 on.
+    """
+
+    def patch(path: Path) -> None:
+        look = os.stat
+
+        def refused(place: object, *arguments: object, **options: object) -> object:
+            if place in (path, str(path)):
+                raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            return look(place, *arguments, **options)
+
+        monkeypatch.setattr(os, "stat", refused)
+        monkeypatch.setattr(Path, "exists", os.path.exists)
+
+    return patch
 
 
 @pytest.fixture

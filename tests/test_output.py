@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from codec.output import check_output, open_output
+from codec.output import check_output, exists, open_output
 
 
 def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
@@ -32,6 +32,15 @@ def test_link_to_nothing_is_there_too(tmp_path):
     with pytest.raises(FileExistsError, match="already exists"), open_output(tmp_path / "link"):
         pass
     assert not (tmp_path / "target").exists()
+
+
+def test_only_what_the_system_says_is_not_there_does_not_exist(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "to nothing").symlink_to("nothing")
+    assert [exists(tmp_path / name) for name in ("a", "b", "a/b", "b/c", "to nothing")] == [True, *4 * [False]]
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="circle"):
+        exists(tmp_path / "circle")
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, ValueError])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
 from codec.digests import sha256
 from codec.errors import ConfigError
 from codec.input import is_of, parse_json
-from codec.output import write_text
+from codec.output import exists, write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,6 +32,7 @@ class Journal:
 
     Raises:
         ConfigError: the file is something else.
+        OSError: it cannot be read or written.
     """
 
     def __init__(self, path: Path | None):
@@ -39,7 +40,7 @@ class Journal:
         self._stream: TextIO | None = None
         if path is None:
             return
-        if path.exists():
+        if exists(path):
             for entry in _entries(path):
                 self._entries[entry["kind"], entry["id"]] = entry
         # Written anew, without what is superseded or was cut off.
@@ -51,7 +52,7 @@ class Journal:
     def references(folder: Path) -> dict[str, str]:
         """Sum of each reference that was scored into a folder of results; empty where there is no journal."""
         path = folder / JOURNAL_NAME
-        entries = _entries(path) if path.exists() else iter(())
+        entries = _entries(path) if exists(path) else iter(())
         keys = {entry["id"]: entry.get("key") for entry in entries if entry["kind"] == "scores"}
         return {id: key.split()[0] for id, key in keys.items() if isinstance(key, str) and key.split()}
 

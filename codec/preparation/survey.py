@@ -16,7 +16,7 @@ import numpy as np
 from codec import audio
 from codec.errors import AudioError
 from codec.input import is_of, parse_json
-from codec.output import naming
+from codec.output import exists, naming
 from codec.progress import Progress
 from codec.workers import Died, num_cores, work_in_batches
 
@@ -119,7 +119,7 @@ def survey(
 
     Raises:
         CodecError: processes end as soon as they begin.
-        OSError: the journal cannot be written.
+        OSError: the journal cannot be read or written.
     """
     names = {path: path.relative_to(root).as_posix() for path in paths}
     known = _read_journal(journal)
@@ -152,7 +152,7 @@ def _measure_all(paths: Sequence[Path], headers_only: bool) -> list[Measurement]
 def _read_journal(path: Path) -> dict[str, Measurement]:
     """What a journal holds; the last entry of a file counts, and cut or damaged lines are passed over."""
     known: dict[str, Measurement] = {}
-    if not path.exists():
+    if not exists(path):
         return known
     with open(path, "rb") as stream:
         is_ours = False

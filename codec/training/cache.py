@@ -18,7 +18,7 @@ from codec import audio
 from codec.errors import AudioError, ConfigError
 from codec.input import read_json
 from codec.manifest import read_manifest, speaker_of
-from codec.output import open_output, write_json
+from codec.output import exists, open_output, write_json
 from codec.processes import follow_parent
 from codec.progress import Progress
 from codec.workers import num_cores
@@ -52,7 +52,7 @@ class AudioCache:
         self.folder = folder
         path = folder / INDEX_NAME
         try:
-            index = read_json(path) if path.exists() else {}
+            index = read_json(path) if exists(path) else {}
             if index.get("version") != VERSION:
                 raise NoCache(
                     f"{folder}: holds no audio cache of this version; train with it as data.cache to make one"

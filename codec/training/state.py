@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError, ModelError
 from codec.input import parse_json
-from codec.output import open_output
+from codec.output import exists, open_output
 from codec.training.run_files import LOCK_NAME, PORTABLE_NAME, PREVIOUS_NAME, STATE_NAME
 
 PORTABLE_BYTES = 16 * 2**20
@@ -91,7 +91,7 @@ def save_state(
     metadata = {"counters": json.dumps(counters), "checksum": str(_checksum(tensors))}
     with open_output(path, overwrite=True) as stream:
         stream.write(safetensors.torch.save(tensors, metadata=metadata))
-        if previous is not None and path.exists():
+        if previous is not None and exists(path):
             stream.flush()
             os.fsync(stream.fileno())  # the new bytes are safe before the old file moves: a full disk has shown by now
             os.replace(path, previous)  # a process that dies now has left the previous state, which is read then
@@ -147,11 +147,12 @@ def load_latest(run: Path) -> Latest | None:
 
     Raises:
         ModelError: every state there is is damaged.
+        OSError: the system cannot tell whether there is one.
     """
     readers = {STATE_NAME: load_state, PREVIOUS_NAME: load_state, PORTABLE_NAME: load_portable}
     damages: list[ModelError] = []
     for name, read in readers.items():
-        if (run / name).exists():
+        if exists(run / name):
             try:
                 parts, counters = read(run / name)
             except ModelError as error:

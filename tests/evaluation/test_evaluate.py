@@ -16,6 +16,7 @@ from codec.errors import AudioError, ConfigError
 from codec.evaluation.comparison import compare
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.journal import Journal, file_sum
+from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.report import table
 from codec.files import encode_file
 
@@ -276,6 +277,17 @@ def test_journal_does_not_grow_without_need(model_directory, data, tmp_path):
         evaluate_model(model_directory, data, output=tmp_path / "out", options=Options(metrics, jobs=jobs))
         sizes.append(journal.read_bytes().count(b"\n"))
     assert sizes == [6, 9, 6, 6]  # a line more where a metric was added, until the next run writes it anew
+
+
+def test_journal_that_may_be_there_is_not_emptied(tmp_path, make_stale):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append("output", Reconstruction("talk0", "key"))
+    before = path.read_bytes()
+    make_stale(path)
+    with pytest.raises(OSError, match="Stale file handle"):
+        Journal(path)
+    assert path.read_bytes() == before
 
 
 def test_run_that_was_killed_in_an_entry_goes_on(folders, tmp_path):

@@ -105,6 +105,14 @@ def test_known_files_are_not_read_again_and_changed_ones_are(files, tmp_path, mo
     assert changed[1:] == first[1:]
 
 
+def test_a_journal_that_may_be_there_is_not_passed_over(files, tmp_path, make_stale):
+    journal = tmp_path / "j.jsonl"
+    survey(files, tmp_path, journal, jobs=0)
+    make_stale(journal)
+    with pytest.raises(OSError, match="Stale file handle"):
+        survey(files, tmp_path, journal, jobs=0)
+
+
 def test_cut_or_foreign_lines_of_a_journal_are_measured_again(files, tmp_path):
     journal = tmp_path / "j.jsonl"
     first = survey(files, tmp_path, journal, jobs=0)

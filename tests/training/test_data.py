@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -81,6 +82,17 @@ def test_a_cache_is_made_once(cache: AudioCache, training_folder: Path, tmp_path
     second = open_cache([training_folder], tmp_path, 24000)
     assert (tmp_path / "audio.int16").stat().st_mtime_ns == modified
     assert first.paths == second.paths
+
+
+def test_a_cache_that_may_be_there_is_not_made_again(
+    training_folder: Path, tmp_path: Path, make_stale: Callable[[Path], None]
+):
+    open_cache([training_folder], tmp_path, 24000)
+    modified = (tmp_path / "audio.int16").stat().st_mtime_ns
+    make_stale(tmp_path / "clips.json")
+    with pytest.raises(AudioError, match="Stale file handle"):
+        open_cache([training_folder], tmp_path, 24000)
+    assert (tmp_path / "audio.int16").stat().st_mtime_ns == modified
 
 
 def test_a_cache_of_another_rate_is_refused(training_folder: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,24 @@ def test_damaged_states_alone_are_refused(tmp_path: Path):
     (tmp_path / STATE_NAME).write_bytes(b"")
     with pytest.raises(ModelError, match=r"state\.safetensors: is not a whole training state"):
         load_latest(tmp_path)
+
+
+@pytest.mark.parametrize("name", [STATE_NAME, PREVIOUS_NAME])
+def test_a_state_that_may_be_there_is_not_begun_anew(tmp_path: Path, make_stale: Callable[[Path], None], name: str):
+    save(tmp_path, 1)
+    (tmp_path / STATE_NAME).rename(tmp_path / name)
+    make_stale(tmp_path / name)
+    with pytest.raises(OSError, match="Stale file handle"):
+        load_latest(tmp_path)
+
+
+def test_a_state_that_may_be_there_is_not_given_up(tmp_path: Path, make_stale: Callable[[Path], None]):
+    save(tmp_path, 1)
+    before = (tmp_path / STATE_NAME).read_bytes()
+    make_stale(tmp_path / STATE_NAME)
+    with pytest.raises(OSError, match="Stale file handle"):
+        save(tmp_path, 2)
+    assert (tmp_path / STATE_NAME).read_bytes() == before
 
 
 def test_a_full_disk_leaves_both_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
