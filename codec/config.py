@@ -67,6 +67,8 @@ TEXTS = {
     if isinstance(value, str)
 }
 """Settings that are texts, most of them paths, which may hold anything."""
+_SWEPT = re.compile(r",|=\w+\(")
+"""In an override: several values, or one of hydra's functions that give some, as `choice(a,b)`."""
 
 
 def _register() -> None:
@@ -95,7 +97,7 @@ def compose(overrides: list[str], *, is_to_train: bool = True) -> Config:
             do not fit together, or a `training.init` that cannot be used; all of them in one message.
     """
     mistakes = {override: mistake for override in overrides if (mistake := _mistake_of_form(override))}
-    overrides = [_readable(_without_plus(override)) for override in overrides if override not in mistakes]
+    overrides = [_quoted(_without_plus(override)) for override in overrides if override not in mistakes]
     composed, more = _compose(overrides)
     return _checked(composed, [*mistakes.values(), *more], overrides, is_to_train)
 
@@ -149,7 +151,8 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         ConfigError: as for `compose`, for any of the combinations, before the first run.
         CodecError: what the first task that failed has raised.
     """
-    overrides = [_readable(_without_plus(override), is_swept="," in override) for override in overrides]
+    overrides = [_without_plus(override) for override in overrides]
+    overrides = [override if _SWEPT.search(override) else _quoted(override) for override in overrides]
     try:
         with _composing() as loader:
             parsed = OverridesParser.create(loader).parse_overrides(overrides)
@@ -361,19 +364,12 @@ def _without_plus(override: str) -> str:
     return override.lstrip("+") if "." in _key(override) else override
 
 
-def _readable(override: str, is_swept: bool = False) -> str:
-    """A text that hydra cannot read, because of a letter or sign that its grammar does not have, in quotes.
-
-    Not a list of texts, nor several of a sweep: where each ends is for its user to say.
-    """
+def _quoted(override: str) -> str:
+    """A text in quotes, so that hydra takes it as it stands; not a list of texts, whose user says where each ends."""
     key, _, value = override.partition("=")
-    if key not in TEXTS or value.startswith("[") or is_swept:
+    if key not in TEXTS or value.startswith(("[", "'", '"')) or "${" in value:
         return override
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-    return override
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _key(override: str) -> str:
@@ -427,8 +423,9 @@ def _sentences(error: Exception) -> Sequence[str]:
 def _one_sentence(error: Exception) -> str:
     """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
     if isinstance(error, OverrideParseException):
-        advice = "a text of unusual letters or signs needs quotes of its own, as in ['d (1)','d (2)']"
-        return f"{error.override!r}: cannot be read; {advice}"
+        is_text = _key(error.override) in TEXTS
+        advice = "; a text of unusual letters or signs needs quotes of its own, as in ['d (1)','d (2)']" * is_text
+        return f"{error.override!r}: cannot be read{advice}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")

@@ -25,14 +25,21 @@ def check_path(path: str | os.PathLike[str], refusal: type[CodecError] = CodecEr
     """Refuse a path that no file can have, at which Python would raise ValueError.
 
     Raises:
-        CodecError: `refusal`; the path has a NUL, or half a surrogate pair.
+        CodecError: `refusal`; the path has a NUL, half a surrogate pair, or letters that the locale does not have.
     """
     try:
         is_possible = b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            raise refusal(not_in_locale(error)) from error
         is_possible = False
     if not is_possible:
         raise refusal(f"{os.fspath(path)!r}: no file can have this name; it has a NUL or half a surrogate pair")
+
+
+def not_in_locale(error: UnicodeEncodeError) -> str:
+    """What to do about a name that cannot be written."""
+    return f"{error.object}: cannot be written in this locale, which is {error.encoding}; set PYTHONUTF8=1"
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
@@ -117,13 +124,25 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
         raise FileExistsError(errno.EEXIST, message, os.fspath(path))
 
 
+def _take_over(target: Path, temporary: Path) -> None:
+    """Give a file the owner, group and permissions of the one that it will replace, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        known = os.stat(target)
+        for owner, group in ((known.st_uid, -1), (-1, known.st_gid)):
+            with contextlib.suppress(OSError):  # not everyone may
+                os.chown(temporary, owner, group)
+        with contextlib.suppress(OSError):  # the file system has no permissions
+            os.chmod(temporary, known.st_mode & 0o777)
+
+
 @contextlib.contextmanager
 def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A binary stream whose content stands at `path` once the block has ended without an exception.
 
     The bytes go to a hidden file in the same folder, which is renamed at the end and removed after any exception,
-    KeyboardInterrupt and SystemExit included. A file that is replaced hands on its permissions: what was private stays
-    so. Standard output ("-"), devices and named pipes are written directly; those streams cannot seek.
+    KeyboardInterrupt and SystemExit included. A file that is replaced hands on its permissions, and its owner where
+    that is allowed: what was private stays so. Standard output ("-"), devices and named pipes are written directly;
+    those streams cannot seek.
 
     Raises:
         CodecError: see `check_path`.
@@ -141,8 +160,7 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         try:
             with open(temporary, "x+b") as stream:
                 if os.name == "posix":  # elsewhere a file may be read-only, and then cannot be removed
-                    with contextlib.suppress(OSError):  # nothing is replaced, or the file system has no permissions
-                        os.chmod(temporary, os.stat(target).st_mode & 0o777)
+                    _take_over(target, temporary)
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -44,7 +44,7 @@ def other_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # so that others find no processes but their own
 def on_far_device() -> Iterator[Callable[..., None]]:
     """Calls a function where there is a device other than the CPU, named far."""
     import far_device

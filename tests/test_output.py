@@ -77,6 +77,17 @@ def test_permissions_of_a_replaced_file_are_kept(tmp_path, mode):
     assert path.read_bytes() == b"new"
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_a_replaced_file_stays_its_owners(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    os.chown(path, 65534, 65533)
+    path.chmod(0o640)
+    with open_output(path, overwrite=True) as stream:
+        stream.write(b"new")
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (65534, 65533, 0o640)
+
+
 def test_output_that_cannot_be_meant_is_refused(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a directory"), open_output(tmp_path):
         pass

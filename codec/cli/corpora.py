@@ -164,7 +164,7 @@ def _prepare(shared: dict[str, Any], start: Callable[..., Any]) -> None:
     "--shard",
     type=int,
     metavar="N",
-    help="Utterances per file of codes.  [default: as OUT_DIR was begun, or a hundredth of all, 10 to 1000]",
+    help="Utterances per file of codes.  [default: as OUT_DIR was begun, or a hundredth of all, 50 to 1000]",
 )
 @click.option(
     "--share", default="1/1", show_default=True, metavar="I/N", help="Make only every N-th shard, from the I-th."

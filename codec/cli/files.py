@@ -292,8 +292,8 @@ def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
 def _folder(path: Path) -> Iterator[None]:
     """A folder to write to, made with those above it where it is missing; what was made and stays empty goes again."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from codec.errors import CodecError, CodecWarning, sentence
-from codec.output import naming
+from codec.output import naming, not_in_locale
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
@@ -95,9 +95,7 @@ def exit_code(main: Callable[[], object]) -> int:
         if error.encoding == "utf-8":
             raise
         _give_up_output()
-        return complain(
-            f"{error.object}: cannot be written in this locale, which is {error.encoding}; set PYTHONUTF8=1"
-        )
+        return complain(not_in_locale(error))
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             return complain("the GPU has not enough memory; use --device cpu")

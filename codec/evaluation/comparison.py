@@ -146,7 +146,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     lines = [*lettered(comparison), what_was_paired(comparison)]
     means = [rows_of_means(comparison)] if len(comparison["systems"]) > 2 else []  # two stand beside their difference
     for rows in [*means, *tables_of_differences(comparison)]:
-        lines += ["", *aligned(rows, words=("metric", "better"))]
+        lines += ["", *aligned(rows, words=("metric", "better", "winner"))]
     return "\n".join(lines)
 
 
@@ -177,7 +177,7 @@ def tables_of_differences(comparison: Mapping[str, Any]) -> list[list[list[str]]
     tables = []
     for number, letter in enumerate(LETTERS[1 : len(comparison["systems"])], start=1):
         counts = [f"{letter} better", f"{letter} worse"]
-        rows = [["metric", "A", letter, f"{letter} - A", "95 % interval", "files", *counts, "better"]]
+        rows = [["metric", "A", letter, f"{letter} - A", "95 % interval", "files", *counts, "winner"]]
         for values in comparison["metrics"].values():
             means, digits = _shown_means(values), values["digits"]
             found = values["systems"][number]["difference"]

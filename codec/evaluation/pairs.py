@@ -3,6 +3,7 @@
 Nothing is skipped in silence: whatever cannot be scored becomes a `Problem` with the name and one sentence.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -129,7 +130,7 @@ def find_text(path: Path) -> str | None:
     """What is said in a sound file, where the file `.normalized.txt` or `.txt` beside it tells."""
     for suffix in (".normalized.txt", ".txt"):
         text = path.with_suffix(suffix)
-        if text.is_file():
+        if os.path.isfile(text):
             return text.read_text(encoding="utf-8", errors="replace").strip() or None
     return None
 
@@ -163,8 +164,7 @@ def load_pair(item: Item, tolerance: float | None = None, delay: int = 0) -> tup
         raise AudioError(
             f"{item.estimate}: is {abs(surplus)} samples ({abs(surplus) / sample_rate:.3f} s) "
             f"{'longer' if surplus > 0 else 'shorter'} than its reference, {allowed:.0f} are allowed; if the codec "
-            f"does that, allow it with --hop-length; speech without a reference can be scored against itself (dnsmos, "
-            f"utmos)"
+            f"does that, allow it with --hop-length"
         )
     length = min(len(reference), len(estimate))
     if length == 0:

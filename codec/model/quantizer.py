@@ -147,9 +147,9 @@ class Quantizer(nn.Module):
             itself, bit for bit what `lookup(codes)` gives. All is computed in float32, also under autocast.
 
         Raises:
-            ModelError: wrong width or type, or no vectors; a sparse tensor, one without values, or values that are NaN,
-                infinite or too large to be squared. The latter are not looked for in training with `checks_values` off:
-                then such values make the loss NaN or infinite.
+            ModelError: wrong width or type, or no vectors; values that are NaN, infinite or too large to be squared, a
+                sparse tensor or one without values. These are not looked for in training with `checks_values` off: such
+                values then make the loss NaN or infinite.
         """
         vectors = self._checked(latent)  # (B, *, D)
         with torch.autocast(latent.device.type, enabled=False):

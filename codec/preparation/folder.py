@@ -1,5 +1,6 @@
 """Any folder of sound files: who speaks, and in which part, is told by the folders above a file."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -99,11 +100,11 @@ def prepare_folder(
         drawn = hold_out(utterances, held_out, config.seed)
         lists = {name: [replace(utterance, part=name) for utterance in drawn[name]] for name in drawn}
         for part, share in held_out.items():
-            found, meant = len(drawn[part]), share * len(utterances)
-            if abs(found - meant) > max(meant / 2, 1):
+            found, meant = len(drawn[part]), math.ceil(share * len(utterances))
+            if abs(found - meant) > max(meant / 2, 2):
                 warnings.append(
-                    f"{part}: has {found} of {len(utterances)} utterances instead of {meant:.0f}, as speakers are held "
-                    "out whole"
+                    f"{part}: has {found} of {len(utterances)} utterances instead of {meant}, as known speakers are "
+                    "held out whole, and no others"
                 )
     warnings += [
         f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common, "
@@ -125,7 +126,7 @@ def classify_files(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
                 stubs.append(path)
             elif not path.name.startswith("."):
                 sounds.append(path)
-        elif path.suffix.lower() in audio.FOREIGN_SUFFIXES and not path.is_dir():
+        elif path.suffix.lower() in audio.FOREIGN_SUFFIXES and not os.path.isdir(path):
             foreign.append(path)
     places = {place for parent in {path.parent for path in sounds} for place in (parent, *parent.parents)}
     return sorted(path for path in sounds if path not in places), sorted(stubs), foreign

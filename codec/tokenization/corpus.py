@@ -42,8 +42,9 @@ from codec.workers import Died, num_cores, work_in_batches
 
 NUM_SHARDS = 100
 """Into which a list is divided, so that many machines can share it and little is lost of those that are under way."""
-FEWEST_IN_SHARD, MOST_IN_SHARD = 10, 1000
-"""Utterances. A thousand are about 1.6 hours of read speech, 0.8 MB of codes."""
+FEWEST_IN_SHARD, MOST_IN_SHARD = 50, 1000
+"""Utterances; of few, those encoded together differ more in length, and take longer. A thousand are some 1.6 hours of
+read speech, 0.8 MB of codes."""
 MAX_NAMED = 5
 """Of many files with the same fault."""
 _TOLERANCE = 0.1
@@ -107,7 +108,7 @@ def tokenize(
         jobs: processes, with one thread each; 0 does the work in this one. None takes one per core on the CPU, and this
             one elsewhere, as several would each load the model.
         utterances_per_shard: how the list is divided, in its order. None goes on as the target was begun, or with a
-            hundredth of the list, 10 to 1000.
+            hundredth of the list, 50 to 1000.
         share: (i, n), to make only every n-th shard, from the i-th on; 1 <= i <= n.
         progress: called with "checked", shards done and shards in all; then, if utterances are left, with "encoded",
             utterances done and utterances in all.
@@ -129,7 +130,8 @@ def tokenize(
     if not numbers:
         warnings.warn(
             f"{target}: there is nothing in share {share[0]} of {share[1]}, as the list is divided into "
-            f"{info.num_shards} shards only; begin with fewer utterances in each",
+            f"{info.num_shards} shard{'s' * (info.num_shards != 1)}; for more, begin another folder with a smaller "
+            "--shard",
             CodecWarning,
             stacklevel=2,
         )

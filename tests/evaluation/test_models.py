@@ -200,7 +200,6 @@ def test_speaker_is_the_same_as_itself_at_any_level(speaker_model, pair):
         metric.score(Pair(pair.reference[:6000], pair.estimate[:6000], 24000))
 
 
-@needs_transformers
 def score_on_both_devices(metrics: list[str], models: dict[str, str], pair: Pair) -> None:
     from codec.evaluation.registry import METRICS
 
@@ -215,6 +214,7 @@ def test_models_compute_where_they_are_told_to(on_far_device, ctc_model, speaker
     on_far_device(score_on_both_devices, ["dwer", "speaker"], models, pair)
 
 
+@needs_transformers
 @pytest.mark.parametrize(("metric", "setting"), [("wer", "asr_model"), ("speaker", "speaker_model")])
 def test_model_that_is_none_is_one_sentence(tmp_path, monkeypatch, metric, setting):
     from codec.evaluation.registry import METRICS

@@ -585,6 +585,28 @@ def test_what_one_lacks_is_left_out_of_all_and_told(tmp_path):
         assert "; left out, because not all have them: " in comparison_table(found)
 
 
+def test_a_third_system_at_another_rate_leaves_out_what_depends_on_it(three):
+    folders, _ = three
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["metrics"]["mel"]["at_own_rate"] = True
+        summary["conditions"]["sample_rates"] = [16000 if folder == folders[2] else 24000]
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert "mel" in compare(*folders[:2])["metrics"]
+    assert compare(*folders)["left_out"] == {"the sample rates differ": ["mel <L1>"]}
+
+
+def test_speakers_that_only_a_later_table_tells_count(two):
+    once = mel_difference(*two)
+    path = two[0] / "scores.tsv"
+    rows = [row.split("\t") for row in path.read_text().splitlines()]
+    place = rows[0].index("speaker")
+    path.write_text("".join("\t".join(row[:place] + row[place + 1 :]) + "\n" for row in rows))
+    for number, folder in enumerate(two):
+        assert ("speaker" in (folder / "scores.tsv").read_text().splitlines()[0]) == bool(number)
+    assert mel_difference(*two) == once
+
+
 def test_references_that_only_the_others_have_differently_are_refused(three):
     folders, _ = three
     for folder, sum in zip(folders[1:], "ab", strict=True):
