@@ -95,7 +95,8 @@ def test_a_list_that_cannot_have_its_share_is_told(folder):
         shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "anna" / f"{number} more.wav")
         shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "cleo" / f"{number} more.wav")
     outcome = prepare_folder(folder / "train", held_out={"dev": 0.2}, config=ALONE)
-    assert outcome.warnings == ["dev: has 1 of 45 utterances instead of 9, as known speakers are held out whole, and no others"]
+    (warning,) = outcome.warnings
+    assert warning.startswith("dev: has 1 of 45 utterances instead of 9, as known speakers are held out whole")
 
 
 def test_held_out_speakers_are_in_one_list_only(folder, tmp_path):
