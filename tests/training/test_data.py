@@ -390,7 +390,7 @@ def test_bad_settings_are_refused(settings: dict[str, object], sentence: str):
         DataConfig(**settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("train", ["3", "null", "[a,3]", "{a: 1}"])
+@pytest.mark.parametrize("train", ["[3]", "[null]", "[a,3]", "[{a: 1}]"])
 def test_what_is_no_path_is_refused_with_the_other_mistakes(train: str):
     with pytest.raises(ConfigError, match=r"data\.train must be a path or a list of paths, got .*window_seconds"):
         compose([f"data.train={train}", "data.window_seconds=0.001"])
