@@ -251,11 +251,10 @@ def _of_groups(discriminators: Any) -> Iterator[str]:
 
 def _further_mistakes(config: Config, mistakes: list[str], is_to_train: bool) -> list[str]:
     """What else does not fit together; what has to do with a setting that is named already is left out."""
+    if not is_to_train:
+        return _of_others(misfits(config), mistakes)
     try:
-        if is_to_train:
-            check(config)
-        else:
-            refuse(misfits(config))
+        check(config)
     except ConfigError as error:
         return _of_others(error.args, mistakes)
     return []

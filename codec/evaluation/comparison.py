@@ -75,17 +75,11 @@ def compare(*folders: str | os.PathLike[str]) -> dict[str, Any]:
             continue
         ids = _scored_in_all(column, about["weight"], tables, common)
         if len(versions) < len(paths) or not ids:
-            reason = "not all have them"
-        elif about["at_own_rate"] and any(_rates(summary) != _rates(summaries[0]) for summary in summaries):
-            reason = "the sample rates differ"
-        elif len({version["identity"] for version in versions} - {""}) > 1:
-            reason = "they were scored with other weights or another version of the metric"
-        else:
-            found = _compared(column, about, tables, ids, [speakers.get(id, UNKNOWN_SPEAKER) for id in ids])
-            if found is not None:
-                metrics[column] = found
-            continue
-        left_out.setdefault(reason, []).append(about["label"])
+            left_out.setdefault("not all have them", []).append(about["label"])
+        elif reason := _obstacle(versions, summaries):
+            left_out.setdefault(reason, []).append(about["label"])
+        elif found := _compared(column, about, tables, ids, [speakers.get(id, UNKNOWN_SPEAKER) for id in ids]):
+            metrics[column] = found
     if not metrics:
         raise ConfigError(
             f"{together}: have no metric in common; evaluate all with the same --metrics "
@@ -110,6 +104,15 @@ def _scored_in_all(column: str, weight: str, tables: Sequence[Scores], common: S
         for id in common
         if all(column in scores[id] for scores in tables) and (not weight or tables[0][id].get(weight, 0) > 0)
     ]
+
+
+def _obstacle(versions: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Why a column that all have cannot be compared, given what each summary says of it; empty if it can."""
+    if versions[0]["at_own_rate"] and any(_rates(summary) != _rates(summaries[0]) for summary in summaries):
+        return "the sample rates differ"
+    if len({version["identity"] for version in versions} - {""}) > 1:
+        return "they were scored with other weights or another version of the metric"
+    return ""
 
 
 def _compared(
