@@ -1,5 +1,6 @@
 """Codes -> the bytes of a `.codes` file, as they come; the stream needs no seek."""
 
+import io
 import operator
 from typing import BinaryIO
 
@@ -9,7 +10,7 @@ from codec.bitstream.header import Header
 from codec.bitstream.packing import check_codes
 from codec.bitstream.records import MAX_FILE_FRAMES, EndRecord, build_block, build_end
 from codec.bitstream.window import name_of
-from codec.errors import FormatError
+from codec.errors import CodecError, FormatError
 from codec.output import naming
 
 
@@ -23,7 +24,8 @@ class CodesWriter:
 
     Raises:
         FormatError: `header` is none.
-        OSError: the stream cannot be written (also from `write` and `close`).
+        CodecError: the stream is not in blocking mode, and has no room (also from `write` and `close`).
+        OSError: it cannot be written (the same).
     """
 
     def __init__(self, stream: BinaryIO, header: Header, name: str | None = None) -> None:
@@ -98,6 +100,8 @@ class CodesWriter:
         with naming(self._name):
             while data:
                 written = self._stream.write(data)
+                if written is None and isinstance(self._stream, io.RawIOBase):
+                    raise CodecError(f"{self._name}: cannot be written: no room yet; open it in blocking mode")
                 data = b"" if written is None else data[written:]  # unbuffered streams may take a part
             self._stream.flush()
 

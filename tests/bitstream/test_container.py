@@ -233,6 +233,14 @@ def test_a_pipe_that_does_not_wait_is_refused():
             read_codes(stream)
 
 
+def test_a_pipe_that_does_not_wait_and_is_full_is_refused():
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with open(read_end, "rb"), open(write_end, "wb", buffering=0) as stream:
+        with pytest.raises(CodecError, match="cannot be written: no room yet; open it in blocking mode"):
+            write_codes(stream, some_codes(1_000_000), header=HEADER)
+
+
 @pytest.mark.parametrize("recover", [False, True])
 def test_an_hour_passes_in_memory_for_a_block(recover):
     class HourOfCodes:
