@@ -388,7 +388,8 @@ def _check_places(source: str | os.PathLike[str], target: str | os.PathLike[str]
         OSError: see `check_output`; the target is the source.
     """
     check_output(target, overwrite=overwrite)
-    if os.path.isfile(target) and os.path.exists(source) and os.path.samefile(source, target):
+    is_path = isinstance(source, str | os.PathLike)  # else whoever opens it will say so
+    if is_path and os.path.isfile(target) and os.path.exists(source) and os.path.samefile(source, target):
         raise FileExistsError(errno.EEXIST, "would be replaced by what is made of it; choose another name", target)
 
 

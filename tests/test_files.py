@@ -237,6 +237,16 @@ def test_a_recording_is_not_replaced_by_what_is_made_of_it(codec, sound, tmp_pat
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("call", "name", "meant"),
+    [(files.encode_file, "a.txt", "sound file"), (files.decode_file, "a.wav", "file of codes")],
+)
+def test_what_is_no_path_is_refused_where_something_would_be_replaced_too(codec, tmp_path, call, name, meant):
+    (tmp_path / name).write_text("old")
+    with pytest.raises(CodecError, match=f"path of a {meant} is meant, got list"):
+        call([1, 2], tmp_path / name, model=codec, overwrite=True)
+
+
 @pytest.mark.parametrize("name", ["a\0", "a\ud800"], ids=ascii)
 def test_a_name_that_no_file_can_have_is_refused_whatever_it_is_for(codec, sound, tmp_path, name):
     path = f"{tmp_path}/{name}"
