@@ -125,9 +125,12 @@ def tokenize(
     if jobs is None:
         jobs = num_cores() if device == "cpu" else 0
     recordings = list_recordings(Path(source))
-    info = _begin(Path(source), Path(target), recordings, model, precision, refine, utterances_per_shard)
+    folder = Path(target)
+    info = _begin(Path(source), folder, recordings, model, precision, refine, utterances_per_shard)
+    size = info.utterances_per_shard
     numbers = range(share[0] - 1, info.num_shards, share[1])
-    if not numbers:
+    shards = {number: recordings[number * size : (number + 1) * size] for number in numbers}
+    if not shards:
         warnings.warn(
             f"{target}: there is nothing in share {share[0]} of {share[1]}, as the list is divided into "
             f"{info.num_shards} shard{'s' * (info.num_shards != 1)}; for more, begin another folder with a smaller "
@@ -136,24 +139,23 @@ def tokenize(
             stacklevel=2,
         )
     wanted: dict[int, Sequence[Recording]] = {}  # by shard
-    for count, number in enumerate(numbers):
+    for count, (number, shard) in enumerate(shards.items()):
         if progress:
-            progress("checked", count, len(numbers))
-        shard = _shard(recordings, number, info)
-        ids = unfinished(Path(target), number, info, {recording.id: recording.path for recording in shard})
+            progress("checked", count, len(shards))
+        ids = unfinished(folder, number, info, {recording.id: recording.path for recording in shard})
         if ids:
             wanted[number] = [recording for recording in shard if recording.id in ids]
-    total = sum(len(_shard(recordings, number, info)) for number in numbers)
+    total = sum(map(len, shards.values()))
     done = total - sum(map(len, wanted.values()))
-    new_samples = 0
     if progress and wanted:
         progress("encoded", done, total)
     results = _encode_all(_batches(wanted, jobs), jobs, (model, device, precision, refine))
+    new_samples = 0
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
-        new_samples += _write(Path(target), number, _shard(recordings, number, info), encoded, info)
+        new_samples += _write(folder, number, shards[number], encoded, info)
     num_utterances = num_codes = num_samples = 0
-    for number in numbers:
-        places = read_places(Path(target), number, info.hop_length)
+    for number in shards:
+        places = read_places(folder, number, info.hop_length)
         num_utterances += len(places)
         num_codes += sum(place.codes for place in places)
         num_samples += sum(place.samples for place in places)
@@ -162,10 +164,10 @@ def tokenize(
         target=os.fspath(target),
         model=info.model,
         fingerprint=info.fingerprint,
-        num_shards=len(numbers),
-        num_found=len(numbers) - len(wanted),
+        num_shards=len(shards),
+        num_found=len(shards) - len(wanted),
         num_utterances=num_utterances,
-        num_failed=sum(len(read_failed(Path(target), number)) for number in numbers),
+        num_failed=sum(len(read_failed(folder, number)) for number in shards),
         num_codes=num_codes,
         seconds=num_samples / info.sample_rate,
         new_seconds=new_samples / info.sample_rate,
@@ -284,11 +286,6 @@ def _require_same(target: Path, begun: TokensInfo, info: TokensInfo) -> None:
             f"tokens were made{numbers}; list new recordings by themselves (codec prepare folder --exclude) and "
             f"tokenize them into a folder of their own, or all into another"
         )
-
-
-def _shard(recordings: Sequence[Recording], number: int, info: TokensInfo) -> Sequence[Recording]:
-    start = number * info.utterances_per_shard
-    return recordings[start : start + info.utterances_per_shard]
 
 
 # --------------------------------------------------------------------------------------------------------- processes
