@@ -392,10 +392,10 @@ def unfinished(folder: Path, number: int, info: TokensInfo, paths: Mapping[str, 
         failed = read_failed(folder, number)
     except FormatError:
         return set(paths)
-    if not encoded | failed.keys() <= paths.keys():
+    known = encoded | failed.keys()
+    if not known <= paths.keys():
         return set(paths)
-    is_whole = encoded | failed.keys() == paths.keys()
-    if is_whole and all(file_state(paths[id]) == state for id, state in failed.items()):
+    if known == paths.keys() and all(file_state(paths[id]) == state for id, state in failed.items()):
         return set()
     return paths.keys() - encoded
 
