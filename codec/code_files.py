@@ -129,7 +129,10 @@ def _reader(stream: BinaryIO, name: str, suffix: str, recover: bool) -> CodeRead
     format = format or format_of(stream.peek(START_SIZE)) or "codes"  # type: ignore[attr-defined]
     if format == "codes":
         return CodesReader(stream, recover, name)
-    return _read_plain(stream.read(), format, name)
+    try:
+        return {"npy": _from_npy, "json": _from_json, "txt": _from_txt}[format](stream.read())
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
 
 
 class _PlainWriter:
@@ -174,17 +177,6 @@ class ArrayReader:
         for start in range(0, len(self._codes), _ARRAY_BLOCK_FRAMES):
             codes = self._codes[start : start + _ARRAY_BLOCK_FRAMES]
             yield Block(start // _ARRAY_BLOCK_FRAMES, start, len(codes), codes)
-
-
-def _read_plain(data: bytes, format: str, name: str) -> ArrayReader:
-    """Plain integers of a file."""
-    try:
-        reader = {"npy": _from_npy, "json": _from_json, "txt": _from_txt}[format](data)
-        if next(iter(reader), None) is None:
-            raise FormatError("has no codes")
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}") from error
-    return reader
 
 
 def _from_npy(data: bytes) -> ArrayReader:
@@ -242,12 +234,14 @@ def _codes_of(values: Any) -> np.ndarray:
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
-    """Codes (N,) or (1, N) of any type of integer as (N,) int64."""
+    """Codes (N,) or (1, N) of any type of integer as (N,) int64, N >= 1."""
     if array.ndim == 2 and len(array) == 1:
         array = array[0]  # a batch of one
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise FormatError(f"codes must be one sequence of integers, got shape {array.shape} of type {array.dtype}")
-    if len(array) and (array.min() < 0 or array.max() > 0xFFFF_FFFF):
+    if not len(array):
+        raise FormatError("has no codes")
+    if array.min() < 0 or array.max() > 0xFFFF_FFFF:
         raise FormatError(_OUT_OF_RANGE)
     return array.astype(np.int64)
 
