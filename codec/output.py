@@ -150,8 +150,12 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     """
     check_output(path, overwrite=overwrite)
     with naming(shown(path, "standard output")):
+        if os.fspath(path) == STANDARD_STREAM:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+            return
         if is_stream(path):
-            with _open_stream(path) as stream:
+            with open(path, "wb") as stream:
                 yield stream
             return
         # A link is followed, so that its target is replaced and not the link.
@@ -188,16 +192,6 @@ def write_json(path: str | os.PathLike[str], values: Any, indent: int | None = 2
         ValueError: a number is infinite or none, which JSON has not.
     """
     write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def _open_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    if os.fspath(path) == STANDARD_STREAM:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    else:
-        with open(path, "wb") as stream:
-            yield stream
 
 
 @contextlib.contextmanager
