@@ -45,14 +45,17 @@ MAX_SAMPLE_RATE = 1_000_000  # Hz
 
 _VALUES_PER_READ = 1 << 22  # 16 MiB of float32, all channels together
 SAMPLE_BYTES = {
-    **{"PCM_U8": 1, "PCM_S8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3},
-    **{"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8},
-}
+    "PCM_U8": 1, "PCM_S8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8,
+}  # fmt: skip
 """Of each subtype whose samples all take as much."""
 
 _SIZE_OF_SAMPLES = {
-    **dict.fromkeys(("WAV", "WAVEX"), ("data", 0)),
-    **{"AIFF": ("SSND", 0), "AU": ("Data Size", 0), "RF64": ("Data size", 0), "W64": ("data", 31)},
+    "WAV": ("data", 0),
+    "WAVEX": ("data", 0),
+    "AIFF": ("SSND", 0),
+    "AU": ("Data Size", 0),
+    "RF64": ("Data size", 0),
+    "W64": ("data", 31),
 }
 """By format, how libsndfile's log calls the bytes of samples that the header promises, and how many others they may
 count: of W64 a header of 24 and up to 7 of padding."""
@@ -191,16 +194,16 @@ class SoundReader:
         with contextlib.ExitStack() as guard:
             guard.callback(self.close)
             self._sound = self._open(path)
+            self.info = SoundInfo(
+                sample_rate=self._sound.samplerate,
+                channels=self._sound.channels,
+                num_samples=self._promised_samples(),
+                format=f"{self._sound.format} {self._sound.subtype}",
+            )
+            rate = self.info.sample_rate
+            if not 1 <= rate <= MAX_SAMPLE_RATE:
+                raise AudioError(f"{self.name}: sample rate must be 1 to {MAX_SAMPLE_RATE} Hz, is {rate}")
             guard.pop_all()
-        self.info = SoundInfo(
-            sample_rate=self._sound.samplerate,
-            channels=self._sound.channels,
-            num_samples=self._promised_samples(),
-            format=f"{self._sound.format} {self._sound.subtype}",
-        )
-        if not 1 <= self.info.sample_rate <= MAX_SAMPLE_RATE:
-            self.close()
-            raise AudioError(f"{self.name}: sample rate must be 1 to {MAX_SAMPLE_RATE} Hz, is {self.info.sample_rate}")
         self.sample_rate = sample_rate or self.info.sample_rate
         seconds = min(block_seconds, 0.5) if self.is_live else block_seconds
         self._block = max(1, min(int(seconds * self.info.sample_rate), _VALUES_PER_READ // self.info.channels))
