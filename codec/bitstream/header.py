@@ -117,7 +117,7 @@ def fit_name(name: str) -> str:
     if not isinstance(name, str):
         raise FormatError(f"the name of a model must be a string, got {name!r}")
     visible = "".join(character if _is_plain(character) else "?" for character in name)
-    return visible.encode("utf-8", "replace")[:MAX_NAME].decode("utf-8", "ignore")
+    return visible.encode("utf-8")[:MAX_NAME].decode("utf-8", "ignore")
 
 
 def header_size(data: bytes) -> int:

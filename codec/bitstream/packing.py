@@ -59,7 +59,7 @@ def check_codes(codes: np.ndarray, codebook_size: int, first_frame: int = 0) -> 
     """Refuse what is not a sequence of codes in [0, codebook_size), naming the first frame that is wrong.
 
     Args:
-        codes: anything that numpy takes for an array.
+        codes: an array of any shape and type.
         codebook_size: K.
         first_frame: number of the first of these frames in the recording, for the message.
     """

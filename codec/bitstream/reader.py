@@ -76,8 +76,6 @@ class CodesReader:
         OSError: the stream cannot be read.
     """
 
-    header: Header
-
     def __init__(self, stream: BinaryIO, recover: bool = False, name: str | None = None) -> None:
         self.damage = Damage()
         self._recover = recover
