@@ -28,6 +28,13 @@ def write_wav(path: Path, wav: np.ndarray, sample_rate: int, subtype: str = "FLO
     return path
 
 
+def sound_file(wav: np.ndarray, sample_rate: int, format: str, **options: str) -> bytes:
+    """The bytes of one."""
+    data = io.BytesIO()
+    soundfile.write(data, wav, sample_rate, format=format, **options)
+    return data.getvalue()
+
+
 # -- lengths and rates
 
 
@@ -148,9 +155,7 @@ def test_reading_costs_no_memory_by_length(tmp_path):
 
 @pytest.mark.parametrize("promised", ["true", "unknown"])
 def test_wav_is_followed_through_a_pipe(promised):
-    data = io.BytesIO()
-    soundfile.write(data, tone(24000, 24000), 24000, format="WAV", subtype="PCM_16")
-    content = bytearray(data.getvalue())
+    content = bytearray(sound_file(tone(24000, 24000), 24000, "WAV"))
     if promised == "unknown":
         content[40:44] = b"\xff\xff\xff\xff"
     wav, _ = _read_through_pipe(bytes(content))
@@ -159,13 +164,12 @@ def test_wav_is_followed_through_a_pipe(promised):
 
 @pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
 def test_wav_in_a_pipe_is_live_in_either_byte_order_and_however_slowly_it_begins(monkeypatch, endian):
-    data = io.BytesIO()
-    soundfile.write(data, tone(1000, 24000), 24000, format="WAV", subtype="PCM_16", endian=endian)
+    data = sound_file(tone(1000, 24000), 24000, "WAV", endian=endian)
     read = os.read
     monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, 1))
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as sink:
-        sink.write(data.getvalue())  # less than a pipe holds
+        sink.write(data)  # less than a pipe holds
     with os.fdopen(reading), audio.SoundReader(f"/dev/fd/{reading}") as sound:
         assert sound.is_live
         np.testing.assert_allclose(np.concatenate(list(sound)), tone(1000, 24000), atol=2**-15)
@@ -173,9 +177,7 @@ def test_wav_in_a_pipe_is_live_in_either_byte_order_and_however_slowly_it_begins
 
 @pytest.mark.parametrize("format", ["FLAC", "OGG", "AIFF", "MP3"])
 def test_other_formats_come_through_a_pipe(format):
-    data = io.BytesIO()
-    soundfile.write(data, tone(24000, 24000), 24000, format=format)
-    wav, _ = _read_through_pipe(data.getvalue())
+    wav, _ = _read_through_pipe(sound_file(tone(24000, 24000), 24000, format))
     assert wav.shape == (1, 24000)
 
 
@@ -184,9 +186,7 @@ def test_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path, loud):
     """libsndfile guesses the length from the first bit rate, and of a loud start stops in the middle."""
     wav = np.random.default_rng(0).standard_normal(6 * 24000) * 0.1
     (wav[72000:] if loud == "first" else wav[:72000])[:] = 0
-    data = io.BytesIO()
-    soundfile.write(data, wav, 24000, format="MP3", bitrate_mode="VARIABLE")
-    content = data.getvalue()
+    content = sound_file(wav, 24000, "MP3", bitrate_mode="VARIABLE")
     (tmp_path / "a.mp3").write_bytes(content[content.index(b"\xff\xf3", content.index(b"LAME")) :])
     assert abs(soundfile.info(tmp_path / "a.mp3").frames - len(wav)) > 24000
     assert audio.info(tmp_path / "a.mp3").num_samples is None
@@ -199,9 +199,7 @@ def test_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path, loud):
 
 @pytest.mark.parametrize("sample_rate", [16000, 48000])  # of frames of 576 and of 1152 samples
 def test_mp3_that_counts_the_frame_that_says_its_length_is_whole(tmp_path, sample_rate):
-    data = io.BytesIO()
-    soundfile.write(data, tone(sample_rate, sample_rate), sample_rate, format="MP3")
-    content = bytearray(data.getvalue())
+    content = bytearray(sound_file(tone(sample_rate, sample_rate), sample_rate, "MP3"))
     at = content.index(b"Xing") + 8
     content[at : at + 4] = (int.from_bytes(content[at : at + 4], "big") + 1).to_bytes(4, "big")
     content[at + 112 : at + 148] = bytes(36)  # where the encoder says how much silence it put before and behind
@@ -211,11 +209,10 @@ def test_mp3_that_counts_the_frame_that_says_its_length_is_whole(tmp_path, sampl
 
 
 def test_sound_behind_what_an_mp3_says_is_not_left_out_in_silence(tmp_path):
-    data = io.BytesIO()
-    soundfile.write(data, tone(24000, 24000), 24000, format="MP3")
-    (tmp_path / "once.mp3").write_bytes(b"ID3\4\0\0\0\0\1\0" + b"\xff\xf3" * 64 + data.getvalue() + b"TAG" + bytes(125))
+    data = sound_file(tone(24000, 24000), 24000, "MP3")
+    (tmp_path / "once.mp3").write_bytes(b"ID3\4\0\0\0\0\1\0" + b"\xff\xf3" * 64 + data + b"TAG" + bytes(125))
     assert audio.read(tmp_path / "once.mp3")[0].shape == (1, 24000)
-    (tmp_path / "twice.mp3").write_bytes(2 * data.getvalue())
+    (tmp_path / "twice.mp3").write_bytes(2 * data)
     with pytest.raises(AudioError, match=r"twice\.mp3: has \d+ frames and says \d+, so that the rest would be"):
         audio.read(tmp_path / "twice.mp3")
 
@@ -223,8 +220,7 @@ def test_sound_behind_what_an_mp3_says_is_not_left_out_in_silence(tmp_path):
 @pytest.mark.parametrize("format", ["FLAC", "AIFF"])
 def test_length_that_whoever_wrote_into_a_pipe_did_not_know(tmp_path, format):
     path = tmp_path / "a"
-    soundfile.write(path, tone(24000, 24000), 24000, format=format)
-    content = bytearray(path.read_bytes())
+    content = bytearray(sound_file(tone(24000, 24000), 24000, format))
     if format == "FLAC":  # the last 36 bits of the 8 bytes in front of the MD5 sum
         content[21] &= 0xF0
         content[22:26] = bytes(4)
@@ -246,10 +242,8 @@ def test_pipe_without_sound_is_refused(content, message):
 
 
 def test_cut_wav_in_a_pipe_is_refused():
-    data = io.BytesIO()
-    soundfile.write(data, tone(24000, 24000), 24000, format="WAV", subtype="PCM_16")
     with pytest.raises(AudioError, match="cut off"):
-        _read_through_pipe(data.getvalue()[:-1000])
+        _read_through_pipe(sound_file(tone(24000, 24000), 24000, "WAV")[:-1000])
 
 
 def _read_through_pipe(content: bytes) -> tuple[np.ndarray, int]:

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ from codec.model.vocos import VocosDecoderConfig
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
 from codec.tokenization.shards import Place, Tokens, TokensInfo, read_info, unfinished, write_info, write_shard
+
+INFO = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", utterances=1, utterances_per_shard=10, list="l")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,15 @@ def manifest(recordings: Path, tmp_path: Path) -> Path:
 def tokens_of(source: Path, target: Path, model: Path, **more) -> Tokens:
     tokenize(source, target, model=str(model), **{"jobs": 0, "utterances_per_shard": 3} | more)
     return Tokens(target)
+
+
+def tokens_of_ids(ids: list[str], recordings: Path, folder: Path, model: Path) -> Tokens:
+    """Those of one recording under several ids, in folder/tokens."""
+    path = next(recordings.rglob("*.wav"))
+    info = soundfile.info(path)
+    utterances = [Utterance(id, path, info.frames, info.samplerate, "s", "p") for id in ids]
+    write_manifest(folder / "list.tsv", utterances)
+    return tokens_of(folder / "list.tsv", folder / "tokens", model)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -137,20 +148,8 @@ def test_tokens_decode_as_the_files_do(recordings, manifest, tmp_path, model_dir
     assert run(["decode", "../tokens", "../out", "--model", str(model_directory)]) == 0
     assert "../tokens/0 -> ../out/0.wav: " in capsys.readouterr().err
     for path in recordings.rglob("*.wav"):
-        assert (
-            run(
-                [
-                    "roundtrip",
-                    str(path),
-                    str(tmp_path / "one.wav"),
-                    "-q",
-                    "--overwrite",
-                    "--model",
-                    str(model_directory),
-                ]
-            )
-            == 0
-        )
+        arguments = ["roundtrip", str(path), str(tmp_path / "one.wav"), "--model", str(model_directory)]
+        assert run([*arguments, "-q", "--overwrite"]) == 0
         assert (tmp_path / "out" / path.name).read_bytes() == (tmp_path / "one.wav").read_bytes()
 
 
@@ -169,10 +168,7 @@ def test_single_utterances_are_decoded_by_id(recordings, tmp_path, model_directo
 
 @pytest.mark.parametrize("stored", ["Zo\u00eb/1", "Zoe\u0308/1"])  # decomposed in tokens of earlier versions
 def test_an_id_with_accents_is_found_in_either_of_its_forms(stored, recordings, tmp_path, model_directory):
-    path = recordings / "anna" / "0.wav"
-    info = soundfile.info(path)
-    write_manifest(tmp_path / "list.tsv", [Utterance(stored, path, info.frames, info.samplerate, "s", "p")])
-    assert list(tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)) == [stored]
+    assert list(tokens_of_ids([stored], recordings, tmp_path, model_directory)) == [stored]
     for number, typed in enumerate(("Zo\u00eb/1", "Zoe\u0308/1")):
         target = tmp_path / str(number)
         arguments = ["decode", str(tmp_path / "tokens"), str(target), "--model", str(model_directory)]
@@ -199,9 +195,8 @@ def test_tokens_of_another_model_are_not_decoded(manifest, tmp_path, model_direc
     ],
 )
 def test_ids_that_are_no_files_of_their_own_below_a_folder_are_not_decoded(tmp_path, capsys, ids, message):
-    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
-    write_info(tmp_path / "tokens", info)
-    write_shard(tmp_path / "tokens", 0, [(id, np.array([1]), 320, "anna", "train") for id in ids], [], info.dtype)
+    write_info(tmp_path / "tokens", INFO)
+    write_shard(tmp_path / "tokens", 0, [(id, np.array([1]), 320, "anna", "train") for id in ids], [], INFO.dtype)
     assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -523,20 +518,13 @@ def test_other_sound_of_the_same_names_and_lengths_is_warned_of(manifest, tmp_pa
 
 
 def test_ids_need_not_be_tidy_paths(recordings, tmp_path, model_directory):
-    path = next(recordings.rglob("*.wav"))
-    found = soundfile.info(path)
-    write_manifest(tmp_path / "list.tsv", [Utterance("anna//1", path, found.frames, found.samplerate, "s", "p")])
-    tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)
+    tokens_of_ids(["anna//1"], recordings, tmp_path, model_directory)
     assert run(["decode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--model", str(model_directory)]) == 0
     assert (tmp_path / "out" / "anna" / "1.wav").is_file()
 
 
 def test_an_id_that_needs_a_folder_where_a_file_is_fails_alone(recordings, tmp_path, model_directory, capsys):
-    path = next(recordings.rglob("*.wav"))
-    found = soundfile.info(path)
-    utterances = [Utterance(id, path, found.frames, found.samplerate, "s", "p") for id in ("b", "b.wav/c", "d")]
-    write_manifest(tmp_path / "list.tsv", utterances)
-    tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)
+    tokens_of_ids(["b", "b.wav/c", "d"], recordings, tmp_path, model_directory)
     out = tmp_path / "out"
     assert run(["decode", str(tmp_path / "tokens"), str(out), "--model", str(model_directory), "-q"]) == 2
     said = capsys.readouterr().err
@@ -547,11 +535,7 @@ def test_an_id_that_needs_a_folder_where_a_file_is_fails_alone(recordings, tmp_p
 @pytest.mark.parametrize("option", ["--overwrite", "--skip-existing"])
 def test_two_names_of_one_output_are_refused(recordings, tmp_path, model_directory, capsys, option):
     """As Anna/1 and anna/1 are where upper and lower case are one; here a link makes two folders one."""
-    path = next(recordings.rglob("*.wav"))
-    found = soundfile.info(path)
-    utterances = [Utterance(id, path, found.frames, found.samplerate, "s", "p") for id in ("one/1", "two/1")]
-    write_manifest(tmp_path / "list.tsv", utterances)
-    tokens_of(tmp_path / "list.tsv", tmp_path / "tokens", model_directory)
+    tokens_of_ids(["one/1", "two/1"], recordings, tmp_path, model_directory)
     out = tmp_path / "out"
     (out / "one").mkdir(parents=True)
     (out / "two").symlink_to("one")
@@ -609,7 +593,7 @@ def test_another_process_opens_the_same_codes_without_reading_the_tables(manifes
 
 
 def test_places_are_found_by_whatever_id(tmp_path):
-    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 4, 3, "l")
+    info = replace(INFO, utterances=4, utterances_per_shard=3)
     write_info(tmp_path, info)
     ids = ["plumless", "a/ä ö", "b", "buckeroo"]  # the first and the last have the same CRC-32
     assert zlib.crc32(ids[0].encode()) == zlib.crc32(ids[-1].encode())
@@ -791,7 +775,7 @@ def test_json_report(manifest, tmp_path, model_directory, capsys):
 
 
 def test_large_codebooks_have_codes_of_32_bits(tmp_path):
-    info = TokensInfo("m", "f" * 16, 24000, 320, 262144, "float32", 1, 10, "l")
+    info = replace(INFO, codebook_size=262144)
     write_info(tmp_path, info)
     write_shard(tmp_path, 0, [("a", np.array([0, 262143, 65536]), 960, "anna", "train")], [], info.dtype)
     tokens = Tokens(tmp_path)
@@ -805,8 +789,7 @@ SUMMED = TABLE.replace(b"part", b"part\tcrc32")
 
 
 def info_with(**values: object) -> bytes:
-    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
-    return json.dumps(asdict(info) | values).encode()
+    return json.dumps(asdict(INFO) | values).encode()
 
 
 def npy(header: str) -> bytes:
@@ -828,13 +811,12 @@ DAMAGED_ARRAYS = {
 
 @pytest.mark.parametrize("kind", DAMAGED_ARRAYS)
 def test_a_damaged_array_is_refused_and_its_shard_made_again(tmp_path, capsys, kind):
-    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
-    write_info(tmp_path, info)
-    write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], info.dtype)
+    write_info(tmp_path, INFO)
+    write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], INFO.dtype)
     (tmp_path / "00000.npy").write_bytes(DAMAGED_ARRAYS[kind])
     with pytest.raises(FormatError, match=r"00000\.npy: (cannot be read|does not fit its table).*; run codec tokenize"):
         Tokens(tmp_path)
-    assert unfinished(tmp_path, 0, info, {"a": Path("a.wav")}) == {"a"}
+    assert unfinished(tmp_path, 0, INFO, {"a": Path("a.wav")}) == {"a"}
     assert run(["info", str(tmp_path / "00000.npy")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(r"00000\.npy: (is no whole \.npy file|codes must be)", line)
@@ -884,9 +866,8 @@ def test_a_pipe_among_tokens_is_named_and_not_waited_for(manifest, tmp_path, mod
     ],
 )
 def test_damage_is_named(tmp_path, name, data, message):
-    info = TokensInfo("m", "f" * 16, 24000, 320, 4096, "float32", 1, 10, "l")
-    write_info(tmp_path, info)
-    write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], info.dtype)
+    write_info(tmp_path, INFO)
+    write_shard(tmp_path, 0, [("a", np.array([1, 2, 3]), 960, "anna", "train")], [], INFO.dtype)
     (tmp_path / name).unlink()
     if data is not None:
         (tmp_path / name).write_bytes(data)
