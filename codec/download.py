@@ -130,6 +130,8 @@ def _fetch(url: str, part: Path, num_bytes: int | None, progress: Progress | Non
             last = "cuts the connection"
         except urllib.error.HTTPError as error:
             if error.code == 416 and have:
+                if error.headers.get("Content-Range") == f"bytes */{have}":
+                    return  # all of it is there
                 part.unlink()  # longer than what the server has: not this file
             elif error.code not in _TEMPORARY:
                 raise _Refused(f"answers {error.code} {error.reason}") from error

@@ -40,6 +40,14 @@ def test_next_call_goes_on_with_what_is_there(server, tmp_path):
     assert (tmp_path / "a").read_bytes() == server.data
 
 
+def test_what_was_all_there_is_not_fetched_again(server, tmp_path):
+    """As after a kill before it was checked, also where the size is not published."""
+    (tmp_path / "a.part").write_bytes(server.data)
+    fetch(server, tmp_path / "a", "good", num_bytes=None)
+    assert ranges(server) == [f"bytes={len(server.data)}-"]
+    assert (tmp_path / "a").read_bytes() == server.data
+
+
 def test_next_mirror_goes_on_with_what_is_there(server, tmp_path):
     server.cut_after = 0
     (tmp_path / "a.part").write_bytes(server.data[:1234])

@@ -37,7 +37,9 @@ class Server:
         if wanted and manner not in ("rangeless", "cut-rangeless"):
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             if start >= len(data):
-                handler.send_error(416)
+                handler.send_response(416)
+                handler.send_header("Content-Range", f"bytes */{len(data)}")
+                handler.end_headers()
                 return
             handler.send_response(206)
             handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
