@@ -60,41 +60,32 @@ class Variant:
     archives: dict[str, Archive]  # by part
 
 
-def _archives(underscores: bool, **facts: tuple[str, int | None]) -> dict[str, Archive]:
-    return {
-        name.replace("_", "-"): Archive(f"{name if underscores else name.replace('_', '-')}.tar.gz", *values)
-        for name, values in facts.items()
-    }
-
-
 VARIANTS = {
     "libritts": Variant(
         "LibriTTS",
         60,
-        _archives(
-            underscores=False,
-            dev_clean=("0c3076c1e5245bb3f0af7d82087ee207", 1_291_469_655),
-            dev_other=("815555d8d75995782ac3ccd7f047213d", 924_804_676),
-            test_clean=("7bed3bdb047c4c197f1ad3bc412db59f", 1_230_670_113),
-            test_other=("ae3258249472a13b5abef2a816f733e4", 964_502_297),
-            train_clean_100=("4a8c202b78fe1bc0c47916a98f3a2ea8", 7_723_686_890),
-            train_clean_360=("a84ef10ddade5fd25df69596a2767b2d", 27_504_073_644),
-            train_other_500=("7b181dd5ace343a5f38427999684aa6f", 44_565_031_479),
-        ),
+        {
+            "dev-clean": Archive("dev-clean.tar.gz", "0c3076c1e5245bb3f0af7d82087ee207", 1_291_469_655),
+            "dev-other": Archive("dev-other.tar.gz", "815555d8d75995782ac3ccd7f047213d", 924_804_676),
+            "test-clean": Archive("test-clean.tar.gz", "7bed3bdb047c4c197f1ad3bc412db59f", 1_230_670_113),
+            "test-other": Archive("test-other.tar.gz", "ae3258249472a13b5abef2a816f733e4", 964_502_297),
+            "train-clean-100": Archive("train-clean-100.tar.gz", "4a8c202b78fe1bc0c47916a98f3a2ea8", 7_723_686_890),
+            "train-clean-360": Archive("train-clean-360.tar.gz", "a84ef10ddade5fd25df69596a2767b2d", 27_504_073_644),
+            "train-other-500": Archive("train-other-500.tar.gz", "7b181dd5ace343a5f38427999684aa6f", 44_565_031_479),
+        },
     ),
     "libritts-r": Variant(
         "LibriTTS_R",
         141,
-        _archives(
-            underscores=True,
-            dev_clean=("2c1f5312914890634cc2d15783032ff3", None),
-            dev_other=("62d3a80ad8a282b6f31b3904f0507e4f", None),
-            test_clean=("4d373d453eb96c0691e598061bbafab7", None),
-            test_other=("dbc0959d8bdb6d52200595cabc9995ae", None),
-            train_clean_100=("6df668d8f5f33e70876bfa33862ad02b", None),
-            train_clean_360=("382eb3e64394b3da6a559f864339b22c", None),
-            train_other_500=("a37a8e9f4fe79d20601639bf23d1add8", None),
-        ),
+        {
+            "dev-clean": Archive("dev_clean.tar.gz", "2c1f5312914890634cc2d15783032ff3"),
+            "dev-other": Archive("dev_other.tar.gz", "62d3a80ad8a282b6f31b3904f0507e4f"),
+            "test-clean": Archive("test_clean.tar.gz", "4d373d453eb96c0691e598061bbafab7"),
+            "test-other": Archive("test_other.tar.gz", "dbc0959d8bdb6d52200595cabc9995ae"),
+            "train-clean-100": Archive("train_clean_100.tar.gz", "6df668d8f5f33e70876bfa33862ad02b"),
+            "train-clean-360": Archive("train_clean_360.tar.gz", "382eb3e64394b3da6a559f864339b22c"),
+            "train-other-500": Archive("train_other_500.tar.gz", "a37a8e9f4fe79d20601639bf23d1add8"),
+        },
     ),
 }
 
@@ -209,7 +200,7 @@ def _obtain(
     """Unpack, and before that fetch, each part that is not there."""
     due = [part for part in parts if not _is_unpacked(corpus / part)]
     archives = {part: _archive(facts.archives[part], root, sources) for part in due}
-    missing = [part for part in due if archives[part] is None]
+    missing = [part for part, archive in archives.items() if archive is None]
     if missing and not sources.download:
         urls = [f"{MIRRORS[0]}/resources/{facts.resource}/{facts.archives[part].name}" for part in missing]
         raise CorpusError(
@@ -217,16 +208,14 @@ def _obtain(
             f"{' and '.join(urls)} there, or let it be fetched, without --no-download"
         )
     if due:
-        _require_space(due, archives, facts, root, sources)
+        _require_space(archives, facts, root, sources)
         if sources.check_sums:
-            _check_sums([(path, facts.archives[part].md5) for part in due if (path := archives[part])], progress)
+            _check_sums([(path, facts.archives[part].md5) for part, path in archives.items() if path], progress)
         root.mkdir(parents=True, exist_ok=True)
-    for part in due:
-        archive, was_fetched = archives[part], False
-        if archive is None:
-            archive, was_fetched = _fetch(facts.archives[part], facts, root, sources, progress), True
+    for part, found in archives.items():
+        archive = found or _fetch(facts.archives[part], facts, root, sources, progress)
         _unpack_part(part, archive, corpus, progress)
-        if was_fetched and not sources.keep_archives:
+        if not found and not sources.keep_archives:
             archive.unlink()
 
 
@@ -239,18 +228,16 @@ def _archive(archive: Archive, root: Path, sources: Sources) -> Path | None:
     return path if path.is_file() else None
 
 
-def _require_space(
-    due: Sequence[str], archives: dict[str, Path | None], facts: Variant, root: Path, sources: Sources
-) -> None:
-    sizes = {part: path.stat().st_size for part in due if (path := archives[part]) is not None}
+def _require_space(archives: dict[str, Path | None], facts: Variant, root: Path, sources: Sources) -> None:
+    there = [path.stat().st_size for path in archives.values() if path]
     # The sizes of LibriTTS-R are not published; it is the same speech.
     like = VARIANTS["libritts"].archives
-    fetched = {
-        part: (facts.archives[part].num_bytes or like[part].num_bytes or 0) for part in due if not archives[part]
-    }
-    unpacked = UNPACKED_SIZE * sum([*sizes.values(), *fetched.values()])
-    kept = sum(fetched.values()) if sources.keep_archives else max(fetched.values(), default=0)
-    require_space(root, unpacked + kept, f"bringing {', '.join(due)}")
+    fetched = [
+        facts.archives[part].num_bytes or like[part].num_bytes or 0 for part, path in archives.items() if not path
+    ]
+    unpacked = UNPACKED_SIZE * sum([*there, *fetched])
+    kept = sum(fetched) if sources.keep_archives else max(fetched, default=0)
+    require_space(root, unpacked + kept, f"bringing {', '.join(archives)}")
 
 
 def _fetch(archive: Archive, facts: Variant, root: Path, sources: Sources, progress: Progress | None) -> Path:
@@ -307,16 +294,15 @@ def _list(
 ) -> tuple[Part, list[str]]:
     """One part, and what is odd about files that were kept."""
     sounds, stubs, _ = classify_files(corpus / part)
-    misplaced = [path for path in sounds if not _is_in_place(path.relative_to(corpus / part))]
-    rejections = [stub(part, path) for path in stubs]
-    rejections += [
-        Rejection(part, path, "misplaced", "is not where its name says, SPEAKER/CHAPTER") for path in misplaced
-    ]
-    named = [path for path in sounds if path.stem in excluded]
-    rejections += [exclusion(part, path) for path in named]
+    rejections, chosen = [stub(part, path) for path in stubs], []
+    for path in sounds:
+        if path.stem in excluded:
+            rejections.append(exclusion(part, path))
+        elif not _is_in_place(path.relative_to(corpus / part)):
+            rejections.append(Rejection(part, path, "misplaced", "is not where its name says, SPEAKER/CHAPTER"))
+        else:
+            chosen.append(path)
     rejections += _missing(part, corpus, {path.stem for path in sounds})
-    left_out = {*misplaced, *named}
-    chosen = [path for path in sounds if path not in left_out]
     measurements = survey(
         chosen,
         corpus,

@@ -17,7 +17,6 @@ from codec.progress import Progress
 from codec.tables import aligned, write_table
 
 REJECTED_NAME = "rejected.tsv"
-REJECTED_COLUMNS = ("part", "path", "reason", "detail")
 SUMMARY_NAME = "prepare.json"
 SURVEY_FOLDER = ".survey"
 
@@ -128,7 +127,8 @@ def conclude(
     if config.strict:
         outcome.problems, outcome.warnings = outcome.problems + outcome.warnings, []
     folder.mkdir(parents=True, exist_ok=True)
-    _write_rejections(folder / REJECTED_NAME, outcome.rejections, root)
+    rejected = sorted((r.part, place_of(r.path, folder, root), r.reason, r.detail) for r in outcome.rejections)
+    write_table(folder / REJECTED_NAME, ("part", "path", "reason", "detail"), rejected)
     for name in empty:
         (folder / name).unlink(missing_ok=True)  # of an earlier preparation
     for number, (name, utterances) in enumerate(chosen.items(), 1):
@@ -179,11 +179,6 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
     has_known = any(rejection.reason == "excluded" for rejection in part.rejections)
     if not part.utterances and not has_known:  # else nothing is new in it
         outcome.problems.append(f"{part.name}: no utterance is left, so it has no manifest")
-
-
-def _write_rejections(path: Path, rejections: Sequence[Rejection], root: Path) -> None:
-    rows = sorted((r.part, place_of(r.path, path.parent, root), r.reason, r.detail) for r in rejections)
-    write_table(path, REJECTED_COLUMNS, rows)
 
 
 def _summary(corpus: str, root: Path, outcome: Outcome, config: PreparationConfig) -> dict[str, Any]:

@@ -128,15 +128,11 @@ def select(
             fault = filters.verdict(measurement)
         if fault is None:
             taken[candidate.id] = candidate.path
-            utterances.append(_utterance(candidate, measurement))
+            rates = measurement.num_samples, measurement.sample_rate
+            utterances.append(Utterance(candidate.id, candidate.path, *rates, candidate.speaker, candidate.part))
         else:
             rejections.append(Rejection(candidate.part, candidate.path, *fault))
     return utterances, rejections
-
-
-def _utterance(candidate: Candidate, measurement: Measurement) -> Utterance:
-    rates = measurement.num_samples, measurement.sample_rate
-    return Utterance(candidate.id, candidate.path, *rates, candidate.speaker, candidate.part)
 
 
 def _fault(

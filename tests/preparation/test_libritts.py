@@ -207,6 +207,16 @@ def test_listed_files_are_left_out(root, tmp_path):
         prepare_libritts(root, exclude=[tmp_path / "none.txt"], config=ALONE)
 
 
+def test_listed_file_that_is_misplaced_counts_once(root, tmp_path):
+    speaker = root / "LibriTTS" / "train-clean-100" / "103"
+    name = "103_100_000001_000000.wav"
+    (speaker / "100" / name).rename(speaker / name)
+    (tmp_path / "list.txt").write_text(name)
+    outcome = prepare_libritts(root, parts=["train-clean-100"], exclude=[tmp_path / "list.txt"], config=ALONE)
+    assert [rejection.reason for rejection in outcome.rejections] == ["excluded"]
+    assert outcome.parts[0].num_files == 6
+
+
 def test_empty_part_is_a_problem(root):
     shutil.rmtree(root / "LibriTTS" / "dev-clean" / "84")
     (root / "LibriTTS" / "dev-clean" / "note.txt").write_text("nothing here")
