@@ -40,12 +40,13 @@ class Task:
     known: Row | None  # of an earlier run
 
 
-_metrics: list[Metric] = []
+_metrics: dict[str, Metric] = {}  # of this process, by identity
 
 
 def prepare(names: Sequence[str], settings: Settings) -> None:
     """Make the metrics, once in a process."""
-    _metrics[:] = [METRICS[name](settings) for name in names]
+    _metrics.clear()
+    _metrics.update({METRICS[name].identity(settings): METRICS[name](settings) for name in names})
 
 
 def score(task: Task) -> Row:
@@ -59,7 +60,7 @@ def score(task: Task) -> Row:
         if task.known and task.known.key == row.key and not task.known.problem:
             known = {name: why for name, why in task.known.undefined.items() if not why.startswith(_FAILED)}
             row = replace(task.known, scores=dict(task.known.scores), undefined=known)
-        missing = [metric for metric in _metrics if _identity(metric) not in {*row.scores, *row.undefined}]
+        missing = {name: metric for name, metric in _metrics.items() if name not in {*row.scores, *row.undefined}}
         if not missing:
             return row
         pair, row.surplus = load_pair(item, task.tolerance, task.delay)
@@ -67,18 +68,14 @@ def score(task: Task) -> Row:
         row.problem = sentence(error)
         return row
     row.seconds, row.sample_rate, row.delay = pair.seconds, pair.sample_rate, delay_of(pair)
-    for metric in missing:
+    for identity, metric in missing.items():
         try:
-            values = metric.score(pair)
+            values = {column: float(value) for column, value in metric.score(pair).items()}
             if not all(map(isfinite, values.values())):
                 raise Undefined("its value is not a finite number")
-            row.scores[_identity(metric)] = values
+            row.scores[identity] = values
         except Undefined as error:
-            row.undefined[_identity(metric)] = str(error)
+            row.undefined[identity] = str(error)
         except Exception as error:  # compiled packages raise anything; one file must not end a night's run
-            row.undefined[_identity(metric)] = f"{_FAILED}{type(error).__name__}: {sentence(error)}"
+            row.undefined[identity] = f"{_FAILED}{type(error).__name__}: {sentence(error)}"
     return row
-
-
-def _identity(metric: Metric) -> str:
-    return metric.identity(metric.settings)

@@ -16,6 +16,7 @@ from codec.errors import AudioError, ConfigError
 from codec.evaluation.comparison import compare
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.journal import Journal, file_sum
+from codec.evaluation.mel import MelDistance
 from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.report import table
 from codec.files import encode_file
@@ -203,8 +204,6 @@ def test_wrong_option_is_named(wrong, what):
 
 
 def test_second_run_scores_only_what_is_new_or_changed(folders, tmp_path, monkeypatch):
-    from codec.evaluation.mel import MelDistance
-
     first = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
     scored = []
     original = MelDistance.score
@@ -221,8 +220,6 @@ def test_second_run_scores_only_what_is_new_or_changed(folders, tmp_path, monkey
 
 
 def test_run_that_was_cut_off_goes_on(folders, tmp_path, monkeypatch):
-    from codec.evaluation.mel import MelDistance
-
     original = MelDistance.score
 
     def until_the_second(self, pair):
@@ -243,8 +240,6 @@ def test_run_that_was_cut_off_goes_on(folders, tmp_path, monkeypatch):
 
 
 def test_text_that_came_later_or_was_edited_is_scored(folders, tmp_path, monkeypatch):
-    from codec.evaluation.mel import MelDistance
-
     monkeypatch.setattr(MelDistance, "score", lambda self, pair: {"mel": float(len(pair.text or ""))})
     reference = folders[0] / "speaker" / "talk0.wav"
     for text in (None, "good", "better"):
@@ -256,8 +251,6 @@ def test_text_that_came_later_or_was_edited_is_scored(folders, tmp_path, monkeyp
 
 
 def test_what_failed_is_tried_again(folders, tmp_path, monkeypatch):
-    from codec.evaluation.mel import MelDistance
-
     def fail(self, pair):
         raise MemoryError
 
@@ -491,17 +484,21 @@ def test_late_codec_is_told_and_can_be_corrected(folders, tmp_path, reference, c
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_value_of_a_metric_that_is_no_number_is_listed(folders, tmp_path, monkeypatch, value):
-    from codec.evaluation.mel import MelDistance
-
     monkeypatch.setattr(MelDistance, "score", lambda self, pair: {"mel": value})
     result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
     assert {problem.reason for problem in result.problems} == {"its value is not a finite number"}
     assert result.summary["num_scored"] == 3
 
 
-def test_unexpected_exception_of_a_metric_is_listed(folders, monkeypatch):
-    from codec.evaluation.mel import MelDistance
+def test_value_of_a_metric_may_be_of_any_type_of_number(folders, tmp_path, monkeypatch):
+    """What numpy makes of float32 is float32, which JSON does not know."""
+    monkeypatch.setattr(MelDistance, "score", lambda self, pair: {"mel": np.abs(pair.estimate).max()})
+    first, again = (evaluate_folders(*folders, output=tmp_path / "out", options=FAST) for _ in range(2))
+    assert first.values("mel") == again.values("mel")
+    assert first.summary["num_scored"] == 3
 
+
+def test_unexpected_exception_of_a_metric_is_listed(folders, monkeypatch):
     def fail(self, pair):
         raise ZeroDivisionError("a mistake")
 
