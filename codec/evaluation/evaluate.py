@@ -6,7 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from statistics import median_low
@@ -42,9 +42,6 @@ PACKAGES = (
     *("numpy", "torch", "pesq", "pystoi", "scipy", "librosa"),
     *("torchaudio", "torchcrepe", "transformers", "onnxruntime"),
 )
-
-
-NOT_ASKED = "not asked for"
 
 MODEL_COLUMNS = (
     Column("bitrate", "bit rate of the files", "", "kbit/s"),
@@ -101,7 +98,7 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
     for name, metric in METRICS.items():
         command = (metric.obstacle(settings) or ("", f"--metrics {name}"))[1]
         if name not in names:
-            plan.missing.append({"metric": name, "reason": NOT_ASKED, "command": command})
+            plan.missing.append({"metric": name, "reason": "not asked for", "command": command})
             continue
         try:
             metric.provide(settings)
@@ -115,7 +112,7 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
             plan.names.append(name)
         else:
             plan.missing.append({"metric": name, "reason": obstacle[0], "command": obstacle[1]})
-    if names and not plan.names:
+    if not plan.names:
         reasons = [f"{it['metric']}: {it['reason']}; {it['command']}" for it in plan.missing if it["metric"] in names]
         raise ConfigError(f"nothing could be scored: {'; '.join(reasons)}")
     return plan
@@ -164,23 +161,22 @@ def evaluate_folders(
     if options.refine:
         raise ConfigError("sound files of two folders have no codes to refine; leave Options.refine at 0")
     names = choose(options.metrics)
-    options = _on_a_device(options, names)
+    options = _on_a_device(options, any("torch" in METRICS[name].packages for name in names))
     items, problems = pair_folders(Path(reference), Path(estimate))
     plan = make_plan(names, options.settings)
-    chosen = set(choose_some([item.id for item in items], options.limit))
-    subset = len(chosen) < len(items)
-    items = [item for item in items if item.id in chosen]
-    problems = [] if subset else problems
+    chosen = choose_some(items, options.limit)
+    is_subset = len(chosen) < len(items)
     with Journal(_journal_path(output)) as journal:
-        rows, more = _score(items, plan, options, options.hop_length, journal, progress)
+        rows, more = _score(chosen, plan, options, options.hop_length, journal, progress)
+    problems = more if is_subset else problems + more
     about = {
         "reference": os.fspath(reference),
         "estimate": os.fspath(estimate),
         "command": _command([os.fspath(reference), os.fspath(estimate)], options),
-        "length_tolerance": f"{FOLDER_TOLERANCE} s" if options.hop_length is None else f"{options.hop_length} samples",
-        "is_subset": subset,
+        "is_subset": is_subset,
     }
-    evaluation = _conclude(items, rows, problems + more, plan, options, about)
+    tolerance = f"{FOLDER_TOLERANCE} s" if options.hop_length is None else f"{options.hop_length} samples"
+    evaluation = _conclude(chosen, rows, problems, plan, options, tolerance, about)
     return _deliver(evaluation, output, options)
 
 
@@ -205,11 +201,8 @@ def evaluate_model(
         CodecError: as for `evaluate_folders`, or the model cannot be used.
     """
     from codec.model.codec import CodecConfig, require_refinable
-    from codec.model.weights import choose_device
 
-    options = options or Options()
-    device = str(choose_device(options.settings.device))
-    options = replace(options, settings=replace(options.settings, device=device))
+    options = _on_a_device(options or Options(), needs_torch=True)
     plan = make_plan(choose(options.metrics), options.settings)
     found = describe(os.fspath(model))
     if options.refine:
@@ -245,21 +238,20 @@ def evaluate_model(
             "reference": os.fspath(data),
             "command": _command(["--model", os.fspath(model), "--data", os.fspath(data)], options),
             "is_subset": len(chosen) < len(references),
-            "length_tolerance": f"{tolerance} samples",
             "codes": _code_statistics(tasks, made, found),
             "speed": _speed(made, options),
         }
-        evaluation = _conclude(items, rows, problems, plan, options, about, made)
+        evaluation = _conclude(items, rows, problems, plan, options, f"{tolerance} samples", about, made)
         return _deliver(evaluation, output, options)
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
 
 
-def _on_a_device(options: Options, names: Sequence[str]) -> Options:
-    """With the device that "auto" means here; torch is not imported where no metric needs it."""
+def _on_a_device(options: Options, needs_torch: bool) -> Options:
+    """With the device that "auto" means here; torch is not imported where nothing needs it."""
     device = "cpu"
-    if any("torch" in METRICS[name].packages for name in names):
+    if needs_torch:
         from codec.model.weights import choose_device
 
         device = str(choose_device(options.settings.device))
@@ -331,6 +323,7 @@ def _conclude(
     problems: list[Problem],
     plan: Plan,
     options: Options,
+    tolerance: str,
     about: dict[str, Any],
     made: dict[str, Reconstruction] | None = None,
 ) -> Evaluation:
@@ -343,13 +336,7 @@ def _conclude(
         values = evaluation.values(column.name)
         weights = list(evaluation.values(column.weight).values()) if column.weight else None
         metrics[column.name] = {
-            "label": column.label,
-            "unit": column.unit,
-            "better": column.better,
-            "digits": column.digits,
-            "is_shown": column.is_shown,
-            "at_own_rate": column.at_own_rate,
-            "weight": column.weight,
+            **{key: value for key, value in asdict(column).items() if key != "name"},
             "identity": METRICS[name].identity(options.settings) if name else "",
             "num_undefined": sum(bool(name) and problem.metric == name for problem in problems),
             **summarise(
@@ -361,8 +348,6 @@ def _conclude(
         }
     scored = {row.id for row in rows if row.scores}
     excluded = {problem.id for problem in problems} - scored
-    about = dict(about)
-    tolerance = about.pop("length_tolerance")
     evaluation.summary = {
         "format": 1,
         **about,
@@ -379,7 +364,7 @@ def _conclude(
         ],
         "lengths": _lengths(rows),
         "delay": _delay(rows),
-        "conditions": _conditions(rows, plan, options) | {"length_tolerance": tolerance},
+        "conditions": _conditions(rows, plan, options, tolerance),
     }
     return evaluation
 
@@ -390,16 +375,9 @@ def _deliver(evaluation: Evaluation, output: str | os.PathLike[str] | None, opti
     if output is not None:
         write_report(evaluation, Path(output), with_audio=options.with_audio)
     if not evaluation.summary["num_scored"]:
-        reasons = [f"{problem.id}: {problem.reason}" for problem in evaluation.problems]
-        if not evaluation.summary["metrics"]:
-            missing = [entry for entry in evaluation.summary["not_computed"] if entry["metric"] in METRICS]
-            reasons = [
-                f"{entry['metric']}: {entry['reason']}; {entry['command']}"
-                for entry in missing
-                if entry["reason"] != NOT_ASKED
-            ]
-        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        raise AudioError(f"nothing could be scored: {reasons[0]}{more}")
+        first, *rest = evaluation.problems
+        more = f" (and {len(rest)} more)" if rest else ""
+        raise AudioError(f"nothing could be scored: {first.id}: {first.reason}{more}")
     return evaluation
 
 
@@ -451,9 +429,8 @@ def _not_computed(plan: Plan, has_codes: bool) -> list[dict[str, str]]:
 
 
 def _lengths(rows: list[Row]) -> dict[str, Any]:
-    cut = [row for row in rows if row.surplus]
-    largest = max(cut, key=lambda row: abs(row.surplus), default=None)
-    return {"num_different": len(cut), "largest_difference": largest.surplus if largest else 0}
+    surpluses = [row.surplus for row in rows if row.surplus]
+    return {"num_different": len(surpluses), "largest_difference": max(surpluses, key=abs, default=0)}
 
 
 def _delay(rows: list[Row]) -> dict[str, Any]:
@@ -490,7 +467,7 @@ def _command(subject: list[str], options: Options) -> str:
     return shlex.join(["codec", "evaluate", *subject, *given])
 
 
-def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]:
+def _conditions(rows: list[Row], plan: Plan, options: Options, tolerance: str) -> dict[str, Any]:
     versions = {"codec": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -507,6 +484,7 @@ def _conditions(rows: list[Row], plan: Plan, options: Options) -> dict[str, Any]
         "device": options.settings.device,
         "weights": {name: found for name in plan.names if (found := METRICS[name].weights(options.settings))},
         "versions": versions,
+        "length_tolerance": tolerance,
     }
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from codec.manifest import UNKNOWN_SPEAKER, composed, read_manifest, require_fil
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
+
+Element = TypeVar("Element")
 
 SILENCE = 1e-4
 """A signal that never exceeds this (-80 dB of full scale, three steps of a 16-bit file) is silence."""
@@ -172,8 +175,8 @@ def load_pair(item: Item, tolerance: float | None = None, delay: int = 0) -> tup
     return Pair(reference[:length], estimate[:length], sample_rate, item.id, item.text), surplus
 
 
-def choose_some(ids: Sequence[str], limit: int | None) -> list[str]:
-    """At most `limit` of the ids, spread evenly over their order, so that a subset is not one speaker's."""
-    if limit is None or limit >= len(ids):
-        return list(ids)
-    return [ids[number * len(ids) // limit] for number in range(limit)]
+def choose_some(utterances: Sequence[Element], limit: int | None) -> list[Element]:
+    """At most `limit` utterances, spread evenly over their order, so that a subset is not one speaker's."""
+    if limit is None or limit >= len(utterances):
+        return list(utterances)
+    return [utterances[number * len(utterances) // limit] for number in range(limit)]
