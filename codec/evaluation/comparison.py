@@ -14,7 +14,7 @@ import numpy as np
 from codec.errors import ConfigError, sentence
 from codec.evaluation.journal import Journal
 from codec.evaluation.metric import Column
-from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, model_of
+from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, label_of, model_of
 from codec.evaluation.statistics import bootstrap_interval
 from codec.input import is_of, read_json
 from codec.manifest import UNKNOWN_SPEAKER
@@ -172,7 +172,7 @@ def rows_of_means(comparison: Mapping[str, Any]) -> list[list[str]]:
     """The means of all systems, a row for each metric; the names of the columns first."""
     metrics = comparison["metrics"].values()
     header = ["metric", *LETTERS[: len(comparison["systems"])], "better"]
-    return [header, *([_label(values), *_shown_means(values), values["better"]] for values in metrics)]
+    return [header, *([label_of(values), *_shown_means(values), values["better"]] for values in metrics)]
 
 
 def tables_of_differences(comparison: Mapping[str, Any]) -> list[list[list[str]]]:
@@ -188,7 +188,7 @@ def tables_of_differences(comparison: Mapping[str, Any]) -> list[list[list[str]]
             cells = [means[0], means[number], f"{found['mean']:+.{digits}f}", interval, str(values["num"])]
             verdict = {"better": letter, "worse": "A"}.get(found["verdict"], "undecided")
             judged = [str(found["num_better"]), str(found["num_worse"]), verdict] if values["better"] else [""] * 3
-            rows.append([_label(values), *cells, *judged])
+            rows.append([label_of(values), *cells, *judged])
         tables.append(rows)
     return tables
 
@@ -203,7 +203,7 @@ def latex_table(comparison: Mapping[str, Any]) -> str:
         choose = {"higher": max, "lower": min}.get(values["better"])
         best = choose(map(float, cells)) if choose else None
         means = [rf"$\mathbf{{{cell}}}$" if float(cell) == best else f"${cell}$" for cell in cells]
-        columns.append([_in_latex(_label(values)) + arrows[values["better"]], *means])
+        columns.append([_in_latex(label_of(values)) + arrows[values["better"]], *means])
     header, *rows = [" & ".join(row) + r" \\" for row in zip(*columns, strict=True)]
     begin = rf"\begin{{tabular}}{{l{'r' * len(comparison['metrics'])}}}"
     return "\n".join([begin, r"\hline", header, r"\hline", *rows, r"\hline", r"\end{tabular}", ""])
@@ -233,10 +233,6 @@ def write_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     write_table(folder / "table.tsv", ["system", *header], means)
     write_text(folder / "table.tex", latex_table(comparison))
     write_text(folder / "comparison.html", comparison_page(comparison))
-
-
-def _label(values: Mapping[str, Any]) -> str:
-    return values["label"] + (f" ({values['unit']})" if values["unit"] else "")
 
 
 def _shown_means(values: Mapping[str, Any]) -> list[str]:

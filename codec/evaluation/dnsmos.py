@@ -30,10 +30,12 @@ P808 = Artefact(
     licence="CC BY 4.0",
 )
 
-# From the network's three outputs to the P.835 scale, highest power first; of the challenge's script.
-_TO_SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
-_TO_BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
-_TO_OVERALL = (-0.06766283, 1.11546468, 0.04602535)
+_TO_P835 = (
+    (-0.08397278, 1.22083953, 0.0052439),
+    (-0.13166888, 1.60915514, -0.39604546),
+    (-0.06766283, 1.11546468, 0.04602535),
+)
+"""From the network's outputs (signal, background, overall) to their scale, highest power first; of that script."""
 
 
 class Dnsmos(Metric):
@@ -76,18 +78,11 @@ class Dnsmos(Metric):
         rows = []
         for start in segment_starts(len(wav)):
             segment = wav[start : start + SEGMENT].astype(np.float32)
-            signal, background, overall = self.p835.run(None, {"input_1": segment[None]})[0][0]
+            p835 = self.p835.run(None, {"input_1": segment[None]})[0][0]  # (3,)
             p808 = self.p808.run(None, {"input_1": _mel(segment[:-160])[None]})[0][0][0]
-            rows.append(
-                [
-                    p808,
-                    np.polyval(_TO_SIGNAL, signal),
-                    np.polyval(_TO_BACKGROUND, background),
-                    np.polyval(_TO_OVERALL, overall),
-                ]
-            )
+            rows.append([p808, *map(np.polyval, _TO_P835, p835)])
         means = np.asarray(rows, dtype=np.float64).mean(axis=0).tolist()
-        return {column.name: float(mean) for column, mean in zip(self.columns[:4], means, strict=True)}
+        return dict(zip((column.name for column in self.columns[:4]), means, strict=True))
 
     @classmethod
     def obstacle(cls, settings: Settings) -> tuple[str, str] | None:

@@ -75,16 +75,12 @@ class Journal:
             self._stream.write(_line(entry))
             self._stream.flush()
 
-    def close(self) -> None:
-        """Nothing is appended any more."""
-        if self._stream is not None:
-            self._stream.close()
-
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def file_sum(path: Path) -> str:

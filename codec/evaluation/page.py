@@ -155,7 +155,7 @@ def _distribution(values: Sequence[float], about: Mapping[str, Any], interval: t
 
 
 def _codes(summary: dict[str, Any]) -> str:
-    codes, speed = summary.get("codes") or {}, summary.get("speed") or {}
+    codes, speed = summary.get("codes", {}), summary.get("speed", {})
     rows = []
     if codes.get("num_codes"):
         rows += [
@@ -179,7 +179,7 @@ def _codes(summary: dict[str, Any]) -> str:
 
 
 def _published(summary: dict[str, Any]) -> str:
-    metrics, codes = summary["metrics"], summary.get("codes") or {}
+    metrics, codes = summary["metrics"], summary.get("codes", {})
 
     def ours(name: str) -> str:
         values = metrics.get(name, {"num": 0})
@@ -284,7 +284,7 @@ def _conditions(summary: dict[str, Any]) -> str:
         ["lengths", f"{lengths['num_different']} files differed, by at most {largest} samples"],
         ["delay", escape(_delay(summary["delay"], conditions["delay_removed"]))],
         ["model", escape(summary.get("fingerprint", "-"))],
-        ["steps of refining", str(conditions.get("refining_steps", 0))],
+        ["steps of refining", str(conditions["refining_steps"])],
         ["versions", escape(", ".join(f"{name} {version}" for name, version in conditions["versions"].items()))],
     ]  # fmt: skip
     rows += [

@@ -49,7 +49,7 @@ def table(summary: dict[str, Any]) -> str:
     for values in summary["metrics"].values():
         if not values["is_shown"]:
             continue
-        label = values["label"] + (f" ({values['unit']})" if values["unit"] else "")
+        label = label_of(values)
         if not values["num"]:
             rows.append([label, "-", "", "", "0", values["better"]])
             continue
@@ -58,6 +58,11 @@ def table(summary: dict[str, Any]) -> str:
         cells = [f"{values['mean']:.{digits}f}", interval, f"{values['median']:.{digits}f}", str(values["num"])]
         rows.append([label, *cells, values["better"]])
     return "\n".join([_heading(summary), "", *aligned(rows, words=("metric", "better")), *_notes(summary)])
+
+
+def label_of(values: Mapping[str, Any]) -> str:
+    """What a column is called, with its unit."""
+    return values["label"] + (f" ({values['unit']})" if values["unit"] else "")
 
 
 def model_of(summary: Mapping[str, Any]) -> str:
@@ -87,17 +92,17 @@ def _heading(summary: dict[str, Any]) -> str:
 
 def _notes(summary: dict[str, Any]) -> list[str]:
     notes = [""]
-    if codes := summary.get("codes", {}):
-        if codes["num_codes"]:
-            notes.append(
-                f"codes: {codes['utilisation']:.1%} of {codes['codebook_size']} used, perplexity "
-                f"{codes['perplexity']:.0f}, entropy {codes['entropy']:.2f} bits ({codes['entropy_share']:.1%}), over "
-                f"{codes['num_codes']} codes"
-            )
-            notes.append(
-                f"bit rate: {codes['bitrate']:.3f} kbit/s on disk, {codes['payload_bitrate']:.3f} of codes, "
-                f"{codes['entropy_bitrate']:.3f} by their entropy"
-            )
+    codes = summary.get("codes", {})
+    if codes.get("num_codes"):
+        notes.append(
+            f"codes: {codes['utilisation']:.1%} of {codes['codebook_size']} used, perplexity "
+            f"{codes['perplexity']:.0f}, entropy {codes['entropy']:.2f} bits ({codes['entropy_share']:.1%}), over "
+            f"{codes['num_codes']} codes"
+        )
+        notes.append(
+            f"bit rate: {codes['bitrate']:.3f} kbit/s on disk, {codes['payload_bitrate']:.3f} of codes, "
+            f"{codes['entropy_bitrate']:.3f} by their entropy"
+        )
     if speed := summary.get("speed", {}):
         notes.append(
             f"real-time factor: {speed['encode_rtf']:.3f} to encode, {speed['decode_rtf']:.3f} to decode "

@@ -47,13 +47,13 @@ class UtmosNetwork(nn.Module):
         return self.projection(hidden).mean(dim=(1, 2)) * 2 + 3
 
     @classmethod
-    def load(cls, path: Path, **sizes: Any) -> "UtmosNetwork":
-        """The network with the weights of a file, in eval mode; `sizes` are those of the constructor.
+    def load(cls, path: Path) -> "UtmosNetwork":
+        """The network with the weights of a file, in eval mode.
 
         Raises:
             ModelError: see `read_tensors` and `take`.
         """
-        network = cls(**sizes)
+        network = cls()
         network.take(read_tensors(path, _is_wanted), path)
         return network.eval()
 
