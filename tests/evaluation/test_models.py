@@ -8,6 +8,7 @@ import pytest
 
 from codec.errors import ModelError
 from codec.evaluation.metric import Pair, Settings, Undefined
+from codec.evaluation.registry import METRICS
 from codec.evaluation.text import normalise, num_errors
 
 DNSMOS = Path(__file__).parents[3] / "shared" / "models" / "dnsmos"
@@ -201,8 +202,6 @@ def test_speaker_is_the_same_as_itself_at_any_level(speaker_model, pair):
 
 
 def score_on_both_devices(metrics: list[str], models: dict[str, str], pair: Pair) -> None:
-    from codec.evaluation.registry import METRICS
-
     for metric in metrics:
         near, far = (METRICS[metric](Settings(device=device, **models)).score(pair) for device in ("cpu", "far"))
         assert far == pytest.approx(near, rel=1e-4)
@@ -217,8 +216,6 @@ def test_models_compute_where_they_are_told_to(on_far_device, ctc_model, speaker
 @needs_transformers
 @pytest.mark.parametrize(("metric", "setting"), [("wer", "asr_model"), ("speaker", "speaker_model")])
 def test_model_that_is_none_is_one_sentence(tmp_path, monkeypatch, metric, setting):
-    from codec.evaluation.registry import METRICS
-
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="cannot be loaded as") as caught:
         METRICS[metric](Settings(**{setting: str(tmp_path)}))
@@ -242,8 +239,6 @@ def test_model_of_another_kind_is_refused(speaker_model, ctc_model):
     ("metric", "option"), [("wer", "--asr-model"), ("dwer", "--asr-model"), ("speaker", "--speaker")]
 )
 def test_model_that_nobody_named_is_told_with_the_command(metric, option):
-    from codec.evaluation.registry import METRICS
-
     reason, command = METRICS[metric].obstacle(Settings())
     assert reason in ("no model is named", "torch, transformers not installed", "transformers not installed")
     assert option in command or "pip install" in command

@@ -144,8 +144,6 @@ def test_useless_folder_is_an_error(tmp_path, wav, make, reason):
 
 
 def test_references_of_a_manifest(tmp_path, wav):
-    from codec.manifest import Utterance, write_manifest
-
     path = write(tmp_path / "wav" / "1.wav", wav)
     manifest = tmp_path / "test.tsv"
     write_manifest(manifest, [Utterance("s/1", path, len(wav), 24000, "s", "test")])
@@ -156,8 +154,6 @@ def test_references_of_a_manifest(tmp_path, wav):
 
 @pytest.mark.parametrize("id", ["../1", "/etc/1"])
 def test_id_that_leaves_the_folder_is_an_error(tmp_path, wav, id):
-    from codec.manifest import Utterance, write_manifest
-
     write_manifest(tmp_path / "m.tsv", [Utterance(id, write(tmp_path / "1.wav", wav), len(wav), 24000, "s", "test")])
     with pytest.raises(CodecError, match="relative paths"):
         find_references(tmp_path / "m.tsv")
