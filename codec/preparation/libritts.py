@@ -156,8 +156,8 @@ def prepare_libritts(
     excluded = {Path(name).name.removesuffix(".wav") for name in read_excluded(lists_of_excluded)}  # ids are file names
     results, warnings = [], _absent(parts, wanted)
     for part in wanted:
-        filters = config.filters if filter_all or part in SPLITS["train"] else None
-        result, odd = _list(part, corpus, folder, filters is not None, excluded, config, progress)
+        is_filtered = filter_all or part in SPLITS["train"]
+        result, odd = _list(part, corpus, folder, is_filtered, excluded, config, progress)
         results.append(result)
         warnings += odd
     utterances = {result.name: result.utterances for result in results}
@@ -347,11 +347,10 @@ def _missing(part: str, corpus: Path, stems: set[str]) -> list[Rejection]:
 
 
 def _odd(utterances: Sequence[Utterance], measured: dict[Path, Measurement], config: PreparationConfig) -> list[str]:
-    verdicts = [(utterance, config.filters.verdict(measured[utterance.path])) for utterance in utterances]
     return [
         f"{utterance.part}: {utterance.id} is kept, dev and test are not thinned, but {verdict[1]}"
-        for utterance, verdict in verdicts
-        if verdict
+        for utterance in utterances
+        if (verdict := config.filters.verdict(measured[utterance.path]))
     ]
 
 
