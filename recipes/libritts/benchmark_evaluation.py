@@ -19,6 +19,7 @@ import numpy as np
 
 from codec import audio
 from codec.cli import exit_code, not_negative, positive
+from codec.errors import AudioError
 
 SAMPLE_RATE = 24000
 COMMAND = [sys.executable, "-m", "codec", "evaluate", "--metrics", "pesq_wb,stoi,mel", "--quiet", "--device", "cpu"]
@@ -59,7 +60,7 @@ def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
                 (folder / kind).mkdir(exist_ok=True)
                 audio.write(folder / kind / f"{count:05d}.wav", wav.clip(-1, 1), SAMPLE_RATE)
             count += 1
-    raise SystemExit(f"{arguments.folder}: gives {count} utterances of {arguments.seconds:g} s only")
+    raise AudioError(f"{arguments.folder}: gives {count} utterances of {arguments.seconds:g} s only")
 
 
 def measure(folder: Path, jobs: int, limit: int) -> tuple[float, float]:

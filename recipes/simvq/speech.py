@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from codec import audio
 from codec.cli import positive
+from codec.errors import AudioError, ConfigError
 from codec.evaluation.spectra import mel_filters
 
 SAMPLE_RATE, HOP, N_FFT, BANDS = 24000, 320, 1280, 80
@@ -63,7 +64,7 @@ def load_frames(options: argparse.Namespace) -> Tensor:
     paths = audio.find_sounds(folder)
     listing = "\n".join(f"{path.resolve()} {path.stat().st_size}" for path in paths)
     if frame_rate < 1 or HOP * frame_rate % SAMPLE_RATE or SAMPLE_RATE % frame_rate:
-        raise SystemExit(f"--frame-rate must be a multiple of {SAMPLE_RATE // HOP} that divides {SAMPLE_RATE}")
+        raise ConfigError(f"--frame-rate must be a multiple of {SAMPLE_RATE // HOP} that divides {SAMPLE_RATE}")
     listing += f"\n{frame_rate}"
     kept = Path(tempfile.gettempdir()) / f"codec-simvq-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy"
     if not kept.is_file():
@@ -74,7 +75,7 @@ def load_frames(options: argparse.Namespace) -> Tensor:
         partial.replace(kept)
     frames = torch.from_numpy(np.load(kept)).float()
     if len(frames) < FEWEST_FRAMES:
-        raise SystemExit(f"{folder}: has {len(frames)} frames of speech, at least {FEWEST_FRAMES} are needed")
+        raise AudioError(f"{folder}: has {len(frames)} frames of speech, at least {FEWEST_FRAMES} are needed")
     print(f"{folder}: {len(paths)} files, {len(frames)} frames, {len(frames) / frame_rate / 3600:.2f} h", flush=True)
     return (frames - frames.mean(0)) / frames.std(0)
 

@@ -50,6 +50,11 @@ def test_folder_that_is_not_there_is_one_sentence(run):
     assert run("stream/invariance.py", "nowhere") == (2, "", "codec: nowhere: no such folder\n")
 
 
+def test_too_little_speech_is_one_sentence(run, speech):
+    sentence = f"codec: {speech.parent}: gives 0 utterances of 60 s only\n"
+    assert run("libritts/benchmark_evaluation.py", speech.parent, "--seconds", 60) == (2, "", sentence)
+
+
 def test_table_of_differences_holds_the_values_of_the_recipes():
     paper, ours = compose(["recipe=paper"]), compose(["recipe=libritts"])
     text = (ROOT / "recipes" / "libritts" / "README.md").read_text()

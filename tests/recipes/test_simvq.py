@@ -128,6 +128,7 @@ def test_folder_without_speech_is_named(run, tmp_path):
         ("toy", ["--steps", "0"], "--steps: must be at least 1, got 0"),
         ("cost", ["--runs", "0"], "--runs: must be at least 1, got 0"),
         ("rank", ["--data", "nowhere"], "codec: nowhere: no such folder"),
+        ("rank", [*SMALL, "--frame-rate", "76"], "codec: --frame-rate must be a multiple of 75 that divides 24000"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(run, monkeypatch, capsys, name, arguments, words):
