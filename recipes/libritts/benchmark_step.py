@@ -26,50 +26,33 @@ from pathlib import Path
 
 import soundfile
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.cli import exit_code, not_negative, positive
 from codec.config import compose
-from codec.model.quantizer import SimVQ
-from codec.model.seanet import SEANetEncoder, SEANetEncoderConfig
-from codec.model.vocos import VocosDecoder, VocosDecoderConfig
+from codec.model.codec import Codec
 from codec.training.data import Batch
 from codec.training.discriminators import Discriminators
 from codec.training.losses import ADVERSARIAL_LOSSES, SpectralLoss
 from codec.training.memory import keep_freed_memory
+from codec.training.start import commitment_weight
 from codec.training.trainer import Trainer
 
 SAMPLE_RATE = 24000
-MEL_WEIGHT, COMMITMENT_WEIGHT = 45.0, 1000.0
-LEARNING_RATE, BETAS = 1e-4, (0.5, 0.9)
-EMA_DECAY = 0.999
 SCHEDULES = ("published", "ours")
-
-
-class ReferenceCodec(nn.Module):
-    """The published network, untrained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = SEANetEncoder(SEANetEncoderConfig())
-        self.quantizer = SimVQ(4096, 512)
-        self.decoder = VocosDecoder(VocosDecoderConfig())
-
-    def forward(self, wav: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, T) -> decoded (B, 1, T) and the quantizer's loss."""
-        result = self.quantizer(self.encoder(wav))
-        return self.decoder(result.quantized)[..., : wav.shape[-1]], result.loss
 
 
 def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> Callable[[], None]:
     """The published schedule, written out plainly."""
     paper = compose(["recipe=paper"])
-    codec = ReferenceCodec().to(device)
-    discriminators = Discriminators(paper.adversary.discriminators).to(device)
+    training, adversary = paper.training, paper.adversary
+    codec = Codec(paper.model).to(device)
+    codec.quantizer.checks_values = False  # as published, and as in training
+    discriminators = Discriminators(adversary.discriminators).to(device)
     spectral_loss = SpectralLoss(paper.mel, SAMPLE_RATE).to(device)
-    generator_optimizer = torch.optim.Adam(codec.parameters(), LEARNING_RATE, BETAS)
-    discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), LEARNING_RATE, BETAS)
+    generator_optimizer = torch.optim.Adam(codec.parameters(), training.learning_rate, training.betas)
+    discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), adversary.learning_rate, adversary.betas)
     trained = [*codec.parameters(), *discriminators.parameters()]
     averages = [parameter.detach().clone() for parameter in trained]
 
@@ -101,19 +84,20 @@ def published_step(batch: Tensor, device: torch.device, autocast: Callable) -> C
 
     def step() -> None:
         with autocast():
-            fake, commitment = codec(batch)
-            loss = generator_part(fake) + MEL_WEIGHT * spectral_loss(batch, fake).mel + COMMITMENT_WEIGHT * commitment
+            output = codec(batch)
+            loss = generator_part(output.wav) + training.mel_weight * spectral_loss(batch, output.wav).mel
+            loss = loss + commitment_weight(paper) * output.quantizer_loss
         generator_optimizer.zero_grad()
         loss.backward()
         generator_optimizer.step()
         with autocast():
-            loss = discriminator_part(fake.detach())
+            loss = discriminator_part(output.wav.detach())
         discriminator_optimizer.zero_grad()
         loss.backward()
         discriminator_optimizer.step()
         with torch.no_grad():
             for average, parameter in zip(averages, trained, strict=True):
-                average.lerp_(parameter, 1 - EMA_DECAY)
+                average.lerp_(parameter, 1 - training.ema_decay)
 
     return step
 
