@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codec.errors import AudioError
 from codec.evaluation.mel import MelDistance
-from codec.evaluation.metric import Pair, Settings, Undefined
+from codec.evaluation.metric import Metric, Pair, Settings, Undefined
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
 from codec.evaluation.utilisation import CodeCounter
@@ -52,7 +52,7 @@ def validate(codec: Codec, clips: AudioCache, max_clips: int) -> ValidationResul
         AudioError: no clip is long enough.
     """
     rows: dict[str, list[float]] = {}
-    examples = []
+    metrics, examples = _metrics(), []
     counter = CodeCounter(codec.codebook_size)
     for number, index in enumerate(_choose(clips, max_clips)):
         samples = clips.clip(index)[: round(MAX_SECONDS * clips.sample_rate)].astype(np.float32) / 32768
@@ -60,8 +60,11 @@ def validate(codec: Codec, clips: AudioCache, max_clips: int) -> ValidationResul
         output = codec(reference)
         estimate = output.wav.clamp(-1, 1)
         counter.add(output.codes.flatten().cpu().numpy())
-        for name, value in _scores(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate).items():
-            rows.setdefault(name, []).append(value)
+        pair = Pair(samples, estimate[0, 0].cpu().numpy(), clips.sample_rate)
+        for metric in metrics:
+            with contextlib.suppress(Undefined):
+                for name, value in metric.score(pair).items():
+                    rows.setdefault(name, []).append(value)
         if number < NUM_EXAMPLES:
             examples.append((reference[0, 0].cpu(), estimate[0, 0].cpu()))
     scores = {name: float(np.mean(values)) for name, values in rows.items()}
@@ -77,12 +80,7 @@ def _choose(clips: AudioCache, max_clips: int) -> list[int]:
     return usable[places].tolist()
 
 
-def _scores(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
-    """Log-mel distance, wide-band PESQ and STOI, each only where its package is installed and it is defined."""
-    pair = Pair(reference, estimate, sample_rate)
-    scores: dict[str, float] = {}
-    for metric in (MelDistance, WidebandPesq, Stoi):
-        if metric.obstacle(Settings()) is None:
-            with contextlib.suppress(Undefined):
-                scores |= metric(Settings()).score(pair)
-    return scores
+def _metrics() -> list[Metric]:
+    """Log-mel distance, wide-band PESQ and STOI, each only where its package is installed."""
+    settings = Settings()
+    return [kind(settings) for kind in (MelDistance, WidebandPesq, Stoi) if kind.obstacle(settings) is None]

@@ -43,7 +43,7 @@ def test_clips_lie_at_equal_distances_among_those_that_are_long_enough_and_are_c
 ):
     monkeypatch.setattr("codec.training.validation.MAX_SECONDS", 0.75)
     monkeypatch.setattr("codec.training.validation.NUM_EXAMPLES", 9)
-    monkeypatch.setattr("codec.training.validation._scores", lambda *_: {})  # which take their time
+    monkeypatch.setattr("codec.training.validation._metrics", list)  # which take their time
     cache = clips(tmp_path, [0.1, 1, 0.6, 1, 0.49, 0.5])
     long_enough = [1, 2, 3, 5]
     for most, chosen in ((1, [1]), (2, [1, 5]), (4, long_enough), (9, long_enough)):
