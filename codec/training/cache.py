@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from itertools import starmap
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,7 @@ def _holds(cache: AudioCache, sounds: list[tuple[Path, str, str]]) -> bool:
     )
 
 
-def _build_cache(
-    sources: Sequence[Path], cache_folder: Path, sample_rate: int, progress: Progress | None = None
-) -> None:
+def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int, progress: Progress | None) -> None:
     sounds = _all_sounds(sources)
     if missing := [path for path, _, _ in sounds if not path.is_file()]:
         more = f", and so are {len(missing) - 1} more of {len(sounds)}" if len(missing) > 1 else ""
@@ -146,12 +144,12 @@ def _build_cache(
         advice = of_link if missing[0].is_symlink() else of_list
         raise AudioError(f"{missing[0]}: is not there{more}; {advice}")
     cache_folder.mkdir(parents=True, exist_ok=True)
-    sizes = [path.stat().st_size for path, _, _ in sounds]
-    tasks = [(path, sample_rate) for path, _, _ in sounds]
+    paths = [path for path, _, _ in sounds]
+    sizes = [path.stat().st_size for path in paths]
     clips: list[dict[str, Any]] = []
     with (
         open_output(cache_folder / "audio.int16", overwrite=True) as stream,
-        closing(_decode_all(tasks, is_small=sum(sizes) <= SMALL)) as decoded,
+        closing(_decode_all(paths, sample_rate, is_small=sum(sizes) <= SMALL)) as decoded,
     ):
         try:
             for (_, name, speaker), size, (samples, bandwidth) in zip(sounds, sizes, decoded, strict=True):
@@ -165,8 +163,6 @@ def _build_cache(
                 f"{_joined(sources)}: a process that decoded audio was killed; start again (a script of your own needs "
                 "`if __name__ == '__main__':` around what it does)"
             ) from error
-    if not any(clip["samples"] for clip in clips):
-        raise AudioError(f"{_joined(sources)}: its sound files hold no audio")
     write_json(cache_folder / INDEX_NAME, {"version": VERSION, "sample_rate": sample_rate, "clips": clips}, indent=None)
 
 
@@ -187,16 +183,16 @@ def _sounds(source: Path) -> list[tuple[Path, str, str]]:
     return list(zip(paths, map(str, names), map(speaker_of, names), strict=True))
 
 
-def _decode_all(tasks: list[tuple[Path, int]], is_small: bool) -> Generator[tuple[np.ndarray, float], None, None]:
-    """What `_decode` makes of each task, in their order: here if there is little to do, else in a process per core."""
+def _decode_all(paths: list[Path], sample_rate: int, is_small: bool) -> Generator[tuple[np.ndarray, float], None, None]:
+    """What `_decode` makes of each file, in their order: here if there is little to do, else in a process per core."""
     if is_small:
-        yield from starmap(_decode, tasks)
+        yield from map(_decode, paths, repeat(sample_rate))
         return
     # A forked process would share what torch's threads and the GPU's driver keep.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_cores(), context, follow_parent) as pool:
-        for start in range(0, len(tasks), FILES_IN_FLIGHT):
-            yield from pool.map(_decode, *zip(*tasks[start : start + FILES_IN_FLIGHT], strict=True), chunksize=8)
+        for start in range(0, len(paths), FILES_IN_FLIGHT):
+            yield from pool.map(_decode, paths[start : start + FILES_IN_FLIGHT], repeat(sample_rate), chunksize=8)
 
 
 def _decode(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:
