@@ -93,12 +93,13 @@ class Loader:
         return ProcessPoolExecutor(self.num_workers, context, _start_worker, (self.sampler,))
 
     def _submit(self, step: int) -> Future[Batch]:
-        share = None if self.num_workers else self.sampler, step, self.ranks.rank, self.ranks.size
+        cut = _cut if self.num_workers else self.sampler.batch
+        share = step, self.ranks.rank, self.ranks.size
         try:
-            return self._workers.submit(_cut, *share)
+            return self._workers.submit(cut, *share)
         except BrokenProcessPool:  # one was killed; what was cut ahead fails too, and is asked for again
             self._workers = self._start()
-            return self._workers.submit(_cut, *share)
+            return self._workers.submit(cut, *share)
 
     def _cut_of(self, step: int) -> Batch:
         """What a thread has cut; if it failed, for example because a disk did not answer, it gets another try."""
@@ -125,8 +126,7 @@ def _start_worker(sampler: WindowSampler) -> None:
     torch.set_num_threads(1)
 
 
-def _cut(sampler: WindowSampler | None, step: int, rank: int, num_ranks: int) -> Batch:
-    """A share of the batch of a step; a worker process has the sampler already."""
-    sampler = sampler or _sampler
-    assert sampler is not None
-    return sampler.batch(step, rank, num_ranks)
+def _cut(step: int, rank: int, num_ranks: int) -> Batch:
+    """A share of the batch of a step, cut in a worker process, which has the sampler already."""
+    assert _sampler is not None
+    return _sampler.batch(step, rank, num_ranks)
