@@ -16,7 +16,7 @@ def perplexity(counts: Tensor) -> Tensor:
 
 
 class CodeUsage:
-    """Utilisation and perplexity of the codes of recent batches, counted on the device without waiting for it."""
+    """Utilisation and perplexity of the codes of recent batches."""
 
     def __init__(self, codebook_size: int, device: torch.device):
         self.counts = torch.zeros(codebook_size, device=device)
@@ -35,7 +35,7 @@ class CodeUsage:
 
 
 class Means:
-    """Means of named scalars over the steps since the last look, summed on the device without waiting for it."""
+    """Means of named scalars over the steps since the last look."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}  # sum and number of the finite values
@@ -56,7 +56,7 @@ class Means:
 
 
 class BrokenSteps:
-    """Steps with a value that is not finite, counted on the device without waiting for it."""
+    """Steps with a value that is not finite."""
 
     def __init__(self, device: torch.device):
         self.skipped = torch.zeros((), device=device)  # steps that left the codec as it was, since the run began

@@ -41,8 +41,7 @@ class Monitor:
     """
 
     def __init__(self, run: Path | None, first_step: int, last_step: int, watch: Watch):
-        self.run, self.watch = run, watch
-        self.first_step, self.last_step = first_step, last_step
+        self.run, self.last_step, self.watch = run, last_step, watch
         self._started = self._last_time = time.monotonic()
         self._last_step, self._num_steps = first_step, 0
         self._writer: SummaryWriter | None = None
@@ -68,8 +67,9 @@ class Monitor:
         values = {**dict(zip(tensors, together, strict=True)), **numbers}
         values |= self.watch.derive(values)
         now = time.monotonic()
-        self._num_steps += max(step - self._last_step, 0)
-        values["steps_per_second"] = max(step - self._last_step, 0) / max(now - self._last_time, 1e-9)
+        num_steps = max(step - self._last_step, 0)
+        self._num_steps += num_steps
+        values["steps_per_second"] = num_steps / max(now - self._last_time, 1e-9)
         self._record(step, values)
         self._last_step, self._last_time = step, now
         seconds_left = (self.last_step - step) * (now - self._started) / max(self._num_steps, 1)

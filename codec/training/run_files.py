@@ -4,6 +4,7 @@ Knows nothing of torch, so that a run can be looked at without it.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
     Numbers that are not finite become null, which JSON has.
     """
-    finite = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     line = json.dumps(finite, allow_nan=False).encode() + b"\n"
     with open(path, "a+b") as stream:
         if stream.tell():

@@ -145,8 +145,7 @@ class Trainer:
         settings = self.settings
         if self.device.type == "cpu":
             keep_freed_memory()
-        stream = self.stream()
-        with self._monitor() as monitor, self._loader(monitor) as loader, stop_requests() as stop, stream:
+        with self._monitor() as monitor, self._loader(monitor) as loader, stop_requests() as stop, self.stream():
             self._begin(monitor)
             save_is_due = False
             while self.step < settings.steps and not self._should_stop(stop):
