@@ -223,7 +223,7 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str], is
             parts[name] = _read_model(composed.model) if name == "model" else OmegaConf.to_object(composed[name])
         except (ConfigError, OmegaConfBaseException) as error:
             mistakes += _sentences(error)
-    if endless := list(_not_finite(composed)):
+    if endless := list(_not_finite(OmegaConf.to_container(composed))):
         raise ConfigError(*_of_others(mistakes, endless), *endless)
     config = Config(**parts)  # with the defaults of those that hold a mistake
     for name in ({"data", "training"} - set(parts)) & set(composed):
@@ -269,12 +269,11 @@ def _of_others(sentences: Iterable[str], named: list[str]) -> list[str]:
 
 def _not_finite(values: Any, name: str = "") -> Iterator[str]:
     """A sentence about each number that is none, or infinite: no setting may be."""
-    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
-    if isinstance(plain, dict | list):
-        for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
-            yield from _not_finite(value, f"{name}.{key!s}".strip("."))
-    elif isinstance(plain, float) and not math.isfinite(plain):
-        yield f"{name} must be a finite number, got {plain}"
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _not_finite(value, f"{name}.{key}".strip("."))
+    elif isinstance(values, float) and not math.isfinite(values):
+        yield f"{name} must be a finite number, got {values}"
 
 
 def _take_over(config: Config, chosen: list[str]) -> None:
@@ -409,7 +408,7 @@ def _misspelt(key: str) -> str:
 def _no_variant(group: str, name: str) -> str:
     """That there is no variant of this name, and which there are."""
     with _composing() as loader:
-        variants = [variant for variant in loader.get_group_options(group) if variant != name]
+        variants = loader.get_group_options(group)
     return f"{group}={name}: there is no such variant{', but ' + ', '.join(variants) if variants else ''}"
 
 
