@@ -46,18 +46,18 @@ def main() -> None:
     prepare(options)
     if options.measure:
         return measure(options.measure[0], int(options.measure[1]), options)
-    rows = [row for size in options.sizes for row in measure_size(size, options)]
+    rows = [row for size in options.sizes for row in measure_size(size)]
     write_table(options.output / "cost.tsv", rows)
     draw(rows, options.output / "cost.png")
     print(machine())
 
 
-def measure_size(codebook_size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_size(codebook_size: int) -> list[dict[str, Any]]:
     """One row for each implementation."""
-    search = run_measurement("search", codebook_size, options)
+    search = run_measurement("search", codebook_size)
     rows = []
     for name, label in IMPLEMENTATIONS.items():
-        values = run_measurement(name, codebook_size, options)
+        values = run_measurement(name, codebook_size)
         row = {"codes": codebook_size, "implementation": label}
         row |= {"forward s": values["forward"], "step s": values["step"], "extra memory MiB": values["memory"]}
         if name == "ours":
@@ -69,12 +69,9 @@ def measure_size(codebook_size: int, options: argparse.Namespace) -> list[dict[s
     return rows
 
 
-def run_measurement(what: str, codebook_size: int, options: argparse.Namespace) -> dict[str, float]:
+def run_measurement(what: str, codebook_size: int) -> dict[str, float]:
     """`measure` in a new process; what it could not do (out of memory, missing library) is NaN."""
-    command = [sys.executable, __file__, "--measure", what, str(codebook_size)]
-    for name in ("vectors", "dim", "runs", "threads", "seed"):
-        command += [f"--{name}", str(getattr(options, name))]
-    command += ["--usage"] if options.usage else []
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure", what, str(codebook_size)]
     done = subprocess.run(command, capture_output=True, text=True)
     values = dict.fromkeys(("search", "matmul", "onednn", "forward", "step", "memory"), float("nan"))
     for line in done.stdout.splitlines():
