@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -34,23 +34,16 @@ from codec.input import read_json
 from codec.limits import refuse
 from codec.model import catalogue
 from codec.model.codec import DECODERS, ENCODERS, QUANTIZERS, CodecConfig, add_quantizers_of_others
-from codec.training.adversary import AdversaryConfig
-from codec.training.data import DataConfig
 from codec.training.discriminators import DiscriminatorsConfig
-from codec.training.losses import MelLossConfig
 from codec.training.settings import Config, TrainingConfig, check, misfits, model_sentence
 from codec.training.start import derived, initial_directory
 
 
 @dataclass
-class Schema:
+class Schema(Config):
     """The root that hydra checks names and types against; `model` is checked by `CodecConfig.from_dict`."""
 
     model: Any = MISSING
-    data: DataConfig = field(default_factory=DataConfig)
-    mel: MelLossConfig = field(default_factory=MelLossConfig)
-    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 PARTS = {"model/encoder": ENCODERS, "model/quantizer": QUANTIZERS, "model/decoder": DECODERS}
