@@ -11,9 +11,10 @@ import pickletools
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -195,7 +196,7 @@ def convert(
         codec = blank(config)
     except ConfigError as error:
         raise ModelError(f"its shapes are not those of a {kind} model: {error}") from error
-    _check_shapes(kind, state, names, {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()})
+    _check_shapes(state, names, codec.state_dict())
     tensors, differing = {}, 0
     for key, name in sources.items():
         tensor = state[key]
@@ -203,7 +204,7 @@ def convert(
             raise ModelError(f"{key} holds {tensor.dtype}, expected floating point")
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{key} has values that are NaN or infinite")
-        if _is_conditioned(kind, key):
+        if upstream.is_conditioned(key):
             differing += bool((tensor != tensor[:1]).any())
             tensor = tensor[0]
         tensors[name] = tensor
@@ -245,10 +246,6 @@ def replace_codebook(codec: Codec) -> Codec:
     return result.train(codec.training)
 
 
-def _is_conditioned(kind: str, key: str) -> bool:
-    return kind == "wavtokenizer" and upstream.is_conditioned(key)
-
-
 def _sort_unused(
     kind: str, state: Mapping[str, Tensor], names: Mapping[str, str], sources: Mapping[str, str]
 ) -> tuple[dict[str, list[str]], list[str]]:
@@ -268,12 +265,12 @@ def _sort_unused(
     return unused, [name for name in groups if name not in unused]
 
 
-def _check_shapes(kind: str, state: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Any]) -> None:
+def _check_shapes(state: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor]) -> None:
     """Hold every tensor of the codec, averaged or not, and what can be told of the others against what they must be."""
     for key, name in names.items():
         for copy in {key, upstream.ema_key(key)} & set(state):
-            found, wanted = tuple(state[copy].shape), ours[name]
-            if _is_conditioned(kind, key) and len(found) == 2 and found[0] > 0:
+            found, wanted = tuple(state[copy].shape), tuple(ours[name].shape)
+            if upstream.is_conditioned(key) and len(found) == 2 and found[0] > 0:
                 found = found[1:]
             if found != wanted:
                 raise ModelError(f"{copy} has shape {tuple(state[copy].shape)}, expected {wanted}")
@@ -376,10 +373,9 @@ def _read_zip(path: Path) -> Any:
             damaged = archive.testzip()
             if damaged is not None:
                 raise ModelError(f"{path}: is damaged in {damaged}; download it again")
-            foreign = _foreign_global(io.BytesIO(archive.read(pickles[0])))
+            _refuse_foreign(path, io.BytesIO(archive.read(pickles[0])))
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise ModelError(f"{path}: is cut off or damaged ({error}); download it again") from error
-    _refuse(path, foreign)
     return _load(path, mmap=True)
 
 
@@ -387,7 +383,7 @@ def _read_pickle(path: Path) -> Any:
     """PyTorch's format before 1.6: five pickles in a row (two marks, the machine, the object, the tensors' keys)."""
     with open(path, "rb") as stream:
         for _ in range(5):
-            _refuse(path, _foreign_global(stream))
+            _refuse_foreign(path, stream)
     return _load(path, mmap=False)
 
 
@@ -398,20 +394,21 @@ def _load(path: Path, mmap: bool) -> Any:
         raise ModelError(f"{path}: cannot be read as a PyTorch file ({first_line(error)})") from error
 
 
-def _refuse(path: Path, foreign: str | None) -> None:
-    if foreign is not None:
+def _refuse_foreign(path: Path, stream: BinaryIO) -> None:
+    if (foreign := _foreign_global(stream)) is not None:
         raise ModelError(
             f"{path}: is not only tensors: it asks for {foreign}, which could run code and was not loaded; "
             f"save its state_dict alone where you trust it"
         )
 
 
-def _foreign_global(stream: Any) -> str | None:
+def _foreign_global(stream: BinaryIO) -> str | None:
     """The first class or function that a pickle names and `ALLOWED_GLOBALS` lacks; nothing is loaded.
 
     The stream is left behind the pickle. A damaged one is taken to its readable end: loading it will tell.
     """
-    try:
+    # A damaged size may be larger than the memory.
+    with suppress(ValueError, pickle.UnpicklingError, EOFError, OverflowError, MemoryError):
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name in ("GLOBAL", "INST"):
                 name = str(argument).replace(" ", ".")
@@ -419,8 +416,6 @@ def _foreign_global(stream: Any) -> str | None:
                     return name
             elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
                 return "a class that it names indirectly"
-    except (ValueError, pickle.UnpicklingError, UnicodeDecodeError, EOFError, OverflowError):
-        return None
     return None
 
 
@@ -448,7 +443,7 @@ def _read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates that are none, and of deep nesting
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: is not YAML{f', see line {mark.line + 1}' if mark else ''}") from error
 
@@ -483,7 +478,7 @@ def export_state_dict(codec: Codec) -> dict[str, Tensor]:
     state = {}
     for key, name in upstream.key_map(config, kind).items():
         tensor = ours[name] if name in ours else _unfolded(ours, name)
-        state[key] = tensor.repeat(upstream.NUM_CONDITIONS, 1) if _is_conditioned(kind, key) else tensor
+        state[key] = tensor.repeat(upstream.NUM_CONDITIONS, 1) if upstream.is_conditioned(key) else tensor
     state[upstream.WINDOW] = torch.hann_window(config.decoder.n_fft)
     return state
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from codec.errors import ConfigError, ModelError
-from codec.model.codec import CodecConfig
+from codec.input import is_of
+from codec.model.codec import LARGEST_SETTING, CodecConfig
 from codec.model.quantizer import SimVQConfig, VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
@@ -365,13 +366,13 @@ def _apply_simvq(settings: dict[str, Any], config: CodecConfig, strides: list[in
         raise ConfigError(f"{at}.quantconfig.target is {target.get('target')!r}, only SimVQ1D is supported")
     parameters = _section(target, "params", f"{at}.quantconfig.")
     beta = parameters.get("beta", quantizer.beta)
+    if not is_of(beta, float) or not 0 <= beta <= LARGEST_SETTING:
+        raise ConfigError(f"{at}.quantconfig.params.beta must be a number from 0 to 2**31, got {beta!r}")
     _compare(
         f"{at}.quantconfig.params",
         parameters,
         {"n_e": quantizer.codebook_size, "e_dim": quantizer.codebook_dim, "beta": beta, "legacy": False},
     )
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta >= 0:
-        raise ConfigError(f"{at}.quantconfig.params.beta must be a number of at least 0, got {beta!r}")
     quantizer.beta = float(beta)
     if settings.get("audio_normalize"):
         raise ConfigError(f"{at}.audio_normalize is {settings['audio_normalize']!r}, only false is supported")
@@ -418,11 +419,10 @@ def our_discriminators(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tens
     prefixes = discriminator_prefixes(kind)
     groups = {"period": prefixes[0], "resolution": prefixes[1], "dac_period": prefixes[2], "dac_spectrum": prefixes[2]}
     spectra = [_place(key, prefixes[2]) for key in state if key.startswith(prefixes[2]) and ".band_convs." in key]
+    first = min(spectra, default=0)  # the DAC-style part is one list, periods first
     result = {}
     for group, prefix in groups.items():
         for key in (key for key in state if key.startswith(prefix) and ".emb." not in key):
-            # The DAC-style part is one list, periods first.
-            first = min(spectra, default=0)
             place = _place(key, prefix) - (first if group == "dac_spectrum" else 0)
             if place < 0 or (group == "dac_period" and place >= first):
                 continue

@@ -41,7 +41,7 @@ class VocosDecoderConfig:
     hop_length: int = 320  # samples per frame
 
     def __post_init__(self) -> None:
-        sizes = ("latent_dim", "width", "inner_width", "num_groups", "hop_length", "num_blocks")
+        sizes = ("latent_dim", "width", "inner_width", "num_groups", "n_fft", "hop_length", "num_blocks")
         mistakes = too_small(self, "decoder", {1: sizes})
         if self.width % max(self.num_groups, 1):
             mistakes.append(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")

@@ -209,6 +209,7 @@ def test_a_config_survives_json(codec: Codec):
         (("decoder", "colour"), 3, "decoder.colour is not a setting"),
         (("quantizer", "codebook_size"), 1, "codebook_size must be at least 2"),
         (("decoder", "n_fft"), 1000, "multiple"),
+        (("decoder",), {"kind": "vocos", "n_fft": 0}, r"decoder\.n_fft must be at least 1, got 0"),
         (("encoder", "short_n_fft"), 100, "short_n_fft"),
         (("sample_rate",), "24 kHz", "sample_rate"),
     ],

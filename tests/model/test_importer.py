@@ -369,6 +369,8 @@ def test_a_configuration_that_agrees_is_taken(checkpoint, tmp_path):
         ("simvq", "ddconfig.causal", "yes", "causal is 'yes'"),
         ("simvq", "ddconfig.norm", "time_group_norm", "norm is 'time_group_norm'"),
         ("simvq", "quantconfig.params.n_e", 1024, r"n_e is 1024, but .* 48"),
+        ("simvq", "quantconfig.params.beta", float("inf"), r"beta must be a number from 0 to 2\*\*31, got inf"),
+        pytest.param("simvq", "quantconfig.params.beta", 10**400, "beta must be a number from 0", id="beyond floats"),
         ("simvq", "quantconfig.target", "taming.EMAVectorQuantizer", "only SimVQ1D"),
         ("simvq", "audio_normalize", True, "audio_normalize is True"),
     ],
@@ -391,7 +393,9 @@ def test_a_causal_encoder_can_be_told_only_by_the_configuration(tmp_path):
     assert not import_checkpoint(path, "simvq", tmp_path / "model", config=config).config.encoder.is_causal
 
 
-@pytest.mark.parametrize("text", ["model: [1, 2", "just words", "", "\x00", "model: {class_path: x}"])
+@pytest.mark.parametrize(
+    "text", ["model: [1, 2", "just words", "", "\x00", "model: {class_path: x}", "2026-11-31", "[" * 10_000]
+)
 def test_a_file_that_is_no_configuration_is_refused(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     path = stripped(tmp_path, "simvq")
@@ -467,6 +471,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132840
         (bytes(3), "is neither a PyTorch file nor safetensors"),
         (b"PK\x03\x04" + bytes(100), "is cut off or damaged"),
         (b"\x80\x02", "cannot be read as a PyTorch file"),
+        (b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little"), "cannot be read as a PyTorch file"),  # of an endless string
         (pickle.dumps([1, 2, 3], protocol=2), "cannot be read as a PyTorch file"),
         (bytes([99, 0, 0, 0, 0, 0, 0, 0]) + b'{"a": 1}', "is not a whole safetensors file"),
     ],
