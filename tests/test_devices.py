@@ -1,5 +1,6 @@
 """Models compute where they are: on a device that refuses what is on the CPU, and has no float64, as on the CPU."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 import codec
 from codec.audio import read
 from codec.model import weights
-from codec.model.codec import Codec
+from codec.model.codec import QUANTIZERS, Codec
 
 
 def both(directory: Path) -> tuple[Codec, Codec]:
@@ -65,7 +66,17 @@ def refinement(directory: Path, speech: Path) -> None:
     assert torch.equal(*(encoder.flush() for encoder in encoders))
 
 
-@pytest.mark.parametrize("check", [round_trip, streams, refinement])
+def matching(directory: Path, speech: Path) -> None:
+    latent = torch.randn(1, 6, 200, generator=torch.Generator().manual_seed(0))
+    for kind in ("vq", "simvq", "predictive", "ema", "fc", "lc"):
+        near = QUANTIZERS[kind][1](64, 6).eval()
+        far = copy.deepcopy(near).to("far")
+        near.match(latent)
+        far.match(latent.to("far"))
+        assert_alike(near.effective_codebook(), far.effective_codebook())
+
+
+@pytest.mark.parametrize("check", [round_trip, streams, refinement, matching])
 def test_models_compute_where_they_are(
     on_far_device: Callable[..., None], check: Any, model_directory: Path, speech: Path
 ):

@@ -41,7 +41,6 @@ class Tables(NamedTuple):
     codes: Tensor  # (K, 2 D), the effective codes, to be multiplied by their gains, and the rows that the network hears
     echoes: Tensor  # (2 D, P * (H + D)), what those say to the P frames after them: each to its part, else 0
     silence: Tensor  # (H + D,), what is said without any code; 0 by the taps
-    floor: Tensor  # (H + D,), below which it is raised: 0 for the network, -inf for the taps
     expectation: Tensor  # (H + D, 2 D), the prediction and the logarithms of the gains; what the taps say is passed on
     offset: Tensor  # (2 D,), to be added
 
@@ -114,7 +113,7 @@ def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -
 @functools.cache
 def _kernel(device: torch.device) -> ModuleType | None:
     """The module that does all of this at once, if it works on a GPU: it needs triton, and that a C compiler."""
-    shapes = (3, 4), (4, 2), (2, 2), (2,), (2,), (2, 2), (2,)  # with all of D, P and H 1, and four codes
+    shapes = (3, 4), (4, 2), (2, 2), (2,), (2, 2), (2,)  # with all of D, P and H 1, and four codes
     tables = Tables(*(torch.ones(shape, dtype=torch.float32, device=device) for shape in shapes))
     try:
         from codec.model import beam_gpu
@@ -141,7 +140,8 @@ class _Beam:
         codebook_size, dim = tables.codes.shape[0], tables.codes.shape[1] // 2
         self.codebook_size = codebook_size
         self.search = tables.search
-        self.codes, self.echoes, self.floor = tables.codes.numpy(), tables.echoes.numpy(), tables.floor.numpy()
+        self.codes, self.echoes = tables.codes.numpy(), tables.echoes.numpy()
+        self.floor = np.array([0, -np.inf], np.float32).repeat((width - dim, dim))  # only the network's part is cut off
         self.largest_log_gain = np.float32(math.log(largest_gain))
 
         now_and_ahead = torch.cat([paths.ahead, tables.silence.expand(num_all, 1, width)], dim=1).numpy()

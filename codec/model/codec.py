@@ -138,7 +138,7 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
         add_quantizers_of_others()
     if not isinstance(values, dict) or kind not in list(kinds):
         raise ConfigError(f"{part}.kind must be one of {', '.join(kinds)}, got {kind!r}")
-    config_class = kinds[values["kind"]][0]
+    config_class = kinds[kind][0]
     types = get_type_hints(config_class)
     known = {setting.name: types[setting.name] for setting in fields(config_class)}
     mistakes = []
@@ -146,7 +146,7 @@ def _part_from_dict(part: str, values: Any, kinds: dict[str, tuple[type, type]])
         integers = [each for each in (value if type(value) is list else [value]) if type(each) is int]
         if (expected := known.get(name)) is None:
             listed = ", ".join(sorted(known))
-            mistakes.append(f"{part}.{name} is not a setting of the {values['kind']} {part}, known are {listed}")
+            mistakes.append(f"{part}.{name} is not a setting of the {kind} {part}, known are {listed}")
         elif not is_of(value, expected):
             called = expected if get_args(expected) else expected.__name__
             mistakes.append(f"{part}.{name} must be of type {called}, got {value!r}")
@@ -299,18 +299,16 @@ class Codec(Rates, nn.Module):
         if lengths is None:
             return self.quantizer.encode(self.encoder(wav))
         ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)
-        codes = wav.new_full((len(wav), self.num_frames(wav.shape[-1])), -1, dtype=torch.int64)
+        num_frames = list(map(self.num_frames, ends))
         if self.is_streamable:
             inside = torch.arange(wav.shape[-1], device=wav.device) < torch.tensor(ends, device=wav.device)[:, None]
-            padded = self.quantizer.encode(
-                self.encoder(wav.where(inside[:, None], NO_SAMPLE)), num_frames=list(map(self.num_frames, ends))
-            )
-            for item, end in enumerate(ends):
-                codes[item, : self.num_frames(end)] = padded[item, : self.num_frames(end)]
-        else:
-            # Whole-clip layers would let the padding change the codes: one item at a time.
-            for item, end in enumerate(ends):
-                codes[item, : self.num_frames(end)] = self.quantizer.encode(self.encoder(wav[item : item + 1, :, :end]))
+            found = self.quantizer.encode(self.encoder(wav.where(inside[:, None], NO_SAMPLE)), num_frames=num_frames)
+        else:  # whole-clip layers would let the padding change the codes: one item at a time
+            items = zip(wav.split(1), ends, strict=True)
+            found = [self.quantizer.encode(self.encoder(item[..., :end]))[0] for item, end in items]
+        codes = wav.new_full((len(wav), self.num_frames(wav.shape[-1])), -1, dtype=torch.int64)
+        for item, row in enumerate(found):
+            codes[item, : num_frames[item]] = row[: num_frames[item]]
         return codes
 
     @torch.no_grad()

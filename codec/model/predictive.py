@@ -243,7 +243,6 @@ class PredictiveSimVQ(SimVQ):
             codes=torch.cat([codebook, self.codebook.float() * dim**0.5], dim=1),
             echoes=torch.cat([F.pad(of_innovations, (hidden, 0)), F.pad(of_rows, (0, dim))]).flatten(1),
             silence=F.pad(self.hear.bias.float(), (0, dim)),
-            floor=F.pad(hear.new_zeros(hidden), (0, dim), value=-torch.inf),
             expectation=torch.cat([torch.cat([means @ projection.T, log_gains], dim=1), passed_on]),
             offset=torch.cat([mean @ projection.T, log_gain]),
         )

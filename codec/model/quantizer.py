@@ -133,8 +133,7 @@ class Quantizer(nn.Module):
         """
         if self.training:
             return self.make_effective_codebook()
-        with torch.no_grad(), full_float32():
-            return self._kept["codebook"].get(self._sources(), self._make_checked_codebook)
+        return self._derive("codebook", self._make_checked_codebook)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """Quantize a latent.
@@ -387,10 +386,12 @@ class VQ(Quantizer):
         return self._project(self.codebook.float())
 
     def search(self, vectors: Tensor) -> Tensor:
+        if self.training:  # codes change with every step: made tile by tile, none are kept
+            return nearest_code(vectors, self.codebook, self._project)
         return nearest_code(vectors, self.effective_codebook(), half_norms=self._half_norms())
 
     def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        codes = self._nearest(vectors)
+        codes = self.search(vectors)
         # Gradients flow through the selected rows only: gathering before projecting keeps memory at
         # O(N D + D^2) instead of O(K D).
         selected = self._project(F.embedding(codes, self.codebook).float())
@@ -399,10 +400,6 @@ class VQ(Quantizer):
     def _pass_gradient(self, vectors: Tensor, selected: Tensor) -> Tensor:
         """`selected` (..., D), with its gradient passed to `vectors`."""
         return rotate(vectors, selected) if self.rotation_trick else straight_through(vectors, selected)
-
-    def _nearest(self, vectors: Tensor) -> Tensor:
-        """`search` in training, where the codes change with every step."""
-        return nearest_code(vectors, self.codebook, self._project)
 
     def loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         commitment = F.mse_loss(vectors, quantized.detach())
@@ -416,8 +413,7 @@ class VQ(Quantizer):
         Early latents fill few of their dimensions, and codes outside that subspace would never be nearest. With the
         latents' own distribution all codes are put to use at the start.
         """
-        covariance = torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim)
-        values, axes = torch.linalg.eigh(covariance.cpu())  # which torch cannot compute on an Apple GPU
+        values, axes = principal_axes(vectors)
         root = (axes @ torch.diag(values.clamp(min=0).sqrt()) @ axes.T).to(vectors.device)
         self._transform(root * self.codebook_dim**0.5, vectors.mean(0))  # the codebook starts with variance 1 / D
 
@@ -506,9 +502,6 @@ class SimVQ(VQ):
         # the vectors are taken through W, and there are fewer of them.
         return nearest_code(vectors, self.codebook, half_norms=self._half_norms(), enter=self._enter)
 
-    def _nearest(self, vectors: Tensor) -> Tensor:
-        return self.search(vectors)
-
     def _enter(self, vectors: Tensor) -> Tensor:
         bias, weight = self.projection.bias, self.projection.weight.detach().float()
         return linear(vectors if bias is None else vectors - bias.detach().float(), weight.T.contiguous())
@@ -536,6 +529,13 @@ class SimVQ(VQ):
         # Of C W, averaged over dimensions. A frozen C has variance 1 / D, so this is independent of the batch and of K.
         of_rows = super()._variance() if isinstance(self.codebook, nn.Parameter) else 1 / self.codebook_dim
         return self.projection.weight.detach().float().square().sum() / self.codebook_dim * of_rows
+
+
+def principal_axes(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (D,), ascending, and axes (D, D), in columns, of vectors (N, D), N >= 2; both on the CPU."""
+    covariance = torch.cov(vectors.T).view(vectors.shape[1], vectors.shape[1])
+    values, axes = torch.linalg.eigh(covariance.cpu())  # which torch cannot compute on an Apple GPU
+    return values, axes
 
 
 def straight_through(vectors: Tensor, selected: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.limits import refuse, too_small
-from codec.model.quantizer import LARGEST_VALUE, LEAST_SIZES, VQ, Quantizer, SimVQ
+from codec.model.quantizer import LARGEST_VALUE, LEAST_SIZES, VQ, Quantizer, SimVQ, principal_axes
 from codec.model.search import linear, nearest_code
 
 LFQ_ENTROPY_TILE = 1 << 25
@@ -172,9 +172,7 @@ class EMAVQ(VQ):
         is_good = (vectors.abs() <= LARGEST_VALUE).all(dim=1)  # false for NaN
         vectors = torch.where(is_good[:, None], vectors, 0)
         statistics = torch.zeros(self.codebook_size + 1, self.codebook_dim + 1, device=vectors.device)
-        statistics[:-1].index_add_(
-            0, codes, torch.cat([vectors, torch.ones_like(vectors[:, :1])], 1) * is_good[:, None]
-        )
+        statistics[:-1].index_add_(0, codes, torch.cat([vectors, is_good[:, None].to(vectors.dtype)], 1))
         statistics[-1, 0] = is_good.sum()
         # Where dead codes go: vectors spread over the batch, others at every step.
         places = torch.arange(self.codebook_size, device=vectors.device) * 7919 + self.num_updates * 104729
@@ -229,8 +227,7 @@ class FeatureVQ(SimVQ):
 
     def match_vectors(self, vectors: Tensor) -> None:
         self.codebook.copy_(_sample(vectors, self.codebook_size))
-        self.projection.weight.copy_(torch.eye(self.codebook_dim))
-        self.projection.bias.zero_()
+        self._transform(torch.eye(self.codebook_dim), torch.zeros(self.codebook_dim))
 
     def _variance(self) -> Tensor:
         return self._project(self.codebook[:1024]).detach().var(dim=0).mean()
@@ -264,7 +261,7 @@ class ProjectedQuantizer(Quantizer):
     def match_vectors(self, vectors: Tensor) -> None:
         """Whiten the strongest M directions on the way down, and restore by least squares on the way up."""
         mean, low_dim = vectors.mean(0), self.project_in.out_features
-        values, axes = torch.linalg.eigh(torch.cov(vectors.T).view(self.codebook_dim, self.codebook_dim))
+        values, axes = principal_axes(vectors)
         strongest = axes[:, -low_dim:] / values[-low_dim:].clamp(min=1e-8).sqrt()  # (D, <= M)
         self.project_in.weight.zero_()
         self.project_in.weight[: strongest.shape[1]] = strongest.T

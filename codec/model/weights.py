@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from codec.digests import sha256
 from codec.errors import ConfigError, ModelError
 from codec.input import read_json
-from codec.model import catalogue
 from codec.model.catalogue import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
 from codec.output import check_path, open_output, write_json, write_text
@@ -40,8 +40,8 @@ def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = 
     directory = resolve(model)
     config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
     try:
-        config = CodecConfig.from_dict(read_json(config_path))
-        codec = blank(config)
+        values = read_json(config_path)
+        codec = blank(CodecConfig.from_dict(values))
     except (ConfigError, ValueError) as error:
         raise ModelError(f"{config_path}: {error}") from error
     except RuntimeError as error:
@@ -53,7 +53,7 @@ def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = 
         if not tensor.sum().isfinite():  # a tenth of the time that a look at every value takes
             raise ModelError(f"{weights_path}: {name} has values that are not finite; take another copy or checkpoint")
     # Of the file as it is: a setting added later, with its default, must not rename the models of today.
-    codec.fingerprint = catalogue.fingerprint(directory)
+    codec.fingerprint = fingerprint_of(values, sha256(weights_path))
     return codec.to(choose_device(device)).eval()
 
 

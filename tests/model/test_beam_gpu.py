@@ -58,7 +58,6 @@ def problem(
         codes,
         echoes.flatten(1),
         silence=torch.nn.functional.pad(noise(hidden), (0, dim)),
-        floor=torch.nn.functional.pad(torch.zeros(hidden), (0, dim), value=-torch.inf),
         expectation=expectation,
         offset=noise(dim2, scale=0.3),
     )

@@ -365,6 +365,12 @@ def test_factorised_codes_are_unit_vectors_and_nearest_by_cosine():
     assert torch.equal(quantizer(latent).codes.flatten(), cosines.argmax(1))
 
 
+def test_a_projector_without_bias_starts_as_identity_too():
+    quantizer = make("lc", bias=False)
+    quantizer.match(latents(200))
+    torch.testing.assert_close(quantizer.effective_codebook(), quantizer.codebook)
+
+
 def test_features_stay_frozen_and_the_projector_starts_as_identity():
     quantizer, latent = make("lc"), latents(100)
     assert isinstance(quantizer, FeatureVQ)
