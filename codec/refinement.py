@@ -179,8 +179,7 @@ def _recording() -> Iterator[None]:
 
 
 class Listener(torch.nn.Module):
-    """The loss of a sound: those of training without discriminators, in a mixture of their own that was
-    chosen on `dev` (recipes/stream).
+    """The loss of a sound: those of training without discriminators, in a mixture chosen on `dev` (recipes/stream).
 
     Args:
         sample_rate: Hz.

@@ -8,6 +8,7 @@ without a download. The rule is the one of ../shared/parity/README.md; this is a
 writes such a checkpoint, which `codec import` reads.
 """
 
+import gzip
 import json
 import sys
 import zlib
@@ -20,6 +21,8 @@ import pytest
 import torch
 
 PARITY = Path(__file__).resolve().parents[2] / "shared" / "parity"
+LAYOUT = json.loads(gzip.decompress((Path(__file__).parent / "data" / "published_keys.json.gz").read_bytes()))
+"""Kind of checkpoint -> every key -> role, shape with about a tenth of the published channels, and a note."""
 MODELS = ("wavtokenizer-75", "wavtokenizer-40", "simvq-4k", "simvq-8k")
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity, the reference tensors, is not here")
 

@@ -338,9 +338,8 @@ class Codec(Rates, nn.Module):
         wav = torch.zeros(len(codes), 1, max(ends), dtype=torch.float32, device=codes.device)
         num_frames = list(map(self.num_frames, ends))
         for items in self._decoded_together(num_frames):
-            own = [self.quantizer.checked_codes(codes[item, : num_frames[item]]) for item in items]
-            decoded = self.decoder(self.quantizer.lookup(pad_sequence(own, batch_first=True)))
-            for item, sound in zip(items, decoded, strict=True):
+            own = pad_sequence([codes[item, : num_frames[item]] for item in items], batch_first=True)
+            for item, sound in zip(items, self.decoder(self.quantizer.lookup(own)), strict=True):
                 wav[item, :, : ends[item]] = sound[:, : ends[item]]
         return wav
 

@@ -73,13 +73,12 @@ def nearest_code(
     Returns:
         (N,) int64.
     """
-    on_cpu = vectors.device.type == "cpu"
     # Matrix products of a few rows take other paths, which round differently: no tile has fewer than 8.
     padded = F.pad(vectors.float(), (0, 0, 0, max(8 - len(vectors), 0)))
     negated = -(padded if enter is None else enter(padded))
     best = negated.new_full((len(negated),), math.inf)
     codes = torch.zeros(len(negated), dtype=torch.int64, device=vectors.device)
-    scale = 1 if on_cpu else 16  # a GPU needs larger tiles to be busy
+    scale = 1 if vectors.device.type == "cpu" else 16  # a GPU needs larger tiles to be busy
     num_tiles = math.ceil(len(codebook) / (CODE_TILE * scale))
     vector_tile = max(SEARCH_TILE * scale * num_tiles // len(codebook), 16)
     parts = [tensor.tensor_split(math.ceil(len(negated) / vector_tile)) for tensor in (negated, best, codes)]

@@ -62,16 +62,12 @@ class DerivedWeight:
     """A tensor, or several, computed from parameters, kept as long as those parameters stay what they were.
 
     Parameters are recognised by their storage and by torch's count of in-place changes. A change behind torch's back
-    (through `.data`) is not seen: modules call `clear` when they move between training and evaluation.
+    (through `.data`) is not seen: modules begin another one when they move between training and evaluation.
     """
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] | None = None
         self._value: Any = None
-
-    def clear(self) -> None:
-        """Forget the tensor."""
-        self._key = self._value = None
 
     def get(self, sources: tuple[Tensor, ...], compute: Callable[[], Derived]) -> Derived:
         """`compute()`, or what it gave last time if `sources` are unchanged. With gradients on always `compute()`."""
@@ -128,7 +124,7 @@ class TimeConv1d(nn.Conv1d):
         return output * scale + shift
 
     def train(self, mode: bool = True) -> "TimeConv1d":
-        self._derived.clear()
+        self._derived = DerivedWeight()
         return super().train(mode)
 
 

@@ -168,7 +168,7 @@ _DISCRIMINATORS = (
     r"(convs\.\d+\.0|band_convs\.\d+\.\d+\.0|conv_post)\." + _CONV,
 )
 _MEL = r"melspec_loss\.mel_spec\.(spectrogram\.window|mel_scale\.fb)"
-DISCRIMINATORS, AVERAGES = "discriminators", "weight averages of "
+DISCRIMINATORS = "discriminators"
 _UNUSED = {
     "wavtokenizer": {
         "codebook statistics": (re.escape(WAVTOKENIZER_CODEBOOK) + "(inited|cluster_size|embed_avg)",),
@@ -192,7 +192,7 @@ def unused_groups(kind: str) -> dict[str, Callable[[str], Any]]:
         for name in ("SEANet decoder, never called", DISCRIMINATORS):
             # Averages lose their dots, and so do the patterns.
             dotless = "|".join(f"({p})" for p in _UNUSED[kind][name]).replace(r"\.", "")
-            groups[AVERAGES + name] = re.compile(re.escape(EMA_PREFIX) + f"({dotless})")
+            groups[f"weight averages of {name}"] = re.compile(re.escape(EMA_PREFIX) + f"({dotless})")
     return {name: pattern.fullmatch for name, pattern in groups.items()}
 
 
@@ -215,6 +215,7 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
     Raises:
         ModelError: a key is missing, or the shapes are those of another architecture.
     """
+    prefix = ENCODER_PREFIXES[kind]
 
     def shape_of(key: str) -> tuple[int, ...]:
         return shapes.get(key) or shapes.get(ema_key(key)) or ()
@@ -226,7 +227,7 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
         return mode(found)
 
     def conv(axis: int, place: str) -> int:
-        layer = f"{ENCODER_PREFIXES[kind]}model.{place}.conv.conv"
+        layer = f"{prefix}model.{place}.conv.conv"
         keys = [f"{layer}.weight_v"] + ([f"{layer}.weight_g", f"{layer}.bias"] if axis == 0 else [])
         return size(axis, *keys)
 
@@ -241,7 +242,6 @@ def infer_config(kind: str, shapes: Mapping[str, torch.Size]) -> CodecConfig:
             raise ModelError(f"has the unknown key {numbers[last]}")
         return last
 
-    prefix = ENCODER_PREFIXES[kind]
     num_stages = (highest(f"{prefix}model.#.(block|shortcut)") + 2) // 3
     if not num_stages:
         raise ModelError(f"lacks {prefix}model.1.shortcut.conv.conv.bias")

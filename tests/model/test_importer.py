@@ -1,25 +1,21 @@
 """Import and export of published checkpoints, on small ones of exactly the published layout.
 
-`tests/data/published_keys.json.gz` lists every key of a WavTokenizer and a SimVQ checkpoint with role and shape (facts
-of `../shared/parity`); channels are about a tenth of the published ones, kernels and the spectral head are not.
+Channels are about a tenth of the published ones, kernels and the spectral head are not.
 """
 
 import collections
 import dataclasses
-import gzip
-import json
 import pickle
 import sys
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from folding import fold_weight_norm
-from parity import fill, kept
+from parity import LAYOUT, fill, kept
 from safetensors.torch import load_file, save_file
 
 import codec as package
@@ -39,7 +35,6 @@ from codec.model.predictive import PredictiveSimVQConfig
 from codec.model.rivals import FactorisedVQConfig
 
 KINDS = ("wavtokenizer", "simvq")
-LAYOUT = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "published_keys.json.gz").read_bytes()))
 
 
 def layout(kind, *roles):

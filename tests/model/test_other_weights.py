@@ -5,8 +5,6 @@ is other speech, and every way in which our modules cut up or prepare their work
 does nothing of the kind, gives in float64.
 """
 
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,12 @@ import soundfile
 import torch
 import transcription
 from folding import fold_weight_norm
-from parity import offset_and_scale, unit_variance
+from parity import LAYOUT, offset_and_scale, unit_variance
 
 from codec.model import importer, seanet, upstream, vocos
 from codec.model.codec import Codec
 from codec.streaming import StreamEncoder, WindowDecoder
 
-LAYOUT = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "published_keys.json.gz").read_bytes()))
 CLEAR = 1e-3
 """Squared distance by which a nearest code must win to be the same in float32; the distances are about 100."""
 NETWORKS = {
