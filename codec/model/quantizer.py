@@ -251,8 +251,8 @@ class Quantizer(nn.Module):
             vectors = latent.float().movedim(1, -1).reshape(-1, self.codebook_dim)
             vectors = vectors[:: -(-len(vectors) * self.codebook_size // USAGE_TILE)]  # (N, D)
             squares, queries, keys, norms = self._terms_of_distances(vectors)
-            piece = (USAGE_TILE if vectors.is_cuda else USAGE_PIECE) // self.codebook_size
-            pieces = queries.split(max(USAGE_ROWS, piece))
+            num_rows = (USAGE_TILE if vectors.is_cuda else USAGE_PIECE) // self.codebook_size
+            pieces = queries.split(max(USAGE_ROWS, num_rows))
             with torch.no_grad():  # without ||z||^2, added below
                 nearest = torch.cat([torch.addmm(norms, piece, keys.T, alpha=-2).amin(1) for piece in pieces])
                 temperature = average((nearest + squares).mean()).clamp(min=1e-8)

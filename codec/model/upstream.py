@@ -338,6 +338,7 @@ def _apply_wavtokenizer(settings: dict[str, Any], config: CodecConfig, strides: 
 def _apply_simvq(settings: dict[str, Any], config: CodecConfig, strides: list[int]) -> None:
     at, encoder, quantizer = "model.init_args", config.encoder, config.quantizer
     tower = _section(settings, "ddconfig", f"{at}.")
+    is_causal = bool(tower.get("causal"))  # which shapes do not tell
     _compare(
         f"{at}.ddconfig",
         tower,
@@ -356,11 +357,11 @@ def _apply_simvq(settings: dict[str, Any], config: CodecConfig, strides: list[in
             "true_skip": False,
             "compress": 2,
             "lstm": encoder.num_lstm_layers,
-            "causal": tower.get("causal") if isinstance(tower.get("causal"), bool) else True,
+            "causal": is_causal,
         },
         ignored=("activation_params", "norm_params", "dilation_base"),
     )
-    encoder.is_causal = tower.get("causal", False)
+    encoder.is_causal = is_causal
     target = _section(settings, "quantconfig", f"{at}.")
     if str(target.get("target")).rsplit(".", 1)[-1] != "SimVQ1D":
         raise ConfigError(f"{at}.quantconfig.target is {target.get('target')!r}, only SimVQ1D is supported")
