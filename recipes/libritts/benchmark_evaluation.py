@@ -38,7 +38,7 @@ def main() -> None:
         make_pairs(arguments, folder)
         few, one, more = (
             measure(folder, jobs, limit)
-            for jobs, limit in ((1, arguments.pairs // 10), (1, arguments.pairs), (arguments.jobs, arguments.pairs))
+            for jobs, limit in ((1, max(arguments.pairs // 10, 1)), (1, arguments.pairs), (arguments.jobs, arguments.pairs))
         )
     print(f"{arguments.pairs} utterances of {arguments.seconds:g} s: 1 process {one[0]:.1f} s, ", end="")
     print(f"{arguments.jobs} processes {more[0]:.1f} s, {one[0] / more[0]:.2f} times as fast")
@@ -53,13 +53,13 @@ def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
     for path in paths:
         sound = audio.read(path, SAMPLE_RATE)[0][0]
         for start in range(0, len(sound) - length + 1, length):
-            if count == arguments.pairs:
-                return
             reference = sound[start : start + length]
             for kind, wav in (("references", reference), ("estimates", reference + noise)):
                 (folder / kind).mkdir(exist_ok=True)
                 audio.write(folder / kind / f"{count:05d}.wav", wav.clip(-1, 1), SAMPLE_RATE)
             count += 1
+            if count == arguments.pairs:
+                return
     raise AudioError(f"{arguments.folder}: gives {count} utterances of {arguments.seconds:g} s only")
 
 
