@@ -36,10 +36,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_pairs(arguments, folder)
-        few, one, more = (
-            measure(folder, jobs, limit)
-            for jobs, limit in ((1, max(arguments.pairs // 10, 1)), (1, arguments.pairs), (arguments.jobs, arguments.pairs))
-        )
+        few = measure(folder, 1, max(arguments.pairs // 10, 1))
+        one, more = (measure(folder, jobs, arguments.pairs) for jobs in (1, arguments.jobs))
     print(f"{arguments.pairs} utterances of {arguments.seconds:g} s: 1 process {one[0]:.1f} s, ", end="")
     print(f"{arguments.jobs} processes {more[0]:.1f} s, {one[0] / more[0]:.2f} times as fast")
     print(f"peak memory of the largest process: {few[1]:.0f} MiB for a tenth of them, {one[1]:.0f} MiB for all")
