@@ -2,7 +2,8 @@
 
     python recipes/stream/benchmark.py [--model stream] [--threads 2] [--hours 1] [--refine 8]
 
-Prints one table. Times are medians of runs that alternate between the two models, so that a busy machine slows both.
+Prints a line for each result. Times are medians of runs that alternate between the two models, so that a busy machine
+slows both.
 The reference is `wavtokenizer-75` with random weights: speed does not depend on them.
 """
 
@@ -20,6 +21,7 @@ from statistics import median
 import numpy as np
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import codec
 from codec.cli import exit_code, not_negative, positive
@@ -59,6 +61,7 @@ def main() -> None:
     if arguments.hours:  # first: on Linux a process begins with the peak of the one that started it
         print_memory(arguments.model, arguments.hours)
     compare_speed(arguments.model, arguments.seconds, arguments.runs)
+    print_operations(arguments.model)
     if arguments.refine:
         print_refinement(arguments.model, arguments.refine)
     print_latency(arguments.model)
@@ -93,6 +96,27 @@ def compare_speed(model: str, seconds: float, runs: int) -> None:
             f"{verb} {seconds:.0f} s: {model} {mine:.3f} s ({seconds / mine:.0f} x real time), "
             f"wavtokenizer-75 {theirs:.3f} s, ratio {theirs / mine:.1f}"
         )
+
+
+def print_operations(model: str, seconds: int = 10) -> None:
+    """Parameters, and operations for a second of sound: a multiplication and an addition are two.
+
+    The search for codes is not counted, nor are the LSTMs of the reference, which are a single operation to torch.
+    """
+    for name, network in ((model, codec.load(model)), ("wavtokenizer-75", Codec(REFERENCE).eval())):
+        wav = torch.zeros(1, 1, seconds * network.sample_rate)
+        parts = []
+        with torch.inference_mode():
+            for verb, part, given in (
+                ("encoder", network.encoder, wav),
+                ("decoder", network.decoder, network.encoder(wav)),
+            ):
+                with FlopCounterMode(display=False) as counter:
+                    part(given)
+                size = sum(parameter.numel() for parameter in part.parameters())
+                operations = counter.get_total_flops() / seconds
+                parts.append(f"{verb} {size / 1e6:.1f} M parameters, {operations / 1e9:.2f} G operations a second")
+        print(f"{name}: {'; '.join(parts)} (of matrix products and convolutions)")
 
 
 def print_refinement(model: str, steps: int, seconds: float = 20.0) -> None:
