@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import IO, Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 import soundfile
@@ -265,7 +265,7 @@ class SoundReader:
                 f"copy it again"
             )
 
-    def _look(self, look: Callable[[BinaryIO], Found]) -> Found:
+    def _look(self, look: Callable[[IO[bytes]], Found]) -> Found:
         """What a look at the bytes of the file finds."""
         place = self._bytes.tell()  # libsndfile may read from the same stream
         self._bytes.seek(0)
@@ -283,7 +283,7 @@ class SoundReader:
 
     def _open(self, path: str | os.PathLike[str]) -> soundfile.SoundFile:
         if os.fspath(path) == STANDARD_STREAM:
-            source: BinaryIO = sys.stdin.buffer
+            source: IO[bytes] = sys.stdin.buffer
         else:
             check_path(path, AudioError)
             if os.path.isdir(path):
@@ -314,7 +314,7 @@ class SoundReader:
             remedy = "" if empty else "; convert it to wav or flac, for example with ffmpeg"
             raise AudioError(f"{self.name}: {what}{remedy}") from error
 
-    def _seekable(self, source: BinaryIO) -> str | bytes | int | BinaryIO:
+    def _seekable(self, source: IO[bytes]) -> str | bytes | int | IO[bytes]:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
         self._bytes = source
         if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():

@@ -4,7 +4,7 @@ It ends where a file says that it does, or else, where it says nothing, at what 
 """
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 BLOCK_BYTES = 1 << 16
 FRAME_SAMPLES = 1152
@@ -22,13 +22,13 @@ _SIDE_BYTES = {(True, False): 32, (True, True): 17, (False, False): 17, (False, 
 _VBRI_OFFSET = 36  # from the start of a frame
 
 
-def states_length(stream: BinaryIO) -> bool:
+def states_length(stream: IO[bytes]) -> bool:
     """Whether a file says how many frames it has, in a Xing, Info or VBRI header."""
     first = next(_frames(stream), None)
     return first is not None and _stated_frames(stream, first) is not None
 
 
-def find_fault(stream: BinaryIO) -> str | None:
+def find_fault(stream: IO[bytes]) -> str | None:
     """Why a file cannot be read to its end, in words that follow its name; None where it can.
 
     It goes on behind what its header says, as two files do that were put end to end. All of the stream is looked at.
@@ -43,7 +43,7 @@ def find_fault(stream: BinaryIO) -> str | None:
     return f"has {found} frames and says {stated}, so that the rest would be left out; split or convert it"
 
 
-def _frames(stream: BinaryIO) -> Iterator[int]:
+def _frames(stream: IO[bytes]) -> Iterator[int]:
     """Where each frame begins. Tags and other bytes between frames are passed over."""
     offset: int | None = 0
     while offset is not None:
@@ -58,7 +58,7 @@ def _frames(stream: BinaryIO) -> Iterator[int]:
             offset = _next_frame(stream, offset + 1)
 
 
-def _next_frame(stream: BinaryIO, start: int) -> int | None:
+def _next_frame(stream: IO[bytes], start: int) -> int | None:
     """Where the next two frames begin that follow each other."""
     stream.seek(start)
     while len(block := stream.read(BLOCK_BYTES)) >= 4:
@@ -86,7 +86,7 @@ def _frame_bytes(header: bytes) -> int:
     return bits // 8 // _RATES[version][rate] + (header[2] >> 1 & 1)
 
 
-def _stated_frames(stream: BinaryIO, first: int) -> int | None:
+def _stated_frames(stream: IO[bytes], first: int) -> int | None:
     """How many frames follow the first one, if that says so."""
     stream.seek(first)
     frame = stream.read(_VBRI_OFFSET + 18)

@@ -4,7 +4,7 @@ What follows a lost page would take its place, so that codes would say something
 """
 
 import zlib
-from typing import BinaryIO
+from typing import IO
 
 CAPTURE_PATTERN = b"OggS"
 BLOCK_BYTES = 1 << 20
@@ -13,7 +13,7 @@ _BEGINS = 2  # flag of a page with which a stream begins
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def find_fault(stream: BinaryIO) -> str | None:
+def find_fault(stream: IO[bytes]) -> str | None:
     """Why a file cannot be read to its end, in words that follow its name; None where it can.
 
     A page is damaged, cut off, missing or not in its order, or a second recording follows, which libsndfile leaves out.
@@ -52,7 +52,7 @@ def _damaged(offset: int) -> str:
     return f"damaged or cut off at byte {offset}; copy it again"
 
 
-def _occurs(pattern: bytes, start: bytes, stream: BinaryIO) -> bool:
+def _occurs(pattern: bytes, start: bytes, stream: IO[bytes]) -> bool:
     """Whether the pattern is in `start` or in what is left of the stream."""
     block = start
     while block:

@@ -126,6 +126,8 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
 
 def _take_over(target: Path, temporary: Path) -> None:
     """Give a file the owner, group and permissions of the one that it will replace, if there is one."""
+    if sys.platform == "win32":  # where a file may be read-only, and then cannot be removed
+        return
     with contextlib.suppress(FileNotFoundError):
         known = os.stat(target)
         for owner, group in ((known.st_uid, -1), (-1, known.st_gid)):
@@ -163,8 +165,7 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
             with open(temporary, "x+b") as stream:
-                if os.name == "posix":  # elsewhere a file may be read-only, and then cannot be removed
-                    _take_over(target, temporary)
+                _take_over(target, temporary)
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

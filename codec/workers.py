@@ -1,8 +1,8 @@
 """The same work for many items in several processes, where one that dies takes only its item with it."""
 
-import contextlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +24,7 @@ class Died(Exception):
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    with contextlib.suppress(AttributeError):
+    if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

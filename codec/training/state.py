@@ -4,14 +4,13 @@ import errno
 import json
 import os
 import shutil
+import sys
 import zlib
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 import safetensors
 import safetensors.torch
@@ -30,14 +29,14 @@ PORTABLE_BYTES = 16 * 2**20
 def lock_run(run: Path) -> IO[bytes]:
     """Let no other process train in a run folder until the returned file is closed or this process ends.
 
-    A file system that cannot lock, and a system without `fcntl`, let everybody in.
+    A file system that cannot lock, and Windows, let everybody in.
 
     Raises:
         ConfigError: another process trains there, and each would overwrite what the other saves.
         OSError: the folder cannot be written to.
     """
     file = open(run / LOCK_NAME, "ab")
-    if fcntl is not None:
+    if sys.platform != "win32":
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
