@@ -70,10 +70,10 @@ def score(task: Task) -> Row:
     row.seconds, row.sample_rate, row.delay = pair.seconds, pair.sample_rate, delay_of(pair)
     for identity, metric in missing.items():
         try:
-            values = {column: float(value) for column, value in metric.score(pair).items()}
+            values = metric.score(pair)
             if not all(map(isfinite, values.values())):
                 raise Undefined("its value is not a finite number")
-            row.scores[identity] = values
+            row.scores[identity] = {column: float(value) for column, value in values.items()}
         except Undefined as error:
             row.undefined[identity] = str(error)
         except Exception as error:  # compiled packages raise anything; one file must not end a night's run

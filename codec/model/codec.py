@@ -331,6 +331,7 @@ class Codec(Rates, nn.Module):
             raise ModelError(f"decode takes a torch.Tensor, got {type(codes).__name__}")
         if codes.ndim != 2 or codes.numel() == 0:
             raise ModelError(f"decode takes codes of shape (B, N) with at least one code, got {tuple(codes.shape)}")
+        require_values(codes, "codes", ModelError)
         self.require_float32()
         if lengths is None:
             return self.decoder(self.quantizer.lookup(codes))

@@ -443,7 +443,7 @@ def _read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates that are none, and of deep nesting
+    except Exception as error:  # values that are not of the type that a tag says, or nested deeply, raise anything
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: is not YAML{f', see line {mark.line + 1}' if mark else ''}") from error
 

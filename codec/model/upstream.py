@@ -338,7 +338,9 @@ def _apply_wavtokenizer(settings: dict[str, Any], config: CodecConfig, strides: 
 def _apply_simvq(settings: dict[str, Any], config: CodecConfig, strides: list[int]) -> None:
     at, encoder, quantizer = "model.init_args", config.encoder, config.quantizer
     tower = _section(settings, "ddconfig", f"{at}.")
-    is_causal = bool(tower.get("causal"))  # which shapes do not tell
+    is_causal = tower.get("causal", False)  # which shapes do not tell
+    if not isinstance(is_causal, bool):
+        raise ConfigError(f"{at}.ddconfig.causal must be true or false, got {is_causal!r}")
     _compare(
         f"{at}.ddconfig",
         tower,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from codec import audio
-from codec.cli import exit_code, not_negative, positive
+from codec.cli import exit_code, positive
 from codec.errors import AudioError
 
 SAMPLE_RATE = 24000
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=positive, default=1000)
-    parser.add_argument("--seconds", type=not_negative, default=3.0, help="of each utterance")
+    parser.add_argument("--seconds", type=positive, default=3, help="of each utterance")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -38,7 +38,7 @@ def main() -> None:
         make_pairs(arguments, folder)
         few = measure(folder, 1, max(arguments.pairs // 10, 1))
         one, more = (measure(folder, jobs, arguments.pairs) for jobs in (1, arguments.jobs))
-    print(f"{arguments.pairs} utterances of {arguments.seconds:g} s: 1 process {one[0]:.1f} s, ", end="")
+    print(f"{arguments.pairs} utterances of {arguments.seconds} s: 1 process {one[0]:.1f} s, ", end="")
     print(f"{arguments.jobs} processes {more[0]:.1f} s, {one[0] / more[0]:.2f} times as fast")
     print(f"peak memory of the largest process: {few[1]:.0f} MiB for a tenth of them, {one[1]:.0f} MiB for all")
 
@@ -46,7 +46,7 @@ def main() -> None:
 def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
     """`folder/references` and `folder/estimates`, cut out of the files in turn until there are enough."""
     paths = audio.find_sounds(arguments.folder)
-    length, count = round(arguments.seconds * SAMPLE_RATE), 0
+    length, count = arguments.seconds * SAMPLE_RATE, 0
     noise = 0.01 * np.random.default_rng(0).standard_normal(length).astype(np.float32)
     for path in paths:
         sound = audio.read(path, SAMPLE_RATE)[0][0]
@@ -58,13 +58,13 @@ def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
             count += 1
             if count == arguments.pairs:
                 return
-    raise AudioError(f"{arguments.folder}: gives {count} utterances of {arguments.seconds:g} s only")
+    raise AudioError(f"{arguments.folder}: gives {count} utterances of {arguments.seconds} s only")
 
 
 def measure(folder: Path, jobs: int, limit: int) -> tuple[float, float]:
     """Seconds from start to end, and MiB of the largest process."""
-    output = folder / f"output-{jobs}-{limit}"
-    command = [*COMMAND, str(folder / "references"), str(folder / "estimates"), "--output", str(output)]
+    output = tempfile.mkdtemp(dir=folder)  # a new one: an evaluation would go on with what it finds
+    command = [*COMMAND, str(folder / "references"), str(folder / "estimates"), "--output", output]
     start = time.perf_counter()
     subprocess.run([*command, "--jobs", str(jobs), "--limit", str(limit)], check=True)
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

@@ -99,10 +99,7 @@ def compare_speed(model: str, seconds: float, runs: int) -> None:
 
 
 def print_operations(model: str, seconds: int = 10) -> None:
-    """Parameters, and operations for a second of sound: a multiplication and an addition are two.
-
-    The search for codes is not counted, nor are the LSTMs of the reference, which are a single operation to torch.
-    """
+    """Parameters, and operations for a second of sound: a multiplication and an addition are two."""
     for name, network in ((model, codec.load(model)), ("wavtokenizer-75", Codec(REFERENCE).eval())):
         wav = torch.zeros(1, 1, seconds * network.sample_rate)
         parts = []
@@ -116,7 +113,7 @@ def print_operations(model: str, seconds: int = 10) -> None:
                 size = sum(parameter.numel() for parameter in part.parameters())
                 operations = counter.get_total_flops() / seconds
                 parts.append(f"{verb} {size / 1e6:.1f} M parameters, {operations / 1e9:.2f} G operations a second")
-        print(f"{name}: {'; '.join(parts)} (of matrix products and convolutions)")
+        print(f"{name}: {'; '.join(parts)}; without its search for codes and LSTMs, in {seconds} s of sound")
 
 
 def print_refinement(model: str, steps: int, seconds: float = 20.0) -> None:

@@ -191,6 +191,9 @@ def test_a_training_loop_without_value_checks_looks_at_no_samples(codec: Codec):
 def test_unusable_codes_are_refused(codec: Codec, codes: torch.Tensor, message: str):
     with pytest.raises(ModelError, match=message):
         codec.decode(codes)
+    if codes.ndim == 2 and codes.numel():
+        with pytest.raises(ModelError, match=message):
+            codec.decode(codes, torch.tensor([codes.shape[1] * codec.hop_length]))
 
 
 def test_a_config_survives_json(codec: Codec):

@@ -368,6 +368,7 @@ def test_a_configuration_that_agrees_is_taken(checkpoint, tmp_path):
         pytest.param("simvq", "quantconfig.params.beta", 10**400, "beta must be a number from 0", id="beyond floats"),
         ("simvq", "quantconfig.target", "taming.EMAVectorQuantizer", "only SimVQ1D"),
         ("simvq", "audio_normalize", True, "audio_normalize is True"),
+        ("simvq", "ddconfig.causal", None, "ddconfig.causal must be true or false, got None"),
     ],
 )
 def test_a_configuration_that_disagrees_is_refused_by_name(kind, setting, value, match, tmp_path):
@@ -389,7 +390,11 @@ def test_a_causal_encoder_can_be_told_only_by_the_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["model: [1, 2", "just words", "", "\x00", "model: {class_path: x}", "2026-11-31", "[" * 10_000]
+    "text",
+    [
+        *("model: [1, 2", "just words", "", "\x00", "model: {class_path: x}", "2026-11-31", "[" * 10_000),
+        *("!!int ''", "!!bool x", "!!timestamp x"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
