@@ -621,7 +621,6 @@ class _CompressedSink:
         self._taking_room = partial(_taking_room, name) if self._is_copied else contextlib.nullcontext
         self._file = _ErrorKeeper(tempfile.TemporaryFile() if self._is_copied else stream)
         subtype = {"flac": "PCM_16", "ogg": "VORBIS"}[format]
-        self._is_integer = subtype == "PCM_16"
         refused = AudioError(f"{format} cannot hold a sample rate of {sample_rate} Hz")
         if format == "ogg" and sample_rate > _MOST_OF_VORBIS:
             raise refused
@@ -634,7 +633,7 @@ class _CompressedSink:
         return self
 
     def write(self, block: np.ndarray) -> None:
-        values = to_int16(block) if self._is_integer else np.clip(block, -1.0, 1.0)
+        values = np.clip(block, -1.0, 1.0)  # libsndfile rounds them as `to_int16` does
         with self._system_errors():
             for start in range(0, len(values), _VALUES_PER_ENCODE):
                 self._sound.write(values[start : start + _VALUES_PER_ENCODE])

@@ -422,6 +422,15 @@ def test_sixteen_bit_file_written_back_is_unchanged(tmp_path, name):
     np.testing.assert_array_equal(soundfile.read(tmp_path / name, dtype="int16")[0], values)
 
 
+def test_flac_holds_what_wav_holds(tmp_path):
+    steps = np.array([-40000, -32768.5, -1.5, -0.5, -0.25, 0.5, 1.5, 2.5, 32766.5, 32767.5, 40000])
+    wav = np.concatenate([steps / 32768, np.random.default_rng(0).uniform(-1.2, 1.2, 10_000)]).astype(np.float32)
+    for name in ("a.wav", "a.flac"):
+        audio.write(tmp_path / name, wav, 24000)
+    samples = [soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("a.wav", "a.flac")]
+    np.testing.assert_array_equal(*samples)
+
+
 def test_peaks_saturate_and_are_counted(tmp_path):
     wav = np.array([0.5, 1.5, -2.0, -0.5, 1.0], np.float32)
     assert audio.write(tmp_path / "a.wav", wav, 24000) == 2
