@@ -361,14 +361,13 @@ def test_a_configuration_that_agrees_is_taken(checkpoint, tmp_path):
         ("wavtokenizer", "sample_rate", "fast", "sample_rate must be a number"),
         ("wavtokenizer", "backbone", None, r"has no section model\.init_args\.backbone"),
         ("simvq", "ddconfig.ratios", [8, 5, 4, 3], r"ddconfig\.ratios is \[8, 5, 4, 3\]"),
-        ("simvq", "ddconfig.causal", "yes", "causal is 'yes'"),
+        ("simvq", "ddconfig.causal", "yes", "causal must be true or false, got 'yes'"),
         ("simvq", "ddconfig.norm", "time_group_norm", "norm is 'time_group_norm'"),
         ("simvq", "quantconfig.params.n_e", 1024, r"n_e is 1024, but .* 48"),
         ("simvq", "quantconfig.params.beta", float("inf"), r"beta must be a number from 0 to 2\*\*31, got inf"),
         pytest.param("simvq", "quantconfig.params.beta", 10**400, "beta must be a number from 0", id="beyond floats"),
         ("simvq", "quantconfig.target", "taming.EMAVectorQuantizer", "only SimVQ1D"),
         ("simvq", "audio_normalize", True, "audio_normalize is True"),
-        ("simvq", "ddconfig.causal", None, "ddconfig.causal must be true or false, got None"),
     ],
 )
 def test_a_configuration_that_disagrees_is_refused_by_name(kind, setting, value, match, tmp_path):
