@@ -35,7 +35,8 @@ _TO_P835 = (
     (-0.13166888, 1.60915514, -0.39604546),
     (-0.06766283, 1.11546468, 0.04602535),
 )
-"""From the network's outputs (signal, background, overall) to their scale, highest power first; of that script."""
+"""From the network's outputs (signal, background, overall) to the P.835 scale, highest power first; of the challenge's
+script."""
 
 
 class Dnsmos(Metric):

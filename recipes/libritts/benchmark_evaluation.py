@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=positive, default=1000)
     parser.add_argument("--seconds", type=positive, default=3, help="of each utterance")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -47,12 +47,13 @@ def make_pairs(arguments: argparse.Namespace, folder: Path) -> None:
     """`folder/references` and `folder/estimates`, cut out of the files in turn until there are enough."""
     paths = audio.find_sounds(arguments.folder)
     length, count = arguments.seconds * SAMPLE_RATE, 0
-    noise = 0.01 * np.random.default_rng(0).standard_normal(length).astype(np.float32)
+    rng = np.random.default_rng(0)
     for path in paths:
         sound = audio.read(path, SAMPLE_RATE)[0][0]
         for start in range(0, len(sound) - length + 1, length):
             reference = sound[start : start + length]
-            for kind, wav in (("references", reference), ("estimates", reference + noise)):
+            estimate = reference + 0.01 * rng.standard_normal(length, np.float32)
+            for kind, wav in (("references", reference), ("estimates", estimate)):
                 (folder / kind).mkdir(exist_ok=True)
                 audio.write(folder / kind / f"{count:05d}.wav", wav.clip(-1, 1), SAMPLE_RATE)
             count += 1

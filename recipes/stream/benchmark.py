@@ -3,8 +3,7 @@
     python recipes/stream/benchmark.py [--model stream] [--threads 2] [--hours 1] [--refine 8]
 
 Prints a line for each result. Times are medians of runs that alternate between the two models, so that a busy machine
-slows both.
-The reference is `wavtokenizer-75` with random weights: speed does not depend on them.
+slows both. The reference is `wavtokenizer-75` with random weights: speed does not depend on them.
 """
 
 import argparse
@@ -101,19 +100,17 @@ def compare_speed(model: str, seconds: float, runs: int) -> None:
 def print_operations(model: str, seconds: int = 10) -> None:
     """Parameters, and operations for a second of sound: a multiplication and an addition are two."""
     for name, network in ((model, codec.load(model)), ("wavtokenizer-75", Codec(REFERENCE).eval())):
-        wav = torch.zeros(1, 1, seconds * network.sample_rate)
-        parts = []
-        with torch.inference_mode():
-            for verb, part, given in (
-                ("encoder", network.encoder, wav),
-                ("decoder", network.decoder, network.encoder(wav)),
-            ):
-                with FlopCounterMode(display=False) as counter:
-                    part(given)
-                size = sum(parameter.numel() for parameter in part.parameters())
-                operations = counter.get_total_flops() / seconds
-                parts.append(f"{verb} {size / 1e6:.1f} M parameters, {operations / 1e9:.2f} G operations a second")
-        print(f"{name}: {'; '.join(parts)}; without its search for codes and LSTMs, in {seconds} s of sound")
+        signal, found = torch.zeros(1, 1, seconds * network.sample_rate), []
+        for part in (network.encoder, network.decoder):
+            with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+                signal = part(signal)
+            millions = sum(parameter.numel() for parameter in part.parameters()) / 1e6
+            operations = counter.get_total_flops() / seconds / 1e9
+            found.append(f"{millions:.1f} M parameters, {operations:.2f} G operations a second")
+        print(
+            f"{name}: encoder {found[0]}; decoder {found[1]}; without the search for codes and LSTMs, "
+            f"in {seconds} s of sound"
+        )
 
 
 def print_refinement(model: str, steps: int, seconds: float = 20.0) -> None:
