@@ -309,7 +309,11 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
                 _hydra([*groups, override])
                 (values if "." in _key(override) else groups).append(override)
             except (HydraException, OmegaConfBaseException) as other:
-                mistakes += _sentences(other)
+                # Of what is in a list OmegaConf names only the place.
+                mistakes += [
+                    f"{_key(override)}[{said.replace(':', ']:', 1)}" if re.match(r"\d+:", said) else said
+                    for said in _sentences(other)
+                ]
             except (ValueError, TypeError):  # hydra's, without the name of the group
                 mistakes.append(f"{override!r}: {_key(override)} must be a name, see configs/")
         unique = list(dict.fromkeys(mistakes or _sentences(error)))
@@ -421,6 +425,7 @@ def _one_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     sentence = re.sub(r"\s+", " ", lines[0]).rstrip(".") if lines else type(cause).__name__
+    sentence = sentence.replace("a ListConfig, list or tuple", "a list")
     if sentence.startswith("Ambiguous value"):
         return f"{sentence}: a list is written [1,2]; for a run of each, add --multirun"
     if "hydra/launcher/submitit" in sentence:

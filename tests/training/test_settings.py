@@ -166,6 +166,7 @@ def test_a_mistake_is_told_whole_whatever_is_in_it():
             ["mel.resolutions=[[255,64,20],[256,64,20]]"],
             ["mel.resolutions [255, 64, 20]: the length of an STFT must be even"],
         ),
+        (["mel.resolutions=[[256,64,20],3]"], ["mel.resolutions[1]: Invalid value assigned: int is not a list"]),
         (
             [
                 "adversary.discriminators.period.periods=[0]",
