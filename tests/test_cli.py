@@ -485,11 +485,12 @@ def test_info_tells_damage(run, talk):
 
 
 def test_info_tells_of_models_and_sounds(run, speech):
-    assert run("info", run.model, speech, "--json") == 0
-    model, sound = map(json.loads, run.out.splitlines())
+    assert run("info", run.model, speech, "stream", "--json") == 0
+    model, sound, boxed = map(json.loads, run.out.splitlines())
     assert (model["bitrate"], model["sample_rate"]) == (0.9, 24000)
     assert model["fingerprint"] == codec.load(run.model).fingerprint
     assert (sound["channels"], sound["num_samples"]) == (1, soundfile.info(speech).frames)
+    assert boxed["fingerprint"] == codec.load().fingerprint
 
 
 def test_models_lists_what_is_in_the_box(run, monkeypatch, model_directory):

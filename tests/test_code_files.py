@@ -12,6 +12,12 @@ from codec.code_files import CODE_FORMATS, format_of, open_code_reader, open_cod
 from codec.errors import FormatError
 
 
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def codes_of(path: Path) -> list[int]:
     with open_code_reader(path) as reader:
         return [int(code) for block in reader for code in block.codes]
@@ -32,17 +38,13 @@ def test_the_largest_codebook_has_codes_of_32_bits(tmp_path, suffix):
         ("a.txt", b"\xef\xbb\xbf1, 2,3\r\n", [1, 2, 3]),
         ("A.TXT", b"1\n2\n", [1, 2]),
         ("A.JSON", b"          [1, 2]", [1, 2]),  # no codes by its first bytes
+        ("a.npy", npy(np.array([[1, 2]], np.int16)), [1, 2]),  # a batch of one
+        ("a.json", b"[[1, 2]]", [1, 2]),
     ],
 )
 def test_what_other_programs_write_is_read(tmp_path, name, content, codes):
     (tmp_path / name).write_bytes(content)
     assert codes_of(tmp_path / name) == codes
-
-
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,11 @@ def test_a_time_that_no_file_can_have_does_no_harm(time, tmp_path):
     assert (tmp_path / "out" / GOOD[0][0]).read_bytes() == GOOD[0][1]
 
 
+def test_files_keep_their_times(tmp_path):
+    unpack(pack_with_headers(tmp_path / "a.tar", {"mtime": "1234567890.5"}), tmp_path / "out")
+    assert (tmp_path / "out" / GOOD[0][0]).stat().st_mtime == 1234567890.5
+
+
 def test_too_little_space_is_refused_beforehand(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=5 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

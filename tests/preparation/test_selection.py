@@ -9,6 +9,7 @@ import pytest
 
 from codec.errors import ConfigError
 from codec.manifest import Utterance, is_unknown
+from codec.preparation.outcome import PreparationConfig
 from codec.preparation.selection import Candidate, Filters, hold_out, select, shared_speakers, subset
 from codec.preparation.survey import Measurement
 
@@ -112,6 +113,11 @@ def test_filters_drop_what_is_beyond_their_limits(changes, reason):
     assert (verdict and verdict[0]) == reason
 
 
+def test_the_share_that_is_clipped_is_told_with_the_limit():
+    verdict = Filters(max_clipped=0.02).verdict(dataclasses.replace(FINE, clipped_share=0.0312))
+    assert verdict == ("clipped", "3.12 % of its samples are at full scale, at most 2 % is wanted")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -125,3 +131,8 @@ def test_filters_drop_what_is_beyond_their_limits(changes, reason):
 def test_impossible_filters_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Filters(**settings)
+
+
+def test_an_impossible_number_of_processes_is_refused():
+    with pytest.raises(ConfigError, match="jobs must be at least 0, got -1"):
+        PreparationConfig(jobs=-1)

@@ -450,6 +450,9 @@ def test_only_recordings_without_codes_are_tried_again(recordings, tmp_path, mod
     report = tokenize(folder, tmp_path / "tokens", model=str(model_directory), jobs=0, utterances_per_shard=4)
     assert sorted(encoded) == ["2", "6"]
     assert (report.num_found, report.num_utterances, report.num_failed) == (1, 6, 1)
+    in_it = [soundfile.info(path).duration for path in folder.rglob("*.wav") if path.stat().st_size]
+    assert report.seconds == pytest.approx(sum(in_it), abs=1e-3)
+    assert report.new_seconds == pytest.approx(soundfile.info(folder / "anna" / "2.wav").duration, abs=1e-3)
     tokens_of(folder, tmp_path / "fresh", model_directory, utterances_per_shard=4)
     assert content(tmp_path / "tokens") == content(tmp_path / "fresh")
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,10 +88,13 @@ def test_a_lasting_failure_is_one_sentence():
             batches.batch(step)
 
 
-def test_waiting_is_a_share_of_the_time():
+def test_waiting_is_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch):
+    # Of the loader, which is made, asks for a batch, has it, and is asked for the share: then, and once more.
+    clock = SimpleNamespace(monotonic=iter([100.0, 101.0, 102.0, 104.0, 105.0]).__next__)
+    monkeypatch.setattr("codec.training.loader.time", clock)
     with loader(Steps(), []) as batches:
         batches.batch(0)
-        assert 0 < batches.waiting() <= 1
+        assert batches.waiting() == 1 / 4
         assert batches.waiting() == 0  # nothing was asked for since
 
 

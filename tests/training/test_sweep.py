@@ -48,6 +48,11 @@ def test_each_combination_is_a_run_in_a_folder_of_its_name(tiny_run: list[str], 
         assert config == compose([*tiny_run, *alone, f"training.run='{config.training.run}'"])
 
 
+def test_a_plus_is_left_out(tiny_run: list[str]):
+    sweep([*tiny_run, "+training.steps=5,6"], start)
+    assert [config.training.steps for config in started] == [5, 6]
+
+
 def test_the_folder_of_a_run_is_one_folder(tiny_run: list[str], tmp_path: Path):
     sweep([*tiny_run, "model/quantizer=fsq,lfq"], start)
     folders = [Path(config.training.run) for config in started]
