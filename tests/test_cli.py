@@ -1,5 +1,6 @@
 """Every command does what its help says; whatever is wrong with the input is said in one sentence, with exit code 2."""
 
+import argparse
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import soundfile
+import torch
 
 import codec
 from codec import cli
@@ -594,6 +596,38 @@ def test_full_disk_is_refused(run, talk, speech):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU has not enough memory; use --device cpu"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (MemoryError(), "there is not enough memory"),
+    ],
+    ids=["GPU", "torch", "Python"],
+)
+def test_memory_that_does_not_suffice_is_one_sentence(error, sentence, capsys):
+    def main() -> None:
+        raise error
+
+    assert cli.exit_code(main) == 2
+    assert capsys.readouterr().err == f"codec: {sentence}\n"
+
+
+def test_other_mistakes_of_the_program_are_not_hidden():
+    def main() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        cli.exit_code(main)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf"])
+def test_numbers_of_recipes_are_finite_and_not_negative(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be a number from 0 on, got {text}"):
+        cli.not_negative(text)
+    assert cli.not_negative("0") == 0
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["info", "talk.codes"]], ids=["help", "info"])
 def test_full_standard_output_is_named(run, talk, arguments):
     with open("/dev/full", "wb") as full:

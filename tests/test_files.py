@@ -16,7 +16,7 @@ import torch
 from codec import files
 from codec.bitstream import read_codes, write_codes
 from codec.cli import run
-from codec.errors import CodecError, ConfigError, ModelError
+from codec.errors import CodecError, ConfigError, FormatError, ModelError
 from codec.model.codec import Codec, CodecConfig
 from codec.model.predictive import PredictiveSimVQConfig
 from codec.model.quantizer import VQConfig
@@ -80,6 +80,7 @@ def test_long_files_give_the_codes_of_one_pass_and_the_sound_of_windows(codec, w
     assert np.array_equal(read(tmp_path / "again.wav"), windows)
     assert not np.array_equal(windows, codec.decode(codes)[0, 0, : len(wav)].numpy())
     assert encoded.num_samples == decoded.num_samples == len(wav)
+    assert encoded.seconds == decoded.seconds == len(wav) / 24000
 
 
 @pytest.mark.parametrize("longest", [3.0, 300.0], ids=["windows", "one pass"])
@@ -89,6 +90,9 @@ def test_holes_are_silent_at_their_place(codec, wav, sound, tmp_path, monkeypatc
     data = bytearray((tmp_path / "talk.codes").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "talk.codes").write_bytes(data)
+    with pytest.raises(FormatError, match="block"):
+        files.decode_file(tmp_path / "talk.codes", tmp_path / "again.wav", model=codec)
+    assert not (tmp_path / "again.wav").exists()
     report = files.decode_file(
         tmp_path / "talk.codes", tmp_path / "again.wav", model=codec, format="wav-float", recover=True
     )
