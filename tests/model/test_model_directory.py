@@ -46,6 +46,21 @@ def test_weights_that_are_no_real_numbers_are_refused(dtype, tmp_path):
         load(tmp_path)
 
 
+def test_weights_of_another_network_are_refused_by_name_and_number(tmp_path):
+    save(small_reference(), tmp_path)
+    tensors = read_tensors(tmp_path / "model.safetensors")
+    first, second, third, *_ = names = sorted(tensors)
+    for changed, end in (
+        ({name: tensors[name] for name in names[1:]}, f"lacks {first}"),
+        ({name: tensors[name] for name in names[3:]}, f"lacks {first} and 2 more"),
+        (tensors | {"b": torch.ones(1), "c": torch.ones(1)}, "has unknown b and 1 more"),
+        (tensors | {name: tensors[name][None] for name in (second, third)}, f"another shape for {second} and 1 more"),
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=rf"model\.safetensors: .*{end}$"):
+            load(tmp_path)
+
+
 def test_a_type_of_weights_that_could_not_be_loaded_leaves_the_model_there_as_it_was(tmp_path):
     save(small_reference(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
