@@ -69,6 +69,17 @@ def test_a_type_of_weights_that_could_not_be_loaded_leaves_the_model_there_as_it
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_are_stored_in_the_type_that_was_asked_for(dtype, tmp_path):
+    model = small_reference()
+    save(model, tmp_path, dtype=dtype)
+    stored = read_tensors(tmp_path / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        expected = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        assert stored[name].dtype == expected.dtype
+        assert torch.equal(stored[name], expected), name
+
+
 def test_loading_draws_no_random_numbers(model_directory, tmp_path):
     save(small_reference(), tmp_path / "reference")
     for directory in (model_directory, tmp_path / "reference"):
