@@ -310,10 +310,8 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
                 (values if "." in _key(override) else groups).append(override)
             except (HydraException, OmegaConfBaseException) as other:
                 # Of what is in a list OmegaConf names only the place.
-                mistakes += [
-                    f"{_key(override)}[{said.replace(':', ']:', 1)}" if re.match(r"\d+:", said) else said
-                    for said in _sentences(other)
-                ]
+                is_place = re.compile(r"\d+:").match
+                mistakes += [f"{override!r}: entry {said}" if is_place(said) else said for said in _sentences(other)]
             except (ValueError, TypeError):  # hydra's, without the name of the group
                 mistakes.append(f"{override!r}: {_key(override)} must be a name, see configs/")
         unique = list(dict.fromkeys(mistakes or _sentences(error)))

@@ -91,7 +91,7 @@ class TrainingConfig:
             mistakes.append("training.run must name a folder, it is empty")
         if not 0 <= self.ema_decay < 1:
             mistakes.append(f"training.ema_decay must be in [0, 1), got {self.ema_decay}")
-        if not set(self.freeze) < set(PARTS):
+        if not set(map(str, self.freeze)) < set(PARTS):  # a list in the list has no hash
             mistakes.append(f"training.freeze takes at most two of {', '.join(PARTS)}, got {self.freeze}")
         if self.freeze and not self.init:
             mistakes.append("training.freeze needs training.init, a model whose parts are worth keeping")

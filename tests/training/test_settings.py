@@ -36,6 +36,7 @@ def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
         ("training.ema_decay=1", "in \\[0, 1\\)"),
         ("training.freeze=[encoder]", "training.freeze needs training.init"),
         ("training.freeze=[ears]", "at most two of encoder, quantizer, decoder"),
+        ("training.freeze=[[encoder]]", "at most two of encoder, quantizer, decoder"),
         ("model.encoder.colour=1", "colour"),
         ("model=nothing", "nothing"),
         ("+colour=1", "colour"),
@@ -166,7 +167,14 @@ def test_a_mistake_is_told_whole_whatever_is_in_it():
             ["mel.resolutions=[[255,64,20],[256,64,20]]"],
             ["mel.resolutions [255, 64, 20]: the length of an STFT must be even"],
         ),
-        (["mel.resolutions=[[256,64,20],3]"], ["mel.resolutions[1]: Invalid value assigned: int is not a list"]),
+        (
+            ["mel.resolutions=[[256,64,20],3]"],
+            ["'mel.resolutions=[[256,64,20],3]': entry 1: Invalid value assigned: int is not a list"],
+        ),
+        (
+            ["mel={resolutions:[[256,64,20],3]}"],
+            ["'mel={resolutions:[[256,64,20],3]}': entry 1: Invalid value assigned: int is not a list"],
+        ),
         (
             [
                 "adversary.discriminators.period.periods=[0]",
