@@ -63,8 +63,7 @@ def search_table(codebook: Tensor) -> Tensor:
 
 def start(batch: int, num_paths: int, delay: int, tables: Tables) -> Paths:
     """One path, without any code so far."""
-    costs = tables.search.new_full((batch, num_paths), torch.inf)
-    costs[:, 0].zero_()
+    costs = F.pad(tables.search.new_zeros(batch, 1), (0, num_paths - 1), value=torch.inf)
     undecided = torch.zeros(batch * num_paths, delay, dtype=torch.int64, device=costs.device)
     memory = tables.echoes.shape[1] // len(tables.silence)
     return Paths(costs, tables.silence.repeat(batch * num_paths, memory, 1), undecided)

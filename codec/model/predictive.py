@@ -152,6 +152,10 @@ class PredictiveSimVQ(SimVQ):
             expected, _, gains = self._unroll(codes)
         return (latent.float() - expected.transpose(1, 2)) / gains.transpose(1, 2)
 
+    def tables(self) -> beam.Tables:
+        """What the search for codes needs of the weights."""
+        return self._derive("tables", self._make_tables)
+
     def code_parameters(self) -> list[nn.Parameter]:
         others = {self.taps, *self.hear.parameters(), *self.expect.parameters()}
         return [parameter for parameter in super().code_parameters() if parameter not in others]
@@ -167,7 +171,7 @@ class PredictiveSimVQ(SimVQ):
     def _choose(self, vectors: Tensor, state: State | None = None, num_frames: list[int] | None = None) -> Tensor:
         """Codes of vectors (B, N, D), as `encode` gives them."""
         batch, length, _ = vectors.shape
-        tables = self._derive("tables", self._make_tables)
+        tables = self.tables()
         with torch.inference_mode():  # which makes the many small steps a fifth faster
             if state is not None and self in state:
                 costs, *of_paths, _ = state[self]

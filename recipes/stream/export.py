@@ -1,24 +1,32 @@
-"""The decoder compiled ahead of time: programs that turn codes into sound step by step, with no Python in them.
+"""A step of a stream compiled ahead of time: programs that turn codes into sound or sound into codes, without Python.
 
-    python recipes/stream/export.py OUTPUT [--onnx] [--model stream] [--codes 1] [--batch] [--threads 1]
+    python recipes/stream/export.py OUTPUT [--encode] [--onnx] [--model stream] [--codes 1] [--batch] [--threads 1]
 
 OUTPUT/first.pt2 takes the first codes of a signal, (1, n) int64, n = --codes, and OUTPUT/next.pt2 further ones and all
 tensors of memory that the call before gave. Both give the samples (1, n * hop_length) and then the new memory. With
 --batch they take any number B >= 2 of signals at once; every tensor has a row for each.
 
-`torch._inductor.aoti_load_package` loads them, and in C++ `torch::inductor::AOTIModelPackageLoader`. A code outside
-[0, K) is a RuntimeError. Other shapes and types than these give wrong sound or end the process, unless they are checked
-too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the environment.
+With --encode they take samples instead, float32: the first (1, n * hop_length + lookahead), where the lookahead is that
+of `Codec.encoder.lookahead_samples`, and then (1, n * hop_length). They give the codes that are now certain, (1, n)
+int64, later than their samples by the quantizer's delay, so that the first ones are -1 and no codes; then those that
+would still be due if the signal had ended, (1, delay), -1 as well where there are none; and the new memory. A signal of
+T samples that ends is followed by samples of 32768.0 until there are ceil(T / hop_length) hops and the lookahead; its
+last codes are those then due. What `StreamEncoder` refuses (samples that are not finite, or beyond +-100) is not looked
+for. Codes may differ from those of `StreamEncoder` from where two sequences were equally near, and are as good.
 
-With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx, of opset 20. Their inputs are `codes`, memory_0, memory_1
-..., their outputs `wav`, new_memory_0, new_memory_1 ... in the same order; the files state all shapes and types
-(float32, float64, int64). ONNX Runtime refuses others, and codes of K and more; codes of -K to -1 it counts from the
-end, so cut off the -1 that `Codec.encode` pads with. What the pitch depends on stays in float64, so the sound does not
-drift away.
+`torch._inductor.aoti_load_package` loads them, and in C++ `torch::inductor::AOTIModelPackageLoader`. Tensors must be
+contiguous, as those that come out are. A code outside [0, K) is a RuntimeError. Other shapes, types and layouts than
+these give wrong results or end the process, unless they are checked too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the
+environment.
+
+With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx, of opset 20. Their inputs are `codes` or `wav`, memory_0,
+memory_1 ..., their outputs `wav`, or `codes` and `due`, and new_memory_0, new_memory_1 ... in the same order; the files
+state all shapes and types (float32, float64, int64). ONNX Runtime refuses others, and codes of K and more; codes of -K
+to -1 it counts from the end, so cut off the -1 that `Codec.encode` pads with. What the pitch depends on stays in
+float64, so the sound does not drift away.
 
 Compiling needs g++, --onnx the packages onnxscript and onnxruntime (tried: torch 2.13, onnxscript 0.7.2, onnxruntime
-1.32). In the end the programs are compared with `codec.StreamDecoder`, and timed beside it. Encoding is not exported,
-because of its search for codes.
+1.32). In the end the programs are compared with `codec.StreamDecoder` or `codec.StreamEncoder`, and timed beside it.
 """
 
 import argparse
@@ -29,7 +37,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +50,12 @@ from torch import Tensor, nn
 import codec
 from codec.cli import exit_code, positive
 from codec.errors import CodecError, first_line
+from codec.model.beam import Paths, Tables, start
+from codec.model.encoder import SpectralEncoder
+from codec.model.layers import State
+from codec.model.predictive import LARGEST_GAIN, PredictiveSimVQ
+from codec.model.quantizer import VQ
+from codec.model.search import half_squared_norms
 from codec.output import open_output
 
 NUM_STEPS = 100
@@ -53,6 +68,7 @@ def main() -> None:
     """Export, compile, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder")
+    parser.add_argument("--encode", action="store_true", help="sound to codes instead of codes to sound")
     parser.add_argument("--onnx", action="store_true", help="for ONNX Runtime instead of torch")
     parser.add_argument("--model", default="stream")
     parser.add_argument("--codes", type=positive, default=1, help="of each signal in a step")
@@ -66,53 +82,166 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(arguments.threads)
     model = codec.load(arguments.model)
-    exported = programs(model, arguments.codes, arguments.batch)
-    if arguments.onnx:
-        suffix, convert, load = "onnx", onnx_file, load_onnx
-    else:
-        suffix, convert, load = "pt2", package, torch._inductor.aoti_load_package
+    step = EncoderStep(model) if arguments.encode else DecoderStep(model)
+    exported = programs(step, arguments.codes, arguments.batch)
+    suffix, load = ("onnx", load_onnx) if arguments.onnx else ("pt2", torch._inductor.aoti_load_package)
     arguments.output.mkdir(parents=True, exist_ok=True)
     paths = [arguments.output / f"{name}.{suffix}" for name in ("first", "next")]
     for path, program in zip(paths, exported, strict=True):
-        data = convert(program)
+        data = onnx_file(program, step.outputs) if arguments.onnx else package(program)
         with open_output(path, overwrite=True) as stream:
             stream.write(data)
     first, following = (load(str(path)) for path in paths)
     for num_signals in (2, 4, 32) if arguments.batch else (1,):
-        compare(model, first, following, num_signals, arguments.codes)
+        compare(step, first, following, num_signals, arguments.codes)
 
 
 class Step(nn.Module):
-    """A step of `StreamDecoder` as a function of all that it depends on: codes (B, n), and what was remembered.
+    """A step of a stream as a function of all that it depends on: what is pushed, and what was remembered.
 
-    Gives the samples (B, n * hop_length), and what is to be remembered, (B, ...) each.
+    Gives what comes out, and then what is to be remembered: a tensor (B, ...) for each of the stream's `state_dict`, in
+    its order.
     """
 
-    def __init__(self, model: codec.Codec):
+    outputs: tuple[str, ...]
+
+    def __init__(self, stream: codec.StreamDecoder | codec.StreamEncoder):
         super().__init__()
-        self.model = model
-        stream = codec.StreamDecoder(model)
-        stream.push(torch.zeros(1, dtype=torch.int64))
-        modules = dict(model.named_modules())
+        self.model = stream.codec
+        stream.push(self.pushed(1, 1, is_first=True)[0])
+        modules = dict(self.model.named_modules())
         self.layout = [(modules[name], len(tensors)) for name, tensors in stream.state_dict().items()]
 
-    def forward(self, codes: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+    def pushed(self, num_signals: int, num_codes: int, is_first: bool) -> Tensor:
+        """Zeros in the shape of what a step takes."""
+        raise NotImplementedError
+
+    def state(self, memory: Iterable[Tensor]) -> State:
+        """The state of a stream that remembers this; empty without memory."""
         remaining = iter(memory)
-        state = {module: tuple(next(remaining) for _ in range(count)) for module, count in self.layout if memory}
+        state = {module: tuple(islice(remaining, count)) for module, count in self.layout}
+        return {module: tensors for module, tensors in state.items() if tensors}
+
+    def memory(self, state: State) -> list[Tensor]:
+        """What a state remembers, laid out alike whatever step it comes from, as programs rely on that."""
+        return [tensor.contiguous() for module, _ in self.layout for tensor in state[module]]
+
+
+class DecoderStep(Step):
+    """Codes (B, n) -> samples (B, n * hop_length)."""
+
+    outputs = ("wav",)
+
+    def __init__(self, model: codec.Codec):
+        super().__init__(codec.StreamDecoder(model))
+
+    def pushed(self, num_signals: int, num_codes: int, is_first: bool) -> Tensor:
+        return torch.zeros(num_signals, num_codes, dtype=torch.int64)
+
+    def forward(self, codes: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        state = self.state(memory)
         wav = self.model.decoder(self.model.quantizer.lookup(codes, state), state)
-        return wav[:, 0], *(tensor for module, _ in self.layout for tensor in state[module])
+        return wav[:, 0], *self.memory(state)
+
+
+class EncoderStep(Step):
+    """Samples (B, n * hop_length), at first with the lookahead -> codes (B, n), -1 before the first, and those due."""
+
+    outputs = ("codes", "due")
+
+    def __init__(self, model: codec.Codec):
+        quantizer = model.quantizer
+        if not isinstance(model.encoder, SpectralEncoder):
+            raise CodecError("--encode takes models of the stream family, as their encoders need no end of the signal")
+        if not isinstance(quantizer, VQ):
+            raise CodecError(f"--encode takes models that compare latents with codes, not {type(quantizer).__name__}")
+        super().__init__(codec.StreamEncoder(model))
+        # Clones, as what a stream has needed first is an inference tensor.
+        if isinstance(quantizer, PredictiveSimVQ):
+            self.tables = Tables(*(table.clone() for table in quantizer.tables()))
+        else:
+            self.codebook = quantizer.effective_codebook().clone()
+            self.half_norms = half_squared_norms(self.codebook)
+
+    def pushed(self, num_signals: int, num_codes: int, is_first: bool) -> Tensor:
+        ahead = self.model.encoder.lookahead_samples if is_first else 0
+        return torch.zeros(num_signals, num_codes * self.model.hop_length + ahead)
+
+    def forward(self, wav: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        state = self.state(memory)
+        wav = torch.cat([*state.get(self.model, ()), wav], dim=1)
+        vectors = self.model.encoder(wav[:, None], state).transpose(1, 2)
+        state[self.model] = (wav[:, wav.shape[1] - self.model.encoder.lookahead_samples :],)
+        if isinstance(self.model.quantizer, PredictiveSimVQ):
+            codes, due = self.choose(vectors, state)
+        else:
+            codes = (self.half_norms - vectors @ self.codebook.T).argmin(dim=2)
+            due = codes[:, :0]
+        return codes, due, *self.memory(state)
+
+    def choose(self, vectors: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Vectors (B, n, D) -> the codes that they decide (B, n), and those still due (B, L)."""
+        quantizer = self.model.quantizer
+        num_paths, delay = quantizer.num_paths, quantizer.delay
+        if quantizer in state:
+            costs, *of_paths, num_due = state[quantizer]
+            paths = Paths(costs, *(each.flatten(0, 1) for each in of_paths))
+        else:
+            paths = start(vectors.shape[0], num_paths, delay, self.tables)
+            num_due = torch.zeros(vectors.shape[0], dtype=torch.int64)
+        (costs, *of_paths), decided, pending = follow(vectors, paths, self.tables, LARGEST_GAIN)
+        codes = torch.cat([decided, pending[:, -1]], dim=1)  # of the L frames before these too
+        number = num_due[:, None] - delay + torch.arange(codes.shape[1])
+        codes = codes.masked_fill(number < 0, -1)
+        num_due = (num_due + vectors.shape[1]).clamp(max=delay)
+        state[quantizer] = (costs, *(each.unflatten(0, (-1, num_paths)) for each in of_paths), num_due)
+        now, due = codes.split([vectors.shape[1], delay], dim=1)
+        return now.contiguous(), due.contiguous()
+
+
+def follow(vectors: Tensor, paths: Paths, tables: Tables, largest_gain: float) -> tuple[Paths, Tensor, Tensor]:
+    """As `codec.model.beam.follow`, by operations that a program can have."""
+    costs, ahead, undecided = paths  # (B, M), (BM, P, H + D), (BM, L)
+    num_paths, dim, codebook_size = costs.shape[1], vectors.shape[2], len(tables.codes)
+    ahead, undecided = (each.unflatten(0, (-1, num_paths)) for each in (ahead, undecided))
+    memory, width = ahead.shape[2:]
+    floor = torch.tensor([0.0] * (width - dim) + [-math.inf] * dim)  # only the network's part is cut off
+    silence = tables.silence.expand(*costs.shape, 1, width)
+    bound = math.log(largest_gain)
+    histories = []
+    for vector in vectors.unbind(1):
+        told = torch.maximum(ahead[:, :, 0], floor) @ tables.expectation + tables.offset
+        prediction, log_gains = told.chunk(2, dim=2)
+        rest, gains = vector[:, None] - prediction, log_gains.clamp(-bound, bound).exp()
+        query = torch.cat([rest * gains, gains.square(), (costs + rest.square().sum(2))[:, :, None]], dim=2)
+        costs, places = (query @ tables.search).flatten(1).topk(num_paths, largest=False)
+        parents, codes = places // codebook_size, places % codebook_size
+        histories.append(torch.cat([of_parents(undecided, parents), codes[:, :, None]], dim=2))
+        undecided, decided = histories[-1][:, :, 1:], histories[-1][:, :, 0]
+        costs = (costs - costs[:, :1]).masked_fill(decided != decided[:, :1], math.inf)
+        innovation, heard = F.embedding(codes, tables.codes).chunk(2, dim=2)
+        said = torch.cat([innovation * of_parents(gains, parents), heard], dim=2) @ tables.echoes
+        ahead = of_parents(torch.cat([ahead[:, :, 1:], silence], dim=2), parents) + said.unflatten(2, (memory, width))
+    of_best = torch.stack(histories, dim=1)[:, :, 0]  # (B, n, L + 1)
+    return Paths(costs, ahead.flatten(0, 1), undecided.flatten(0, 1)), of_best[..., 0], of_best[..., 1:]
+
+
+def of_parents(tensor: Tensor, parents: Tensor) -> Tensor:
+    """What belongs to the paths that are continued: (B, M, ...), (B, M) -> (B, M, ...)."""
+    index = parents.reshape(*parents.shape, *[1] * (tensor.ndim - 2))
+    return tensor.gather(1, index.expand(-1, -1, *tensor.shape[2:]))
 
 
 @torch.no_grad()
-def programs(model: codec.Codec, num_codes: int, is_batch: bool) -> list[torch.export.ExportedProgram]:
+def programs(step: Step, num_codes: int, is_batch: bool) -> list[torch.export.ExportedProgram]:
     """The first step of signals and a further one, for the given number of codes of each."""
-    step = Step(model)
-    codes = torch.zeros(2 if is_batch else 1, num_codes, dtype=torch.int64)
-    _, *memory = step(codes)
+    num_signals = 2 if is_batch else 1
+    first, following = (step.pushed(num_signals, num_codes, is_first) for is_first in (True, False))
+    memory = step(first)[len(step.outputs) :]
     sizes = {0: torch.export.Dim("num_signals", min=2)} if is_batch else None
     return [
-        torch.export.export(step, (codes,), dynamic_shapes={"codes": sizes}),
-        torch.export.export(step, (codes, *memory), dynamic_shapes={"codes": sizes, "memory": (sizes,) * len(memory)}),
+        torch.export.export(step, (first,), dynamic_shapes=(sizes,)),
+        torch.export.export(step, (following, *memory), dynamic_shapes=(sizes, (sizes,) * len(memory))),
     ]
 
 
@@ -122,23 +251,24 @@ def package(program: torch.export.ExportedProgram) -> bytes:
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=stream)
     except RuntimeError as error:
-        raise CodecError(f"the decoder cannot be compiled here ({first_line(error)}); install g++") from error
+        raise CodecError(f"the step cannot be compiled here ({first_line(error)}); install g++") from error
     return stream.getvalue()
 
 
-def onnx_file(program: torch.export.ExportedProgram) -> bytes:
+def onnx_file(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:
     """A program as an ONNX file, which ONNX Runtime can run."""
     from onnxscript import ir, opset20
 
     def scalar_tensor(s: float, dtype: int):  # torch's own rounds numbers to float32 first
         return opset20.Constant(value=ir.tensor(s, dtype=ir.DataType(dtype)))
 
+    num_tensors = len(program.graph_signature.user_outputs) - len(outputs)
     converted = torch.onnx.export(
         for_onnx_runtime(program),
         dynamo=True,
         verbose=False,
         opset_version=opset20.version,  # the first one with GELU
-        output_names=["wav", *(f"new_memory_{i}" for i in range(len(program.graph_signature.user_outputs) - 1))],
+        output_names=[*outputs, *(f"new_memory_{i}" for i in range(num_tensors))],
         custom_translation_table={torch.ops.aten.scalar_tensor.default: scalar_tensor},
     )
     return converted.model_proto.SerializeToString()
@@ -179,9 +309,9 @@ def gelu(x: Tensor) -> Tensor:
     return x * (1 + 2 / math.pi * (y / 5 + series)) / 2
 
 
-def rfft(x: Tensor) -> Tensor:
-    """(..., n) -> (..., n // 2 + 1) complex64, as a product: ONNX Runtime's DFT is off by 1e-4."""
-    cosines, sines = waves(x.shape[-1])
+def rfft(x: Tensor, n: int | None = None) -> Tensor:
+    """(..., m) -> (..., n // 2 + 1) complex64, n >= m, as a product: ONNX Runtime's DFT is off by 1e-4."""
+    cosines, sines = (each[: x.shape[-1]] for each in waves(n or x.shape[-1]))
     return torch.complex(x @ cosines, -(x @ sines))
 
 
@@ -216,25 +346,39 @@ def load_onnx(path: str) -> Program:
     return program
 
 
-def compare(model: codec.Codec, first: Program, following: Program, num_signals: int, num_codes: int) -> None:
-    """Decode the same codes with programs and stream, in turns, and print how far apart and how fast they are."""
+def compare(step: Step, first: Program, following: Program, num_signals: int, num_codes: int) -> None:
+    """Push the same into programs and a stream, in turns, and print how far apart and how fast they are."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(model.codebook_size, (NUM_STEPS, num_signals, num_codes), generator=generator)
-    stream, memory = codec.StreamDecoder(model), []
-    differences, of_program, of_stream = [], [], []
-    for number, some in enumerate(codes):
+    stream = codec.StreamEncoder(step.model) if isinstance(step, EncoderStep) else codec.StreamDecoder(step.model)
+    memory, mine, theirs, of_program, of_stream = [], [], [], [], []
+    for number in range(NUM_STEPS):
+        zeros = step.pushed(num_signals, num_codes, is_first=not number)
+        if zeros.is_floating_point():
+            pushed = 0.1 * torch.randn(zeros.shape, generator=generator)
+        else:
+            pushed = torch.randint(step.model.codebook_size, zeros.shape, generator=generator)
         started = time.perf_counter()
-        wav, *memory = following(some, *memory) if number else first(some)
+        tensors = following(pushed, *memory) if number else first(pushed)
         of_program.append(time.perf_counter() - started)
+        mine.append(tensors[0])
+        memory = tensors[len(step.outputs) :]
         started = time.perf_counter()
-        expected = stream.push(some)
+        theirs.append(stream.push(pushed))
         of_stream.append(time.perf_counter() - started)
-        differences.append(((wav - expected).abs().max() / expected.abs().max()).item())
-    mine, theirs = median(of_program), median(of_stream)
+    name, milliseconds = type(stream).__name__, [1000 * median(times) for times in (of_program, of_stream)]
     print(
-        f"{num_signals} x {num_codes} codes: program {1000 * mine:.1f} ms, StreamDecoder {1000 * theirs:.1f} ms, "
-        f"ratio {theirs / mine:.1f}, samples differ by at most {max(differences):.1e} of the largest"
+        f"{num_signals} x {num_codes} codes: program {milliseconds[0]:.1f} ms, {name} {milliseconds[1]:.1f} ms, ratio "
+        f"{milliseconds[1] / milliseconds[0]:.1f}, {difference(torch.cat(mine, dim=1), torch.cat(theirs, dim=1))}"
     )
+
+
+def difference(mine: Tensor, theirs: Tensor) -> str:
+    """How far apart the results of a program and of a stream are, samples or codes, in words."""
+    if theirs.is_floating_point():
+        distance = (mine - theirs).abs().max() / theirs.abs().max()
+        return f"samples differ by at most {distance.item():.1e} of the largest"
+    mine = mine[:, mine.shape[1] - theirs.shape[1] :]
+    return f"{(mine == theirs).float().mean().item():.2%} of the codes are the same"
 
 
 if __name__ == "__main__":

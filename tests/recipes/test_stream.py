@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from codec import audio
 from codec.config import compose
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
+from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
 from codec.model.quantizer import SimVQConfig
 from codec.streaming import StreamDecoder
 from codec.training.doctor import Record
@@ -71,8 +73,8 @@ def imported(script: str) -> ModuleType:
 
 
 def test_exported_steps_are_those_of_a_stream(model_directory: Path):
-    model = weights.load(model_directory)
-    first, following = (program.module() for program in imported("export").programs(model, 2, is_batch=True))
+    export, model = imported("export"), weights.load(model_directory)
+    first, following = (program.module() for program in export.programs(export.DecoderStep(model), 2, is_batch=True))
     for num_signals in (2, 5):
         codes = torch.randint(model.codebook_size, (num_signals, 8), generator=torch.Generator().manual_seed(0))
         stream, memory = StreamDecoder(model), []
@@ -84,12 +86,93 @@ def test_exported_steps_are_those_of_a_stream(model_directory: Path):
                 following(torch.full_like(some, code), *memory)
 
 
-def test_onnx_files_run_by_onnx_runtime_are_those_of_a_stream(model_directory: Path, tmp_path: Path):
+@pytest.fixture
+def small_codec(request: pytest.FixtureRequest, model_directory: Path, speech: Path) -> Codec:
+    """A random model with few codes, so that no two sequences are so nearly equal that rounding decides."""
+    config = replace(weights.load(model_directory).config, quantizer=request.param)
+    torch.manual_seed(0)
+    model = Codec(config).eval()
+    with torch.no_grad():
+        model.quantizer.match(model.encoder(torch.from_numpy(audio.read(speech, model.sample_rate)[0])[None]))
+    if isinstance(model.quantizer, PredictiveSimVQ):  # as 0, which it is then, the network tells nothing
+        torch.nn.init.normal_(model.quantizer.expect.weight, std=0.1)
+    return model
+
+
+def encoded_by_steps(
+    export: ModuleType, model: Codec, wav: torch.Tensor, first: Callable, following: Callable
+) -> torch.Tensor:
+    """Codes of whole signals (B, T), two at a time, as the script says that programs are used."""
+    hop, ahead, num_frames = model.hop_length, model.encoder.lookahead_samples, model.num_frames(wav.shape[1])
+    wav = F.pad(wav, (0, num_frames * hop + ahead - wav.shape[1]), value=32768.0)
+    codes, due, *memory = first(wav[:, : 2 * hop + ahead].contiguous())
+    parts = [codes]
+    for some in wav[:, 2 * hop + ahead :].split(2 * hop, dim=1):
+        codes, due, *memory = following(some.contiguous(), *memory)
+        parts.append(codes)
+    assert all(tensor.is_contiguous() for tensor in (codes, due, *memory))
+    codes = torch.cat([*parts, due], dim=1)
+    delay = codes.shape[1] - num_frames
+    assert (codes[:, :delay] == -1).all()
+    return codes[:, delay:]
+
+
+@pytest.mark.parametrize(
+    "small_codec",
+    [
+        PredictiveSimVQConfig(codebook_size=64, memory=3, context_width=5, num_paths=4, delay=3),
+        PredictiveSimVQConfig(codebook_size=64, num_paths=1, delay=0),
+        SimVQConfig(codebook_size=64),
+    ],
+    indirect=True,
+)
+def test_exported_steps_give_the_codes_of_whole_signals(small_codec: Codec, speech: Path):
+    export = imported("export")
+    step = export.EncoderStep(small_codec)
+    first, following = (program.module() for program in export.programs(step, 2, is_batch=True))
+    samples = torch.from_numpy(audio.read(speech, small_codec.sample_rate)[0])[0]
+    for num_signals in (2, 5):
+        wav = samples[: num_signals * 11900].view(num_signals, -1)  # 37.2 hops
+        expected = small_codec.encode(wav[:, None])
+        assert len(expected.unique()) > 20
+        torch.testing.assert_close(encoded_by_steps(export, small_codec, wav, first, following), expected)
+
+
+@pytest.mark.parametrize("small_codec", [PredictiveSimVQConfig(codebook_size=64)], indirect=True)
+def test_codes_by_onnx_runtime_are_those_of_whole_signals(small_codec: Codec, speech: Path, tmp_path: Path):
+    require_onnx()
+    export, programs = imported("export"), []
+    step = export.EncoderStep(small_codec)
+    for number, program in enumerate(export.programs(step, 2, is_batch=False)):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(export.onnx_file(program, step.outputs))
+        programs.append(export.load_onnx(str(path)))
+    wav = torch.from_numpy(audio.read(speech, small_codec.sample_rate)[0])[:, :11900]
+    expected = small_codec.encode(wav[None])
+    torch.testing.assert_close(encoded_by_steps(export, small_codec, wav, *programs), expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"), [("model=wavtokenizer-75", "of the stream family"), ("model/quantizer=fsq", "not FSQ")]
+)
+def test_models_whose_encoding_cannot_be_exported_are_refused(override: str, words: str, run: Callable, tmp_path: Path):
+    weights.save(Codec(compose([override]).model).eval(), tmp_path / "model")
+    arguments = tmp_path / "exported", "--encode", "--model", tmp_path / "model"
+    assert words in refused(run("stream/export.py", *arguments))
+    assert not (tmp_path / "exported").exists()
+
+
+def require_onnx() -> None:
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
+
+
+def test_onnx_files_run_by_onnx_runtime_are_those_of_a_stream(model_directory: Path, tmp_path: Path):
+    require_onnx()
     export, model, path = imported("export"), weights.load(model_directory), tmp_path / "next.onnx"
-    _, following = export.programs(model, 2, is_batch=False)
-    path.write_bytes(export.onnx_file(following))
+    step = export.DecoderStep(model)
+    _, following = export.programs(step, 2, is_batch=False)
+    path.write_bytes(export.onnx_file(following, step.outputs))
     program = export.load_onnx(str(path))
     codes = torch.randint(model.codebook_size, (1, 40), generator=torch.Generator().manual_seed(0))
     stream = StreamDecoder(model)
@@ -116,6 +199,7 @@ def test_replacements_for_onnx_runtime_are_the_operations_of_torch():
     frames = torch.randn(2, 3, 40, generator=generator)
     spectra = torch.fft.rfft(frames)
     torch.testing.assert_close(export.rfft(frames), spectra, rtol=0, atol=1e-5)
+    torch.testing.assert_close(export.rfft(frames, 64), torch.fft.rfft(frames, 64), rtol=0, atol=1e-5)
     spectra = spectra * 1j  # with imaginary parts where there can be none, which count for nothing
     torch.testing.assert_close(export.irfft(spectra, 40), torch.fft.irfft(spectra, 40), rtol=0, atol=1e-6)
 
