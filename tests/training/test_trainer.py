@@ -474,6 +474,7 @@ class Uploads(TorchDispatchMode):
         return result
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="the meta device has no backward pass of weight norm")
 def test_no_step_waits_for_the_device(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch):
     """On the meta device, whose tensors have no values, whatever reads a value back fails."""
     clip, adamw = torch.nn.utils.clip_grad_norm_, torch.optim.AdamW
