@@ -107,17 +107,25 @@ class Step(nn.Module):
     its order.
     """
 
+    stream: type[codec.StreamDecoder | codec.StreamEncoder]
     outputs: tuple[str, ...]
 
-    def __init__(self, stream: codec.StreamDecoder | codec.StreamEncoder):
+    def __init__(self, model: codec.Codec):
         super().__init__()
-        self.model = stream.codec
-        stream.push(self.pushed(1, 1, is_first=True)[0])
-        modules = dict(self.model.named_modules())
+        self.model = model
+        stream = self.stream(model)
+        stream.push(self.example(1, 1, is_first=True))
+        modules = dict(model.named_modules())
         self.layout = [(modules[name], len(tensors)) for name, tensors in stream.state_dict().items()]
 
-    def pushed(self, num_signals: int, num_codes: int, is_first: bool) -> Tensor:
-        """Zeros in the shape of what a step takes."""
+    def example(
+        self, num_signals: int, num_codes: int, is_first: bool, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """What a step takes, drawn at random."""
+        raise NotImplementedError
+
+    def difference(self, mine: Tensor, theirs: Tensor) -> str:
+        """How far apart the results of programs and of a stream are, in words."""
         raise NotImplementedError
 
     def state(self, memory: Iterable[Tensor]) -> State:
@@ -134,13 +142,17 @@ class Step(nn.Module):
 class DecoderStep(Step):
     """Codes (B, n) -> samples (B, n * hop_length)."""
 
+    stream = codec.StreamDecoder
     outputs = ("wav",)
 
-    def __init__(self, model: codec.Codec):
-        super().__init__(codec.StreamDecoder(model))
+    def example(
+        self, num_signals: int, num_codes: int, is_first: bool, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return torch.randint(self.model.codebook_size, (num_signals, num_codes), generator=generator)
 
-    def pushed(self, num_signals: int, num_codes: int, is_first: bool) -> Tensor:
-        return torch.zeros(num_signals, num_codes, dtype=torch.int64)
+    def difference(self, mine: Tensor, theirs: Tensor) -> str:
+        distance = (mine - theirs).abs().max() / theirs.abs().max()
+        return f"samples differ by at most {distance.item():.1e} of the largest"
 
     def forward(self, codes: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
         state = self.state(memory)
@@ -151,6 +163,7 @@ class DecoderStep(Step):
 class EncoderStep(Step):
     """Samples (B, n * hop_length), at first with the lookahead -> codes (B, n), -1 before the first, and those due."""
 
+    stream = codec.StreamEncoder
     outputs = ("codes", "due")
 
     def __init__(self, model: codec.Codec):
@@ -159,7 +172,7 @@ class EncoderStep(Step):
             raise CodecError("--encode takes models of the stream family, as their encoders need no end of the signal")
         if not isinstance(quantizer, VQ):
             raise CodecError(f"--encode takes models that compare latents with codes, not {type(quantizer).__name__}")
-        super().__init__(codec.StreamEncoder(model))
+        super().__init__(model)
         # Clones, as what a stream has needed first is an inference tensor.
         if isinstance(quantizer, PredictiveSimVQ):
             self.tables = Tables(*(table.clone() for table in quantizer.tables()))
@@ -167,9 +180,15 @@ class EncoderStep(Step):
             self.codebook = quantizer.effective_codebook().clone()
             self.half_norms = half_squared_norms(self.codebook)
 
-    def pushed(self, num_signals: int, num_codes: int, is_first: bool) -> Tensor:
+    def example(
+        self, num_signals: int, num_codes: int, is_first: bool, generator: torch.Generator | None = None
+    ) -> Tensor:
         ahead = self.model.encoder.lookahead_samples if is_first else 0
-        return torch.zeros(num_signals, num_codes * self.model.hop_length + ahead)
+        return 0.1 * torch.randn(num_signals, num_codes * self.model.hop_length + ahead, generator=generator)
+
+    def difference(self, mine: Tensor, theirs: Tensor) -> str:
+        mine = mine[:, mine.shape[1] - theirs.shape[1] :]
+        return f"{(mine == theirs).float().mean().item():.2%} of the codes are the same"
 
     def forward(self, wav: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
         state = self.state(memory)
@@ -240,7 +259,7 @@ def of_parents(tensor: Tensor, parents: Tensor) -> Tensor:
 def programs(step: Step, num_codes: int, is_batch: bool) -> list[torch.export.ExportedProgram]:
     """The first step of signals and a further one, for the given number of codes of each."""
     num_signals = 2 if is_batch else 1
-    first, following = (step.pushed(num_signals, num_codes, is_first) for is_first in (True, False))
+    first, following = (step.example(num_signals, num_codes, is_first) for is_first in (True, False))
     memory = step(first)[len(step.outputs) :]
     sizes = {0: torch.export.Dim("num_signals", min=2)} if is_batch else None
     return [
@@ -353,14 +372,10 @@ def load_onnx(path: str) -> Program:
 def compare(step: Step, first: Program, following: Program, num_signals: int, num_codes: int) -> None:
     """Push the same into programs and a stream, in turns, and print how far apart and how fast they are."""
     generator = torch.Generator().manual_seed(0)
-    stream = codec.StreamEncoder(step.model) if isinstance(step, EncoderStep) else codec.StreamDecoder(step.model)
+    stream = step.stream(step.model)
     memory, mine, theirs, of_program, of_stream = [], [], [], [], []
     for number in range(NUM_STEPS):
-        zeros = step.pushed(num_signals, num_codes, is_first=not number)
-        if zeros.is_floating_point():
-            pushed = 0.1 * torch.randn(zeros.shape, generator=generator)
-        else:
-            pushed = torch.randint(step.model.codebook_size, zeros.shape, generator=generator)
+        pushed = step.example(num_signals, num_codes, not number, generator)
         started = time.perf_counter()
         tensors = following(pushed, *memory) if number else first(pushed)
         of_program.append(time.perf_counter() - started)
@@ -372,17 +387,8 @@ def compare(step: Step, first: Program, following: Program, num_signals: int, nu
     name, milliseconds = type(stream).__name__, [1000 * median(times) for times in (of_program, of_stream)]
     print(
         f"{num_signals} x {num_codes} codes: program {milliseconds[0]:.1f} ms, {name} {milliseconds[1]:.1f} ms, ratio "
-        f"{milliseconds[1] / milliseconds[0]:.1f}, {difference(torch.cat(mine, dim=1), torch.cat(theirs, dim=1))}"
+        f"{milliseconds[1] / milliseconds[0]:.1f}, {step.difference(torch.cat(mine, dim=1), torch.cat(theirs, dim=1))}"
     )
-
-
-def difference(mine: Tensor, theirs: Tensor) -> str:
-    """How far apart the results of a program and of a stream are, samples or codes, in words."""
-    if theirs.is_floating_point():
-        distance = (mine - theirs).abs().max() / theirs.abs().max()
-        return f"samples differ by at most {distance.item():.1e} of the largest"
-    mine = mine[:, mine.shape[1] - theirs.shape[1] :]
-    return f"{(mine == theirs).float().mean().item():.2%} of the codes are the same"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ LARGEST_GAIN = 1.2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # is looked at when triton is imported
-# Before, the interpreter writes nothing where numpy is 2 or newer.
+# Older interpreters write nothing where numpy is 2 or newer.
 least = "3.2" if DEVICE == "cpu" else None
 pytest.importorskip("triton", minversion=least, reason="needs triton, in which the kernel is written")
 

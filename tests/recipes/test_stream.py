@@ -73,11 +73,12 @@ def imported(script: str) -> ModuleType:
     return module
 
 
-def imported_export() -> ModuleType:
-    export = imported("export")
-    if torch.__version__ < export.LEAST_TORCH:
-        pytest.skip(f"exporting needs torch {export.LEAST_TORCH} or newer")
-    return export
+@pytest.fixture
+def export() -> ModuleType:
+    script = imported("export")
+    if torch.__version__ < script.LEAST_TORCH:
+        pytest.skip(f"exporting needs torch {script.LEAST_TORCH} or newer")
+    return script
 
 
 def runnable(program: torch.export.ExportedProgram) -> Callable:
@@ -86,8 +87,8 @@ def runnable(program: torch.export.ExportedProgram) -> Callable:
     return program.module(check_guards=False) if has_checks else program.module()
 
 
-def test_exported_steps_are_those_of_a_stream(model_directory: Path):
-    export, model = imported_export(), weights.load(model_directory)
+def test_exported_steps_are_those_of_a_stream(export: ModuleType, model_directory: Path):
+    model = weights.load(model_directory)
     first, following = map(runnable, export.programs(export.DecoderStep(model), 2, is_batch=True))
     for num_signals in (2, 5):
         codes = torch.randint(model.codebook_size, (num_signals, 8), generator=torch.Generator().manual_seed(0))
@@ -113,9 +114,7 @@ def small_codec(request: pytest.FixtureRequest, model_directory: Path, speech: P
     return model
 
 
-def encoded_by_steps(
-    export: ModuleType, model: Codec, wav: torch.Tensor, first: Callable, following: Callable
-) -> torch.Tensor:
+def encoded_by_steps(model: Codec, wav: torch.Tensor, first: Callable, following: Callable) -> torch.Tensor:
     """Codes of whole signals (B, T), two at a time, as the script says that programs are used."""
     hop, ahead, num_frames = model.hop_length, model.encoder.lookahead_samples, model.num_frames(wav.shape[1])
     wav = F.pad(wav, (0, num_frames * hop + ahead - wav.shape[1]), value=32768.0)
@@ -140,38 +139,38 @@ def encoded_by_steps(
     ],
     indirect=True,
 )
-def test_exported_steps_give_the_codes_of_whole_signals(small_codec: Codec, speech: Path):
-    export = imported_export()
+def test_exported_steps_give_the_codes_of_whole_signals(export: ModuleType, small_codec: Codec, speech: Path):
     first, following = map(runnable, export.programs(export.EncoderStep(small_codec), 2, is_batch=True))
     samples = torch.from_numpy(audio.read(speech, small_codec.sample_rate)[0])[0]
     for num_signals in (2, 5):
         wav = samples[: num_signals * 11900].view(num_signals, -1)  # 37.2 hops
         expected = small_codec.encode(wav[:, None])
         assert len(expected.unique()) > 20
-        torch.testing.assert_close(encoded_by_steps(export, small_codec, wav, first, following), expected)
+        torch.testing.assert_close(encoded_by_steps(small_codec, wav, first, following), expected)
 
 
 @pytest.mark.parametrize("small_codec", [PredictiveSimVQConfig(codebook_size=64)], indirect=True)
-def test_codes_by_onnx_runtime_are_those_of_whole_signals(small_codec: Codec, speech: Path, tmp_path: Path):
+def test_codes_by_onnx_runtime_are_those_of_whole_signals(
+    export: ModuleType, small_codec: Codec, speech: Path, tmp_path: Path
+):
     require_onnx()
-    export, programs = imported_export(), []
-    step = export.EncoderStep(small_codec)
+    step, programs = export.EncoderStep(small_codec), []
     for number, program in enumerate(export.programs(step, 2, is_batch=False)):
         path = tmp_path / f"{number}.onnx"
         path.write_bytes(export.onnx_file(program, step.outputs))
         programs.append(export.load_onnx(str(path)))
     wav = torch.from_numpy(audio.read(speech, small_codec.sample_rate)[0])[:, :11900]
     expected = small_codec.encode(wav[None])
-    torch.testing.assert_close(encoded_by_steps(export, small_codec, wav, *programs), expected)
+    torch.testing.assert_close(encoded_by_steps(small_codec, wav, *programs), expected)
 
 
+@pytest.mark.usefixtures("export")
 @pytest.mark.parametrize(
     ("override", "words"), [("model=wavtokenizer-75", "of the stream family"), ("model/quantizer=fsq", "not FSQ")]
 )
 def test_models_whose_encoding_cannot_be_exported_are_refused(override: str, words: str, run: Callable, tmp_path: Path):
     weights.save(Codec(compose([override]).model).eval(), tmp_path / "model")
     arguments = tmp_path / "exported", "--encode", "--model", tmp_path / "model"
-    imported_export()
     assert words in refused(run("stream/export.py", *arguments))
     assert not (tmp_path / "exported").exists()
 
@@ -181,9 +180,11 @@ def require_onnx() -> None:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
 
 
-def test_onnx_files_run_by_onnx_runtime_are_those_of_a_stream(model_directory: Path, tmp_path: Path):
+def test_onnx_files_run_by_onnx_runtime_are_those_of_a_stream(
+    export: ModuleType, model_directory: Path, tmp_path: Path
+):
     require_onnx()
-    export, model, path = imported_export(), weights.load(model_directory), tmp_path / "next.onnx"
+    model, path = weights.load(model_directory), tmp_path / "next.onnx"
     step = export.DecoderStep(model)
     _, following = export.programs(step, 2, is_batch=False)
     path.write_bytes(export.onnx_file(following, step.outputs))
@@ -224,11 +225,11 @@ def test_a_torch_that_cannot_export_is_named(run: Callable, tmp_path: Path, monk
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.usefixtures("export")
 @pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
 def test_export_names_the_packages_that_onnx_needs(
     package: str, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    imported_export()
     monkeypatch.setitem(sys.modules, package, None)
     sentence = refused(run("stream/export.py", tmp_path / "exported", "--onnx"))
     assert sentence.startswith("codec: --onnx needs ")
