@@ -25,9 +25,9 @@ state all shapes and types (float32, float64, int64). ONNX Runtime refuses other
 to -1 it counts from the end, so cut off the -1 that `Codec.encode` pads with. What the pitch depends on stays in
 float64, so the sound does not drift away.
 
-It needs torch 2.8 or newer, compiling g++, --onnx the packages onnxscript and onnxruntime (tried: torch 2.13,
-onnxscript 0.7.2, onnxruntime 1.32). In the end the programs are compared with `codec.StreamDecoder` or
-`codec.StreamEncoder`, and timed beside it.
+It needs torch 2.8 or newer, compiling g++, --onnx the extra: pip install 'codec[onnx]'. ONNX files were tried with ONNX
+Runtime 1.18 to 1.32. In the end the programs are compared with `codec.StreamDecoder` or `codec.StreamEncoder`, and
+timed beside it.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> None:
         raise CodecError(f"exporting needs torch {LEAST_TORCH} or newer, this is {torch.__version__}; update it")
     missing = [name for name in ("onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if arguments.onnx and missing:
-        raise CodecError(f"--onnx needs {' and '.join(missing)}; pip install {' '.join(missing)}")
+        raise CodecError(f"--onnx needs {' and '.join(missing)}; pip install 'codec[onnx]'")
     warnings.simplefilter("ignore")  # torch warns of its own code, and of operations that it calls as they are
     logging.disable(logging.WARNING)
     torch.set_num_threads(arguments.threads)
@@ -298,11 +298,12 @@ def onnx_file(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> 
 
 
 def for_onnx_runtime(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same without what ONNX Runtime lacks, convolution and GELU in float64, and what it rounds coarsely."""
+    """The same without what ONNX Runtime lacks, or did up to 2026, in float64, and what it rounds coarsely."""
     operations = torch.ops.aten
     return program.run_decompositions(
         {
             operations.conv2d.default: conv2d,
+            operations.cos.default: cos,
             operations.gelu.default: gelu,
             operations.fft_rfft.default: rfft,
             operations.fft_irfft.default: irfft,
@@ -315,6 +316,11 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> Tensor
     if x.dtype != torch.float64:
         return NotImplemented
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def cos(x: Tensor) -> Tensor:
+    """A cosine in float64, within 1e-14 up to 40."""
+    return torch.sin(x + math.pi / 2) if x.dtype == torch.float64 else NotImplemented
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -153,7 +153,6 @@ def test_exported_steps_give_the_codes_of_whole_signals(export: ModuleType, smal
 def test_codes_by_onnx_runtime_are_those_of_whole_signals(
     export: ModuleType, small_codec: Codec, speech: Path, tmp_path: Path
 ):
-    require_onnx()
     step, programs = export.EncoderStep(small_codec), []
     for number, program in enumerate(export.programs(step, 2, is_batch=False)):
         path = tmp_path / f"{number}.onnx"
@@ -175,15 +174,9 @@ def test_models_whose_encoding_cannot_be_exported_are_refused(override: str, wor
     assert not (tmp_path / "exported").exists()
 
 
-def require_onnx() -> None:
-    for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
-
-
 def test_onnx_files_run_by_onnx_runtime_are_those_of_a_stream(
     export: ModuleType, model_directory: Path, tmp_path: Path
 ):
-    require_onnx()
     model, path = weights.load(model_directory), tmp_path / "next.onnx"
     step = export.DecoderStep(model)
     _, following = export.programs(step, 2, is_batch=False)
@@ -208,6 +201,7 @@ def test_replacements_for_onnx_runtime_are_the_operations_of_torch():
     export, generator = imported("export"), torch.Generator().manual_seed(0)
     x = torch.linspace(-40, 40, 10001, dtype=torch.float64)
     torch.testing.assert_close(export.gelu(x), F.gelu(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(export.cos(x), torch.cos(x), rtol=0, atol=1e-14)
     image = torch.randn(2, 6, 1, 9, dtype=torch.float64, generator=generator)
     weight, bias = (torch.randn(*size, dtype=torch.float64, generator=generator) for size in ((4, 6, 1, 1), (4,)))
     torch.testing.assert_close(export.conv2d(image, weight, bias, [2, 1]), F.conv2d(image, weight, bias, (2, 1)))
