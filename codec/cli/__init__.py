@@ -17,6 +17,7 @@ from codec.cli.files import decode, encode, roundtrip
 from codec.cli.models import export, import_, info, models
 from codec.cli.running import STOP_SIGNALS, Commands, exit_code, not_negative, open_standard_streams, positive, stop
 from codec.cli.training import doctor, train
+from codec.cores import keep_to_granted_cores
 
 __all__ = ["commands", "exit_code", "main", "not_negative", "positive", "run"]
 
@@ -39,6 +40,7 @@ for _command in (encode, decode, roundtrip, tokenize, info, models, import_, exp
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line, and end the process with its exit code."""
     open_standard_streams()
+    keep_to_granted_cores()
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, stop)

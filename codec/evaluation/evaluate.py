@@ -13,6 +13,7 @@ from statistics import median_low
 from typing import Any
 
 from codec import __version__, audio
+from codec.cores import num_cores
 from codec.errors import AudioError, CodecError, ConfigError, sentence
 from codec.evaluation import reconstruction, resampling, scoring
 from codec.evaluation.delay import NOTICEABLE
@@ -36,7 +37,7 @@ from codec.limits import refining_steps
 from codec.manifest import is_unknown
 from codec.model.catalogue import ModelInfo, describe
 from codec.progress import Progress
-from codec.workers import Died, num_cores, work
+from codec.workers import Died, work
 
 PACKAGES = (
     *("numpy", "torch", "pesq", "pystoi", "scipy", "librosa"),

@@ -14,11 +14,12 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from codec import audio
+from codec.cores import num_cores
 from codec.errors import AudioError
 from codec.input import is_of, parse_json
 from codec.output import exists, naming
 from codec.progress import Progress
-from codec.workers import Died, num_cores, work_in_batches
+from codec.workers import Died, work_in_batches
 
 SILENCE_DB = -50.0
 """A stretch whose root mean square is below this, relative to full scale, is silent."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from codec import audio
+from codec.cores import num_cores
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, MAX_AT_ONCE, PRECISIONS, encode_sounds, group_alike
 from codec.limits import refining_steps
@@ -38,7 +39,7 @@ from codec.tokenization.shards import (
     write_info,
     write_shard,
 )
-from codec.workers import Died, num_cores, work_in_batches
+from codec.workers import Died, work_in_batches
 
 NUM_SHARDS = 100
 """Into which a list is divided, so that many machines can share it and little is lost of those that are under way."""

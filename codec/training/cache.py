@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from codec import audio
+from codec.cores import num_cores
 from codec.errors import AudioError, ConfigError
 from codec.input import read_json
 from codec.manifest import read_manifest, speaker_of
 from codec.output import exists, open_output, write_json
 from codec.processes import follow_parent
 from codec.progress import Progress
-from codec.workers import num_cores
 
 INDEX_NAME = "clips.json"
 VERSION = 3  # of the cache; one of another version is made again

@@ -5,11 +5,12 @@ import pytest
 import soundfile
 import torch
 
+from codec.cores import num_cores
 from codec.errors import ConfigError
 from codec.tokenization import corpus
 from codec.tokenization.corpus import tokenize
 from codec.tokenization.shards import Tokens
-from codec.workers import Died, num_cores, work_in_batches
+from codec.workers import Died, work_in_batches
 
 
 @pytest.mark.parametrize(
