@@ -21,6 +21,8 @@ AHEAD = 4  # batches cut before they are asked for; with processes, at least two
 ATTEMPTS = 3  # at a batch that cannot be read
 PAUSE = 1.0  # seconds before the second attempt, with each further one more of them
 NUM_THREADS = 2
+# Processes hand batches over in shared memory, of which a container has 64 MiB unless it is given more.
+NO_ROOM = "; start the container with more of it (docker run --shm-size 4g), or set data.workers=0"
 
 
 class Loader:
@@ -108,9 +110,10 @@ class Loader:
             try:
                 return self._ahead.pop(step).result()
             except Exception as error:
+                reason = f"{error}{NO_ROOM}" if "shared memory" in str(error) else str(error)
                 if attempt == ATTEMPTS:
-                    raise AudioError(f"the audio of step {step} cannot be read: {error}") from error
-                self.warn(f"the audio of step {step} could not be read, trying again: {error}")
+                    raise AudioError(f"the audio of step {step} cannot be read: {reason}") from error
+                self.warn(f"the audio of step {step} could not be read, trying again: {reason}")
                 time.sleep(attempt * PAUSE)
                 self._ahead[step] = self._submit(step)
                 attempt += 1

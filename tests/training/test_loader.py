@@ -1,6 +1,8 @@
 """Any step's batch can be had at any time, and a failing read is tried again."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,3 +124,28 @@ def test_a_killed_process_is_replaced():
             process.join()
         assert [batches.batch(step).wav[0, 0, 0].item() for step in range(1, 9)] == list(range(1, 9))
     assert all("could not be read, trying again" in warning for warning in warnings)
+
+
+def test_a_container_without_shared_memory_is_told_what_to_do(speech: Path, tmp_path: Path):
+    enter = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "sh")
+    try:
+        subprocess.run([*enter, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no small /dev/shm can be mounted here: {error}")
+    code = f"""
+import torch
+from pathlib import Path
+from codec.training import loader
+from codec.training.cache import open_cache
+from codec.training.data import DataConfig, WindowSampler
+from codec.training.distributed import Ranks
+
+loader.PAUSE = 0.01
+cache = open_cache([Path({str(speech.parent)!r})], Path({str(tmp_path)!r}), 24000)
+sampler = WindowSampler(cache, DataConfig(batch_size=16, window_seconds=1.0), seed=0)
+with loader.Loader(sampler, Ranks(), torch.device("cpu"), print, num_workers=1) as batches:
+    batches.batch(0)
+"""
+    done = subprocess.run([*enter, sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("(docker run --shm-size 4g), or set data.workers=0")
