@@ -17,7 +17,9 @@ for. Codes may differ from those of `StreamEncoder` from where two sequences wer
 `torch._inductor.aoti_load_package` loads them, and in C++ `torch::inductor::AOTIModelPackageLoader`. Tensors must be
 contiguous, as those that come out are. A code outside [0, K) is a RuntimeError. Other shapes, types and layouts than
 these give wrong results or end the process, unless they are checked too, with AOTI_RUNTIME_CHECK_INPUTS=1 in the
-environment.
+environment. Programs use all instructions of the processor that they are compiled on, and end where some are missing;
+for others of its kind compile them (torch 2.13) with TORCHINDUCTOR_CPP_MARCH and ATEN_CPU_CAPABILITY in the
+environment: x86-64-v3 and avx2 for all with AVX2.
 
 With --onnx they are OUTPUT/first.onnx and OUTPUT/next.onnx, of opset 20. Their inputs are `codes` or `wav`, memory_0,
 memory_1 ..., their outputs `wav`, or `codes` and `due`, and new_memory_0, new_memory_1 ... in the same order; the files
