@@ -246,7 +246,7 @@ def test_unreadable_file_is_refused_by_name(tmp_path, wav):
 # -- delay
 
 
-@pytest.mark.parametrize("delay", [0, 7, -5, 480])
+@pytest.mark.parametrize("delay", [0, 7, -5, 480, 1200, -1200])
 def test_delay_is_found(reference, delay):
     noise = np.random.default_rng(0).standard_normal(len(reference)).astype(np.float32)
     late = np.roll(reference, delay) * 0.5 + 0.01 * noise

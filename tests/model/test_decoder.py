@@ -49,3 +49,10 @@ def test_autocast_rounds_no_phase_outside_training(decoder: SpectralDecoder):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(decoder._filter_values(x), expected)
         assert not torch.equal(decoder.train()._filter_values(x), expected)
+
+
+def test_autocast_rounds_no_pitch(decoder: SpectralDecoder):
+    latent = torch.randn(1, 4, 6)
+    expected = decoder.synthesize(latent).log_pitch
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decoder.synthesize(latent).log_pitch, expected)

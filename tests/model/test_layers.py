@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from codec.model.layers import MAX_FRAMES, CausalConv1d, ConvNeXtBlock, WindowedAttention, in_pieces
 
@@ -48,6 +49,16 @@ def test_any_chunking_equals_the_whole(name: str):
     state: dict = {}
     pieces = [layer(part, state) for part in x.split([1, 1, 2, 20, 3, 18], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 3, WIDTH])
+@pytest.mark.parametrize("is_training", [False, True])
+@torch.no_grad()
+def test_a_convolution_is_that_of_torch_with_zeros_before_it(groups: int, is_training: bool):
+    layer = build("conv") if groups == 1 else CausalConv1d(WIDTH, WIDTH, 5, groups=groups)
+    x = torch.randn(2, 20, WIDTH)
+    expected = F.conv1d(F.pad(x.transpose(1, 2), (4, 0)), layer.weight, layer.bias, groups=groups).transpose(1, 2)
+    torch.testing.assert_close(layer.train(is_training)(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

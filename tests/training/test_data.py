@@ -313,6 +313,11 @@ def test_windows_are_cut_as_they_are_from_all_of_a_clip(ramp: AudioCache):
     assert windows[:, -1].max() > 0.95 * 24000
 
 
+def test_a_window_as_long_as_a_clip_is_the_clip(ramp: AudioCache):
+    windows = WindowSampler(ramp, DataConfig(batch_size=20, window_seconds=1.0, gain_db=0.0), 0).batch(0).wav[:, 0]
+    assert torch.equal(windows * 32768, torch.arange(24000.0).expand_as(windows))
+
+
 def test_windows_of_any_speed_are_full(ramp: AudioCache):
     windows = WindowSampler(ramp, DataConfig(batch_size=60, window_seconds=7201 / 24000, speed=0.5), 0)
     assert windows.batch(0).wav.shape == (60, 1, 7201)
