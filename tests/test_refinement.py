@@ -154,6 +154,22 @@ def test_each_stretch_is_heard_with_what_was_before_it_and_what_lies_ahead(
         torch.testing.assert_close(estimate[:before], sound[start * HOP : now * HOP], atol=1e-5, rtol=1e-4)
 
 
+def test_every_step_goes_on_behind_the_codes_that_are_decided(
+    boxed: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SEGMENT_FRAMES", 60), ("STEP_SIZE", 0.0), ("PULL", 0.0)):
+        monkeypatch.setattr(refinement, name, value)
+    heard: list[Tensor] = []
+    encoder = RefiningEncoder(boxed, 2)
+    listener = encoder.listener
+    encoder.listener = lambda *wavs: heard.append(wavs[1].detach()) or listener(*wavs)  # type: ignore[assignment]
+    encoder.push(wav)
+    assert len(heard) == 6  # of each of two stretches what it is and what two steps without length make of it
+    for first, second, third in (heard[:3], heard[3:]):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+
+
 def test_nothing_is_kept_that_leads_to_a_gradient(tiny: Codec, wav: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would grow with the signal."""
     monkeypatch.setattr(refinement, "SEGMENT_FRAMES", 48)
