@@ -356,7 +356,8 @@ def test_wav_of_unknown_length_is_no_cut_file(tmp_path, promise):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "-inf"), (32000.0, "full scale is 1")]
+    ("value", "said"),
+    [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "-inf"), (32000.0, "full scale is 1"), (-32000.0, "full scale is 1")],
 )
 @pytest.mark.parametrize("channel", [0, 1])
 def test_samples_that_are_no_sound_are_refused_with_their_place(tmp_path, value, said, channel):

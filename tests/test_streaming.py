@@ -551,8 +551,9 @@ def test_codes_of_which_one_is_wrong_leave_a_stream_as_it_was(codec: Codec):
 
 
 def test_unusable_input_is_refused(codec: Codec):
-    with pytest.raises(AudioError, match="samples of 8000, full scale is 1"):
-        codec.encode(torch.full((1, 1, 1000), 8000.0))
+    for value in (8000.0, -8000.0):
+        with pytest.raises(AudioError, match="samples of 8000, full scale is 1"):
+            codec.encode(torch.full((1, 1, 1000), value))
     half = copy.deepcopy(codec).half()
     for use in (lambda: half.encode(torch.zeros(1, 1, 1000)), lambda: half.decode(torch.zeros(1, 3).long()),
                 lambda: StreamEncoder(half), lambda: StreamDecoder(half)):  # fmt: skip
