@@ -561,6 +561,8 @@ def test_unusable_input_is_refused(codec: Codec):
             use()
     with pytest.raises(AudioError, match="NaN"):
         StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
+    with pytest.raises(AudioError, match="NaN"):
+        StreamEncoder(codec).push(torch.tensor([[0.0, 0.0], [0.0, float("nan")]]))
     for shape in ((2, 1, 100), ()):
         with pytest.raises(AudioError, match="shape"):
             StreamEncoder(codec).push(torch.zeros(shape))

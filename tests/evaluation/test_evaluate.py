@@ -346,6 +346,7 @@ def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path)
     assert summary["codes"]["nominal_bitrate"] == 0.9
     assert summary["codes"]["payload_bitrate"] == pytest.approx(76 * 12 / 24100 * 24, abs=0.01)
     assert summary["codes"]["bitrate"] > summary["codes"]["payload_bitrate"]
+    assert summary["codes"]["entropy_bitrate"] == pytest.approx(75 * summary["codes"]["entropy"] / 1000)
     assert summary["speed"]["encode_rtf"] > 0
     assert summary["fingerprint"] == audio_fingerprint(model_directory)
     row = rows_of(tmp_path / "out")[0]
