@@ -57,5 +57,5 @@ def keep_to_granted_cores() -> None:
 
     They count the machine's cores. More threads than a container grants use its time up by waiting for each other.
     """
-    if sys.platform == "linux" and num_cores() < len(os.sched_getaffinity(0)):
-        os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
+    if sys.platform == "linux" and (cores := num_cores()) < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))

@@ -8,7 +8,6 @@ process of its own. The sound files of FOLDER are joined, and repeated or cut to
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import codec
 from codec import audio
 from codec.bitstream import Header
 from codec.cli import exit_code, not_negative, positive
+from codec.cores import num_cores
 from codec.files import PRECISIONS
 from codec.model.catalogue import describe
 from codec.model.codec import Codec
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=positive, default=os.cpu_count())
+    parser.add_argument("--threads", type=positive, default=num_cores())
     parser.add_argument("--hours", type=not_negative, default=0.5, help="of audio for the long file; 0 leaves it out")
     parser.add_argument("--row", nargs=3, metavar=("VERB", "SECONDS", "PRECISION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -7,7 +7,6 @@ from the command line: all of them with one process and with more, and a tenth o
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 
 from codec import audio
 from codec.cli import exit_code, positive
+from codec.cores import num_cores
 from codec.errors import AudioError
 
 SAMPLE_RATE = 24000
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=positive, default=1000)
     parser.add_argument("--seconds", type=positive, default=3, help="of each utterance")
-    parser.add_argument("--jobs", type=positive, default=os.cpu_count())
+    parser.add_argument("--jobs", type=positive, default=num_cores())
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

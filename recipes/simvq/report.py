@@ -14,6 +14,7 @@ import torch
 
 from codec import tables
 from codec.cli import positive
+from codec.cores import num_cores
 from codec.output import open_output
 
 matplotlib.use("agg")
@@ -42,7 +43,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
     parser.add_argument("--output", type=Path, default=HERE, help="folder for figure and table")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=positive, default=os.cpu_count())
+    parser.add_argument("--threads", type=positive, default=num_cores())
     return parser
 
 
@@ -101,6 +102,4 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{date.today()}, {name}, {torch.get_num_threads()} of {os.cpu_count()} cores{load}, torch {torch.__version__}"
-    )
+    return f"{date.today()}, {name}, {torch.get_num_threads()} of {num_cores()} cores{load}, torch {torch.__version__}"

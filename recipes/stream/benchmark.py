@@ -7,7 +7,6 @@ slows both. The reference is `wavtokenizer-75` with random weights: speed does n
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import codec
 from codec.cli import exit_code, not_negative, positive
+from codec.cores import num_cores
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -42,7 +42,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stream")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count())
+    parser.add_argument("--threads", type=positive, default=num_cores())
     parser.add_argument("--seconds", type=not_negative, default=60.0, help="of audio for the speed comparison")
     parser.add_argument("--runs", type=positive, default=5)
     parser.add_argument(
@@ -56,7 +56,7 @@ def main() -> None:
     if arguments.measure_memory:
         return measure_in_this_process(*arguments.measure_memory, arguments.model)
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {os.cpu_count()} cores, float32")
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {num_cores()} cores, float32")
     if arguments.hours:  # first: on Linux a process begins with the peak of the one that started it
         print_memory(arguments.model, arguments.hours)
     compare_speed(arguments.model, arguments.seconds, arguments.runs)
