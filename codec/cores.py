@@ -23,11 +23,11 @@ def granted_cores(own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/s
         groups: where they are mounted.
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = os.fsdecode(own.read_bytes()).split("\n")  # the one byte that names in them cannot have
     except OSError:
         return math.inf
     granted = math.inf
-    for line in lines:
+    for line in filter(None, lines):
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2, where all are one
             top = groups

@@ -27,12 +27,14 @@ HYBRID = "4:memory:/docker/1\n1:cpu,cpuacct:/docker/1\n0::/docker/1\n"
         (HYBRID, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
         (HYBRID, {"cpu/docker/1/cpu.cfs_quota_us": "50000\n", "cpu/docker/1/cpu.cfs_period_us": "25000\n"}, 2),
         ("4:cpuset:/\n3:cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "1\n", "cpu/cpu.cfs_period_us": "1\n"}, math.inf),
+        ("0::/caf\udce9\r/1\n", {"caf\udce9\r/cpu.max": "100000 100000\n"}, 1),  # names are any bytes
+        ("", {"cpu.max": "150000 100000\n"}, math.inf),
         (None, {"cpu.max": "150000 100000\n"}, math.inf),
     ],
 )
 def test_the_tightest_group_grants_cores(tmp_path: Path, own: str | None, files: dict[str, str], cores: float):
     if own is not None:
-        (tmp_path / "own").write_text(own)
+        (tmp_path / "own").write_bytes(os.fsencode(own))
     for name, content in files.items():
         path = tmp_path / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
