@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from codec import mp3, ogg
+from codec import mp3, ogg, riff
 from codec.errors import AudioError, CodecWarning
 from codec.limits import MAX_MAGNITUDE
 from codec.output import STANDARD_STREAM, check_path, chosen_format, open_output, shown
@@ -63,7 +63,7 @@ _UNKNOWN_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write to a pipe promise 
 _UNKNOWN_LENGTH = 1 << 62  # samples
 _NIST_HEADER_BYTES = 1024
 _NIST_LENGTH = re.compile(rb"^sample_count +-i +(\d{1,18})\s", re.MULTILINE)  # samples per channel
-_FAULT_FINDERS = {"OGG": ogg.find_fault, "MP3": mp3.find_fault}
+_FAULT_FINDERS = {"OGG": ogg.find_fault, "MP3": mp3.find_fault, "WAV": riff.find_fault, "WAVEX": riff.find_fault}
 _LONGEST_NAME = 1023  # bytes, for libsndfile
 _VALUES_PER_ENCODE = 1 << 15  # libvorbis keeps what it is given at once on the stack
 _MOST_OF_VORBIS = 200_000  # Hz; beyond it libsndfile crashes
@@ -191,6 +191,7 @@ class SoundReader:
             )
         self.name = shown(path, "standard input")
         self._resources = contextlib.ExitStack()
+        self._failures: list[OSError] = []  # of a live pipe
         with contextlib.ExitStack() as guard:
             guard.callback(self.close)
             self._sound = self._open(path)
@@ -256,6 +257,7 @@ class SoundReader:
             _check_samples(block, self.name, position, self.info.sample_rate)
             position += len(block)
             yield block.T
+        self._refuse_failure()
         if position == 0:
             raise AudioError(f"{self.name}: has no samples; record at least one")
         promised = self.info.num_samples
@@ -264,6 +266,10 @@ class SoundReader:
                 f"{self.name}: the file is cut off, its header promises {promised} samples and {position} are there; "
                 f"copy it again"
             )
+
+    def _refuse_failure(self) -> None:
+        for failure in self._failures:
+            raise AudioError(f"{self.name}: cannot be read to its end ({_reason(failure)})") from failure
 
     def _look(self, look: Callable[[IO[bytes]], Found]) -> Found:
         """What a look at the bytes of the file finds."""
@@ -297,17 +303,18 @@ class SoundReader:
         self.is_live = False
         try:
             sound = self._resources.enter_context(_ForwardFile(self._seekable(source)))
-            self._find_fault = _FAULT_FINDERS.get(sound.format)
+            self._find_fault = None if self.is_live else _FAULT_FINDERS.get(sound.format)
             if sound.format == "MP3" and not (sound.subtype == "MPEG_LAYER_III" and self._look(mp3.states_length)):
                 # Of a file libsndfile would guess the length, of a pipe it takes all there is.
                 self._find_fault = None  # nothing is stated that could be wrong
                 descriptor = os.dup(self._bytes.fileno())
                 os.lseek(descriptor, 0, os.SEEK_SET)
-                sound = self._resources.enter_context(_ForwardFile(_piped(b"", descriptor)))
+                sound = self._resources.enter_context(_ForwardFile(_piped(b"", descriptor, self._failures)))
             return sound
         except OSError as error:
-            raise AudioError(f"{self.name}: cannot be read ({error.strerror})") from error
+            raise AudioError(f"{self.name}: cannot be read ({_reason(error)})") from error
         except soundfile.LibsndfileError as error:
+            self._refuse_failure()
             empty = not self.is_live and source.seekable() and not source.seek(0, os.SEEK_END)
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
             what = "is empty" if empty else f"is not a sound file that can be read ({reason})"
@@ -328,7 +335,7 @@ class SoundReader:
             start += more
         if start in (b"RIFF", b"RIFX"):
             self.is_live = True
-            return _piped(start, os.dup(descriptor))
+            return _piped(start, os.dup(descriptor), self._failures)
         self._bytes = copy = tempfile.TemporaryFile()
         self._resources.callback(_taking_room(self.name)(copy.close))  # what could not be written is tried again
         chunk = start
@@ -366,6 +373,11 @@ class SoundReader:
     def _tolerance(self) -> int:
         """Samples that may be missing without suspicion: in mp3 some count the frame that states the number too."""
         return mp3.FRAME_SAMPLES if self._sound.format == "MP3" else 0
+
+
+def _reason(error: OSError) -> str | None:
+    """Why a stream cannot be read."""
+    return "no data yet; open it in blocking mode" if isinstance(error, BlockingIOError) else error.strerror
 
 
 @contextlib.contextmanager
@@ -410,19 +422,29 @@ class _ForwardFile(soundfile.SoundFile):
         return False
 
 
-def _piped(start: bytes, source: int) -> int:
-    """A pipe that gives some bytes and then what a descriptor has, which is closed in the end."""
+def _piped(start: bytes, source: int, failures: list[OSError]) -> int:
+    """A pipe that gives some bytes and then what a descriptor has, which is closed in the end.
+
+    It ends, too, where the descriptor cannot be read, and the error is then in `failures`.
+    """
     reading, writing = os.pipe()
-    threading.Thread(target=_pump, args=(start, source, writing), daemon=True).start()
+    threading.Thread(target=_pump, args=(start, source, writing, failures), daemon=True).start()
     return reading
 
 
-def _pump(start: bytes, source: int, target: int) -> None:
+def _pump(start: bytes, source: int, target: int, failures: list[OSError]) -> None:
     """Pass on a pipe whose first bytes were looked at; both descriptors are closed at the end."""
-    with contextlib.suppress(OSError), open(source, "rb", buffering=0) as pipe, open(target, "wb", buffering=0) as sink:
-        sink.write(start)
-        while chunk := pipe.read(1 << 16):
+    with contextlib.suppress(OSError), open(source, "rb", buffering=0), open(target, "wb", buffering=0) as sink:
+        chunk = start
+        while True:
             sink.write(chunk)
+            try:
+                chunk = os.read(source, 1 << 16)
+            except OSError as error:
+                failures.append(error)
+                break
+            if not chunk:
+                break
 
 
 def _check_samples(block: np.ndarray, name: str, position: int, sample_rate: int) -> None:

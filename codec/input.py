@@ -26,19 +26,26 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds.
 
     Raises:
-        ValueError: it is none, or has more lists within each other than anybody means.
+        ValueError: it is none, or has more lists within each other than anybody means, or numbers that are not finite.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def is_of(value: Any, kind: Any) -> bool:
     """Whether what JSON has held is of a type, as dataclasses state them: `str | None`, `dict[str, list[float]]`.
 
-    An integer may stand for a float, which must be finite; truth values are no numbers. Of a tuple's elements nothing
-    is asked.
+    An integer must fit 64 bits, and may stand for a float, which must be finite; truth values are no numbers. Of a
+    tuple's elements nothing is asked.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -54,5 +61,7 @@ def is_of(value: Any, kind: Any) -> bool:
             is_of(element, arguments[-1]) for element in (value if origin is list else value.values())
         )
     if kind is float:
-        return type(value) in (int, float) and abs(value) < math.inf
+        return is_of(value, int) or (type(value) is float and math.isfinite(value))
+    if kind is int:
+        return type(value) is int and -(1 << 63) <= value < 1 << 63
     return type(value) is kind

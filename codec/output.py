@@ -73,6 +73,20 @@ def is_folder_name(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).endswith((os.sep, os.altsep or os.sep))
 
 
+def require_outside(target: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Refuse to write sound below the folder it is made from.
+
+    Raises:
+        CodecError: `target` lies within the folder `source`.
+    """
+    inner, outer = os.path.realpath(target), os.path.realpath(source)
+    if os.path.isdir(outer) and inner != outer and inner.startswith(os.path.join(outer, "")):
+        raise CodecError(
+            f"{os.fspath(target)}: lies within {os.fspath(source)}, so its sound would be taken for more of it the "
+            f"next time; name a folder outside"
+        )
+
+
 def shown(path: str | os.PathLike[str], stream: str) -> str:
     """What messages call a path, where "-" is `stream`: "standard input" or "standard output"."""
     return stream if os.fspath(path) == STANDARD_STREAM else os.fspath(path)

@@ -273,7 +273,8 @@ class StreamEncoder(_Signals):
     def flush(self) -> Tensor:
         """End the signal: the codes still due, (n,) int64. The encoder is then ready for another signal.
 
-        All signals end that go forward together, (B, n); `select` gives a stream of those that do.
+        All signals end that go forward together, (B, n); `select` gives a stream of those that do. Whether one signal
+        came in rows, (1, n), is not in a state: between `load_state_dict` and the next push it counts as (n,).
         """
         ending = copy.copy(self)
         with torch.inference_mode():

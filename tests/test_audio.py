@@ -217,6 +217,39 @@ def test_sound_behind_what_an_mp3_says_is_not_left_out_in_silence(tmp_path):
         audio.read(tmp_path / "twice.mp3")
 
 
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+@pytest.mark.parametrize("counted", [0, 1000, 1001, 47998])  # bytes of 48000
+def test_sound_behind_what_a_wav_counts_is_not_left_out_in_silence(tmp_path, endian, counted):
+    data = bytearray(sound_file(tone(24000, 24000), 24000, "WAV", endian=endian))
+    data[40:44] = counted.to_bytes(4, endian.lower())
+    (tmp_path / "a.wav").write_bytes(data + bytes(100))
+    with pytest.raises(AudioError, match=rf"goes on for {48100 - counted} bytes behind the {counted} bytes of samples"):
+        audio.read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *(b"", b"\n", bytes(5000)),
+        *(b"LIST\4\0\0\0INFO", b"\0LIST\4\0\0\0INFO", b"id3 \x05\0\0\0title\0"),
+        *(b"TAG" + b"song" * 31 + b"\0", b"APETAGEX\xd0\x07\0\0" + b"artist" * 4),
+    ],
+    ids=str,
+)
+def test_what_is_no_sound_may_stand_behind_the_samples_of_a_wav(tmp_path, more):
+    data = bytearray(sound_file(tone(1001, 24000), 24000, "WAV", subtype="PCM_U8"))
+    assert data[-1] == 0  # which makes the number of bytes even
+    (tmp_path / "a.wav").write_bytes((data if more[:1] != b"\0" else data[:-1]) + more)
+    assert audio.read(tmp_path / "a.wav")[0].shape == (1, 1001)
+
+
+def test_wav_that_was_never_closed_is_read_to_its_end(tmp_path):
+    data = bytearray(sound_file(tone(1000, 24000), 24000, "WAV"))
+    data[4:8], data[40:44] = b"\x08\0\0\0", bytes(4)
+    (tmp_path / "a.wav").write_bytes(data)
+    assert audio.read(tmp_path / "a.wav")[0].shape == (1, 1000)
+
+
 @pytest.mark.parametrize("format", ["FLAC", "AIFF"])
 def test_length_that_whoever_wrote_into_a_pipe_did_not_know(tmp_path, format):
     path = tmp_path / "a"
@@ -244,6 +277,20 @@ def test_pipe_without_sound_is_refused(content, message):
 def test_cut_wav_in_a_pipe_is_refused():
     with pytest.raises(AudioError, match="cut off"):
         _read_through_pipe(sound_file(tone(24000, 24000), 24000, "WAV")[:-1000])
+
+
+@pytest.mark.parametrize("size", [8, 44, 10_000])  # bytes that come before there are none
+def test_pipe_that_does_not_wait_is_not_taken_for_one_that_has_ended(monkeypatch, size):
+    data = bytearray(sound_file(tone(24000, 24000), 24000, "WAV"))
+    data[40:44] = b"\xff\xff\xff\xff"
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "wb") as sink:
+        sink.write(data[:size])
+        sink.flush()
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(AudioError, match=r"cannot be read to its end .no data yet; open it in blocking mode"):
+            audio.read("-")
 
 
 def _read_through_pipe(content: bytes) -> tuple[np.ndarray, int]:

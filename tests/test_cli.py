@@ -642,6 +642,56 @@ def test_full_standard_error_does_not_change_the_exit_code(arguments):
         assert subprocess.run([sys.executable, "-m", "codec", *arguments], stderr=full).returncode == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_standard_error_does_not_end_the_work_on_a_folder(tmp_path, speech, model_directory):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(speech, tmp_path / "in" / f"{name}.flac")
+    for command, made in (("encode", {"a.codes", "b.codes"}), ("tokenize", {"tokens.json", "00000.npy", "00000.tsv"})):
+        with open("/dev/full", "wb") as full:
+            arguments = [command, "in", command, "--model", str(model_directory)]
+            assert (
+                subprocess.run([sys.executable, "-m", "codec", *arguments], stderr=full, cwd=tmp_path).returncode == 0
+            )
+        assert set(os.listdir(tmp_path / command)) == made
+
+
+def test_warnings_stay_warnings_where_they_are_to_be_errors(tmp_path, speech, model_directory):
+    (tmp_path / "in").mkdir()
+    shutil.copy(speech, tmp_path / "in" / "a.flac")
+    (tmp_path / "in" / "b.m4a").touch()
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "codec", "encode", "in", "out"]
+    done = subprocess.run([*command, "--model", str(model_directory)], stderr=subprocess.PIPE, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"codec: in: sound in .m4a cannot be read")
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), 10**400, 0, "24000"], ids=["nan", "huge", "zero", "text"])
+def test_model_whose_rates_are_no_rates_is_not_described(run, value):
+    shutil.copytree(run.model, "model")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"sample_rate": value}))
+    for more in ([], ["--json"]):
+        assert "model/config.json: " in run.refuses("info", "model", *more, left={"model"})
+
+
+def test_sound_is_not_written_where_it_would_be_read_the_next_time(run, speech):
+    Path("in").mkdir()
+    shutil.copy(speech, "in/a.flac")
+    for arguments in (["roundtrip", "in", "in/heard"], ["evaluate", "--data", "in", "--output", "in/scores"]):
+        said = run.refuses(*arguments, "--model", run.model, left={"in"})
+        assert said == (
+            f"{arguments[-1]}: lies within in, so its sound would be taken for more of it the next time; "
+            f"name a folder outside"
+        )
+    assert os.listdir("in") == ["a.flac"]
+    Path("in/deep").mkdir()
+    shutil.copy(speech, "in/deep/b.flac")
+    assert run("roundtrip", "in/deep", "in", "--model", run.model) == 0  # what is read lies within what is written to
+    assert {"a.flac", "b.wav", "deep"} == set(os.listdir("in"))
+
+
 @pytest.mark.parametrize(
     ("part", "setting", "value", "message"),
     [

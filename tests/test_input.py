@@ -18,7 +18,9 @@ def test_lists_within_each_other_without_end_are_refused_like_other_damage(tmp_p
         read_json(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"a": 1}}', b"\xff\xfe\xfd", b'"\xff"', b"9" * 5000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b'{"a": 1}}', b"\xff\xfe\xfd", b'"\xff"', b"9" * 5000, b"[NaN]", b"-Infinity", b"1e999"]
+)
 def test_what_is_no_json_is_a_value_error(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"."):
@@ -33,8 +35,8 @@ def test_names_in_utf8_are_read_whatever_the_system_prefers(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "fitting", "others"),
     [
-        (int, [0, -3], [True, 1.0, "1", None]),
-        (float, [0.5, 3], [True, "0.5", None, float("nan"), float("-inf")]),
+        (int, [0, -3, 2**63 - 1, -(2**63)], [True, 1.0, "1", None, 2**63]),
+        (float, [0.5, 3], [True, "0.5", None, float("nan"), float("-inf"), 10**400]),
         (bool, [True], [1, None]),
         (str | None, ["", None], [0, ["a"]]),
         (list[int], [[], [2, 3]], [[2, "a"], [True], 2, {"a": 2}]),

@@ -22,7 +22,7 @@ from codec.cli.options import (
     together,
 )
 from codec.cli.reporting import count
-from codec.cli.running import Failed, complain
+from codec.cli.running import Failed, complain, tell
 from codec.progress import CountLine
 
 
@@ -221,10 +221,9 @@ def tokenize(
     elif not quiet:
         already = f", {report.num_found} of them were there already" if report.num_found else ""
         speed = f" ({report.new_seconds / report.elapsed_seconds:.1f} x real time)" if report.new_seconds else ""
-        click.echo(
+        tell(
             f"{target}: {count(report.num_utterances, 'utterance')}, {report.seconds / 3600:.2f} hours, "
-            f"{report.num_codes} codes in {count(report.num_shards, 'shard')}{already}{speed}",
-            err=True,
+            f"{report.num_codes} codes in {count(report.num_shards, 'shard')}{already}{speed}"
         )
     if report.num_failed:
         total, failures = report.num_failed + report.num_utterances, os.path.join(target, "*.failed.tsv")

@@ -30,7 +30,7 @@ from codec.cli.options import (
 from codec.cli.reporting import count, saturated, show, softer, told
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, sentence
-from codec.output import STANDARD_STREAM, is_folder_name
+from codec.output import STANDARD_STREAM, is_folder_name, require_outside
 from codec.progress import SpeedLine
 
 if TYPE_CHECKING:
@@ -204,6 +204,10 @@ def roundtrip(model: str, format: str | None, refine: int, device: str, precisio
 
     job = _Job(suffix=OUTPUT_FORMATS[format or "wav"], **shared)
 
+    def find(folder: Path) -> list[Path]:
+        require_outside(job.files[1], folder)
+        return find_sounds(folder)
+
     def one(file: str, output: str, progress: Any) -> dict[str, Any]:
         encoded, decoded = roundtrip_file(
             file,
@@ -223,7 +227,7 @@ def roundtrip(model: str, format: str | None, refine: int, device: str, precisio
         text = f"{count(report.num_frames, 'code')}, {report.bitrate:.3f} kbit/s{saturated(decoded.num_saturated)}"
         return told(report, text + warning, bool(warning)) | {"num_saturated": decoded.num_saturated}
 
-    _each(job, partial(_mirrored, job, find_sounds), partial(_load_encoder, model, device, refine), one)
+    _each(job, partial(_mirrored, job, find), partial(_load_encoder, model, device, refine), one)
 
 
 def _load_encoder(model: str, device: str, refine: int) -> None:

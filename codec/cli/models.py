@@ -6,7 +6,7 @@ import click
 
 from codec.cli.options import Name, option_json_once, option_overwrite, option_quiet
 from codec.cli.reporting import count, table_of
-from codec.cli.running import Failed, complain
+from codec.cli.running import Failed, complain, tell
 from codec.errors import CodecError, sentence
 from codec.progress import CountLine
 
@@ -102,7 +102,7 @@ def import_(
         with_simvq=with_simvq,
     )
     if not quiet:
-        click.echo(report, err=True)
+        tell(report)
 
 
 @click.command("export")

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from codec.cli.running import tell
+
 UNITS = {
     "seconds": " s",
     "sample_rate": " Hz",
@@ -32,7 +34,7 @@ def show(values: dict[str, Any], as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, allow_nan=False))
     if is_warning or not (quiet or as_json):
-        click.echo(text, err=True)
+        tell(text)
 
 
 def table_of(facts: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def exit_code(main: Callable[[], object]) -> int:
     except Failed as error:
         return complain(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
-        _tell(error.format_message())
+        tell(error.format_message())
         return BAD_INPUT
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "codec"
@@ -117,6 +117,7 @@ def _plain_warnings() -> Iterator[None]:
                 usual(message, category, *place, **more)
 
         warnings.showwarning = show
+        warnings.simplefilter("default", CodecWarning)  # a command goes on, even where warnings are to be errors
         yield
 
 
@@ -160,11 +161,11 @@ def not_negative(text: str) -> float:
 
 def complain(sentence: str) -> int:
     """Say what is wrong, and return the exit code of bad input."""
-    _tell(f"codec: {sentence}")
+    tell(f"codec: {sentence}")
     return BAD_INPUT
 
 
-def _tell(text: str) -> None:
+def tell(text: object) -> None:
     """Write to standard error as far as that takes it; the exit code must not depend on it."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)

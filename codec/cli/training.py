@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from codec.cli.options import Name, option_json_once, option_overwrite
-from codec.cli.running import INTERRUPTED, Stopped
+from codec.cli.running import INTERRUPTED, Stopped, tell
 from codec.errors import CodecError
 
 
@@ -46,7 +46,7 @@ def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
 
 
 def _train_one_of_many(config: Any) -> None:
-    click.echo(config.training.run, err=True)
+    tell(config.training.run)
     _train(config)
 
 

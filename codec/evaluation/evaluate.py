@@ -36,6 +36,7 @@ from codec.evaluation.utilisation import CodeCounter
 from codec.limits import refining_steps
 from codec.manifest import is_unknown
 from codec.model.catalogue import ModelInfo, describe
+from codec.output import require_outside
 from codec.progress import Progress
 from codec.workers import Died, work
 
@@ -208,6 +209,8 @@ def evaluate_model(
     found = describe(os.fspath(model))
     if options.refine:
         require_refinable(CodecConfig.from_dict(found.config))
+    if output is not None:
+        require_outside(output, data)
     references, problems = find_references(Path(data))
     chosen = choose_some(list(references), options.limit)
     with ExitStack() as resources:

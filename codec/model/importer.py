@@ -202,6 +202,7 @@ def convert(
         tensor = state[key]
         if not tensor.is_floating_point():
             raise ModelError(f"{key} holds {tensor.dtype}, expected floating point")
+        tensor = tensor.float()
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{key} has values that are NaN or infinite")
         if upstream.is_conditioned(key):
@@ -374,7 +375,7 @@ def _read_zip(path: Path) -> Any:
             if damaged is not None:
                 raise ModelError(f"{path}: is damaged in {damaged}; download it again")
             _refuse_foreign(path, io.BytesIO(archive.read(pickles[0])))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{path}: is cut off or damaged ({error}); download it again") from error
     return _load(path, mmap=True)
 

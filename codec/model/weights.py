@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from codec.digests import sha256
-from codec.errors import ConfigError, ModelError
+from codec.errors import ConfigError, ModelError, first_line
 from codec.input import read_json
 from codec.model.catalogue import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, fingerprint_of, resolve
 from codec.model.codec import Codec, CodecConfig
@@ -131,8 +131,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{path}: is not a whole safetensors file ({error}); copy or download it again") from error
+    except (safetensors.SafetensorError, TypeError, ValueError, OverflowError) as error:  # of shapes that none has
+        raise ModelError(
+            f"{path}: is not a whole safetensors file ({first_line(error)}); copy or download it again"
+        ) from error
 
 
 def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], complaint: str) -> None:

@@ -1,5 +1,6 @@
 """What a preparation leaves: manifests, the list of rejected files, a summary, and sentences for people."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,7 +184,8 @@ def _judge(part: Part, max_damaged: float, outcome: Outcome) -> None:
 
 def _summary(corpus: str, root: Path, outcome: Outcome, config: PreparationConfig) -> dict[str, Any]:
     """Nothing in it depends on when, how fast or by how many processes it was made."""
-    filters = vars(config.filters)
+    # JSON has no infinity.
+    filters = {name: value if value < math.inf else None for name, value in vars(config.filters).items()}
     settings = {"headers_only": config.headers_only, "subset": config.subset, "seed": config.seed, **filters}
     parts = {
         part.name: {

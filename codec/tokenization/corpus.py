@@ -256,6 +256,7 @@ def _begin(
         # Others that share the work may begin at the same moment.
         if any(name != INFO_NAME and not name.endswith(TEMPORARY_SUFFIX) for name in names):
             raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
+        weights.load(model)  # or a damaged one would leave a folder that is its own, without tokens
         write_info(target, info)
     else:
         _require_same(target, begun, info)

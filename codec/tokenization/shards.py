@@ -474,7 +474,7 @@ def read_places(folder: Path, number: int, hop_length: int) -> list[Place]:
 
 def _require_regular_files(folder: Path, number: int) -> None:
     """Raises FormatError where what stands for a file of a shard is none: a pipe would be waited for without end."""
-    for suffix in (".npy", ".tsv"):
+    for suffix in (".npy", ".tsv", ".failed.tsv"):
         path = _path(folder, number, suffix)
         if path.exists() and not path.is_file():
             raise FormatError(f"{path}: is no regular file; remove it and run codec tokenize again")

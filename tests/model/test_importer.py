@@ -455,6 +455,30 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     refuse(path, "simvq", tmp_path, "damaged in .*; download it again")
 
 
+def test_a_flipped_bit_in_a_name_is_noticed(tmp_path):
+    path = edited(tmp_path, "simvq")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"data.pkl")] ^= 0x80  # in the archive's list, which is in UTF-8
+    path.write_bytes(data)
+    refuse(path, "simvq", tmp_path, "is cut off or damaged .*; download it again")
+
+
+def test_a_shape_that_no_tensor_has_is_refused(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refuse(tmp_path / "model.safetensors", "simvq", tmp_path, "is not a whole safetensors file")
+
+
+def test_weights_of_8_bits_are_what_they_are_in_32(tmp_path):
+    few = {key: tensor.to(torch.float8_e5m2) for key, tensor in STATES["simvq"].items() if tensor.is_floating_point()}
+    for name, bits in (("few", {}), ("many", {key: tensor.float() for key, tensor in few.items()})):
+        save_file(dict(STATES["simvq"]) | few | bits, tmp_path / f"{name}.safetensors")
+        import_checkpoint(tmp_path / f"{name}.safetensors", "simvq", tmp_path / name)
+    assert (tmp_path / "few" / "model.safetensors").read_bytes() == (
+        tmp_path / "many" / "model.safetensors"
+    ).read_bytes()
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1328401234\n"
 
 

@@ -206,6 +206,11 @@ def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path
     assert "rejected.tsv:1: is not a manifest, its first line lacks the columns id" in capsys.readouterr().err
 
 
+def test_duration_may_have_no_limit(folder, tmp_path):
+    assert run(["prepare", "folder", str(folder), "--out", str(tmp_path / "new"), "--max-seconds", "inf"]) == 0
+    assert json.loads((tmp_path / "new" / "prepare.json").read_text())["settings"]["max_seconds"] is None
+
+
 def test_name_that_fits_no_table_is_rejected(folder):
     shutil.copy(folder / "train" / "anna" / "1.wav", folder / "train" / "anna" / "a\tb.wav")
     shutil.copy(folder / "train" / "anna" / "1.wav", os.fsencode(folder / "train" / "anna") + b"/\xff.wav")

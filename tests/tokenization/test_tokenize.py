@@ -825,13 +825,24 @@ def test_a_damaged_array_is_refused_and_its_shard_made_again(tmp_path, capsys, k
     assert re.search(r"00000\.npy: (is no whole \.npy file|codes must be)", line)
 
 
+def test_a_damaged_model_leaves_no_folder_that_would_be_its_own(recordings, tmp_path, model_directory):
+    shutil.copytree(model_directory, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="is not a whole safetensors file"):
+        tokens_of(recordings, tmp_path / "tokens", tmp_path / "model")
+    weights.write_bytes(whole)
+    assert len(tokens_of(recordings, tmp_path / "tokens", tmp_path / "model")) == 7
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-@pytest.mark.parametrize("name", ["00000.npy", "00000.tsv"])
+@pytest.mark.parametrize("name", ["00000.npy", "00000.tsv", "00000.failed.tsv"])
 @pytest.mark.parametrize("command", ["info", "decode", "tokenize"])
 def test_a_pipe_among_tokens_is_named_and_not_waited_for(manifest, tmp_path, model_directory, capsys, name, command):
     tokens = tmp_path / "tokens"
     tokens_of(manifest, tokens, model_directory)
-    (tokens / name).unlink()
+    (tokens / name).unlink(missing_ok=True)
     os.mkfifo(tokens / name)
     more = {"info": [tokens], "decode": [tokens, tmp_path / "out"], "tokenize": [manifest, tokens, "--jobs", "0"]}
     model = [] if command == "info" else ["--model", model_directory]
