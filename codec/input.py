@@ -7,6 +7,7 @@ through `codec.output`.
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -44,8 +45,8 @@ def _finite(text: str) -> float:
 def is_of(value: Any, kind: Any) -> bool:
     """Whether what JSON has held is of a type, as dataclasses state them: `str | None`, `dict[str, list[float]]`.
 
-    An integer must fit 64 bits, and may stand for a float, which must be finite; truth values are no numbers. Of a
-    tuple's elements nothing is asked.
+    An integer may stand for a float, which must be finite; truth values are no numbers. Of a tuple's elements nothing
+    is asked.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -61,7 +62,5 @@ def is_of(value: Any, kind: Any) -> bool:
             is_of(element, arguments[-1]) for element in (value if origin is list else value.values())
         )
     if kind is float:
-        return is_of(value, int) or (type(value) is float and math.isfinite(value))
-    if kind is int:
-        return type(value) is int and -(1 << 63) <= value < 1 << 63
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is kind

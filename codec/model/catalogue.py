@@ -10,7 +10,7 @@ from typing import Any
 
 from codec.digests import sha256
 from codec.errors import ModelError, sentence
-from codec.input import is_of, read_json
+from codec.input import read_json
 from codec.rates import Rates
 
 CONFIG_NAME = "config.json"
@@ -61,9 +61,9 @@ def describe(model: str | os.PathLike[str]) -> ModelInfo:
         rates = config["sample_rate"], config["decoder"]["hop_length"], config["quantizer"]["codebook_size"]
     except (KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{directory / CONFIG_NAME}: is not a model's configuration, it lacks {error}") from error
-    if not all(is_of(rate, int) and rate >= 1 for rate in rates):
+    if any(type(rate) is not int or not 1 <= rate < 1 << 32 for rate in rates):
         raise ModelError(
-            f"{directory / CONFIG_NAME}: sample rate, hop length and codebook size must be integers from 1 on"
+            f"{directory / CONFIG_NAME}: sample rate, hop length and codebook size must be integers from 1 to 2^32 - 1"
         )
     return ModelInfo(name_of(model), directory, hexadecimal, (directory / WEIGHTS_NAME).stat().st_size, *rates, config)
 

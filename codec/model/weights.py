@@ -132,9 +132,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, TypeError, ValueError, OverflowError) as error:  # of shapes that none has
-        raise ModelError(
-            f"{path}: is not a whole safetensors file ({first_line(error)}); copy or download it again"
-        ) from error
+        reason = first_line(error)
+        raise ModelError(f"{path}: is not a whole safetensors file ({reason}); copy or download it again") from error
 
 
 def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], complaint: str) -> None:

@@ -179,9 +179,11 @@ def _entry(line: bytes) -> dict[str, Any]:
     if isinstance(entry, dict) and "version" in entry:
         return entry
     is_whole = isinstance(entry, dict) and entry.keys() == _TYPES.keys()
-    is_whole = is_whole and all(is_of(value, _TYPES[name]) for name, value in entry.items())
+    if not (is_whole and all(is_of(value, _TYPES[name]) for name, value in entry.items())):
+        return {}
     # What could be read has a duration.
-    return entry if is_whole and (entry["problem"] or min(entry["num_samples"], entry["sample_rate"]) > 0) else {}
+    has_duration = all(0 < entry[name] < 1 << 63 for name in ("num_samples", "sample_rate"))
+    return entry if entry["problem"] or has_duration else {}
 
 
 def _is_current(known: dict[str, Measurement], name: str, path: Path) -> bool:
