@@ -42,6 +42,7 @@ OUTPUT_FORMATS = {"wav": ".wav", "flac": ".flac", "ogg": ".ogg", "wav-float": ".
 """Name of each format that can be written -> its suffix. wav and flac hold 16 bits, ogg is Vorbis."""
 
 MAX_SAMPLE_RATE = 1_000_000  # Hz
+_WRONG_RATE = f"a sample rate must be an integer from 1 to {MAX_SAMPLE_RATE} Hz"
 
 _VALUES_PER_READ = 1 << 22  # 16 MiB of float32, all channels together
 SAMPLE_BYTES = {
@@ -201,11 +202,10 @@ class SoundReader:
                 num_samples=self._promised_samples(),
                 format=f"{self._sound.format} {self._sound.subtype}",
             )
-            rate = self.info.sample_rate
-            if not 1 <= rate <= MAX_SAMPLE_RATE:
-                raise AudioError(f"{self.name}: sample rate must be 1 to {MAX_SAMPLE_RATE} Hz, is {rate}")
+            if not _is_rate(self.info.sample_rate):
+                raise AudioError(f"{self.name}: {_WRONG_RATE}, is {self.info.sample_rate}")
             guard.pop_all()
-        self.sample_rate = sample_rate or self.info.sample_rate
+        self.sample_rate = self.info.sample_rate if sample_rate is None else sample_rate
         seconds = min(block_seconds, 0.5) if self.is_live else block_seconds
         self._block = max(1, min(int(seconds * self.info.sample_rate), _VALUES_PER_READ // self.info.channels))
         self._mix_energy = self._channel_energy = 0.0  # of several channels: of their mean, and their mean energy
@@ -458,6 +458,18 @@ def _check_samples(block: np.ndarray, name: str, position: int, sample_rate: int
     raise AudioError(f"{name}: {where} is {what}; repair the recording")
 
 
+def _is_rate(value: Any) -> bool:
+    return hasattr(value, "__index__") and 1 <= value <= MAX_SAMPLE_RATE
+
+
+def _float32(wav: Any) -> np.ndarray:
+    """Samples that a caller gives, of any shape."""
+    samples = np.asarray(wav)
+    if samples.dtype.kind != "f":
+        raise AudioError(f"samples must be floats, with full scale at 1, got {samples.dtype}")
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
 # ------------------------------------------------------------------------------------------------------- resampling
 
 
@@ -472,32 +484,51 @@ class Resampler:
     A band-limited polyphase filter of linear phase (soxr, "high quality": pass band to 91 % of the lower Nyquist
     frequency, stop band below -120 dB). Output sample k lies at the instant k / target_rate of the input, whatever the
     block sizes were.
+
+    Args:
+        source_rate: of what is pushed, Hz.
+        target_rate: of what comes out, Hz.
+
+    Raises:
+        AudioError: a sample rate that is no integer from 1 to `MAX_SAMPLE_RATE`; samples that are no floats.
     """
 
     def __init__(self, source_rate: int, target_rate: int):
-        self._source_rate, self._target_rate = source_rate, target_rate
+        for rate in (source_rate, target_rate):
+            if not _is_rate(rate):
+                raise AudioError(f"{_WRONG_RATE}, got {rate!r}")
+        self._source_rate, self._target_rate = int(source_rate), int(target_rate)
+        self._begin()
+
+    def _begin(self) -> None:
         self._num_pushed = self._num_given = 0
         self._stream = None
-        if source_rate != target_rate:
-            self._stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+        if self._source_rate != self._target_rate:
+            self._stream = soxr.ResampleStream(self._source_rate, self._target_rate, 1, dtype="float32", quality="HQ")
 
     def push(self, wav: np.ndarray) -> np.ndarray:
         """(T,) float32 -> the samples that are ready, (T',)."""
+        wav = _float32(wav)
         if self._stream is None:
             return wav
-        ready = self._stream.resample_chunk(np.ascontiguousarray(wav, dtype=np.float32))
+        ready = self._stream.resample_chunk(wav)
         self._num_pushed += len(wav)
         self._num_given += len(ready)
         return ready
 
     def flush(self) -> np.ndarray:
-        """The samples still due, so that the total is ceil(pushed * target_rate / source_rate)."""
+        """The samples still due, so that the total is ceil(pushed * target_rate / source_rate).
+
+        The resampler is then ready for another signal.
+        """
         if self._stream is None:
             return np.zeros(0, dtype=np.float32)
         missing = resampled_length(self._num_pushed, self._source_rate, self._target_rate) - self._num_given
         # soxr rounds the total; one more output sample's worth of silence makes it reach the ceiling.
         silence = np.zeros(self._source_rate // self._target_rate + 1, dtype=np.float32)
-        return self._stream.resample_chunk(silence, last=True)[:missing]
+        due: np.ndarray = self._stream.resample_chunk(silence, last=True)[:missing]
+        self._begin()
+        return due
 
 
 def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -523,8 +554,9 @@ class SoundWriter:
         num_samples: where it is known; the header of a wav that goes to a pipe has it then.
 
     Raises:
-        AudioError: unknown format, NaN or infinite samples, more than a wav file holds, or than the temporary folder
-            does where flac or ogg goes to a pipe.
+        AudioError: unknown format, a sample rate that is no integer from 1 to `MAX_SAMPLE_RATE`, samples that are NaN,
+            infinite or no floats, none where flac is to be written, more than a wav file holds, or than the temporary
+            folder does where flac or ogg goes to a pipe.
         OSError: see `codec.output.open_output`.
     """
 
@@ -541,7 +573,9 @@ class SoundWriter:
         self.num_samples = 0
         self.num_saturated = 0
         self._name = shown(path, "standard output")
-        self._sample_rate = sample_rate
+        if not _is_rate(sample_rate):
+            raise AudioError(f"{self._name}: {_WRONG_RATE}, got {sample_rate!r}")
+        self._sample_rate = int(sample_rate)
         self._expected = num_samples
         self._output = open_output(path, overwrite=overwrite)
 
@@ -558,7 +592,7 @@ class SoundWriter:
 
     def write(self, wav: np.ndarray) -> None:
         """Append (T,) samples."""
-        block = np.asarray(wav, dtype=np.float32)
+        block = _float32(wav)
         if block.ndim != 1:
             raise AudioError(f"{self._name}: samples to write must be (T,), got {block.shape}")
         if not np.all(np.isfinite(block)):
@@ -571,6 +605,8 @@ class SoundWriter:
     def __exit__(self, *exception: Any) -> None:
         if exception[0] is None:
             with self._stack:
+                if self.format == "flac" and not self.num_samples:
+                    raise AudioError(f"{self._name}: flac cannot hold a recording without samples; write wav")
                 self._sink.finish()
         else:
             self._stack.__exit__(*exception)

@@ -7,7 +7,6 @@ through `codec.output`.
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -62,5 +61,5 @@ def is_of(value: Any, kind: Any) -> bool:
             is_of(element, arguments[-1]) for element in (value if origin is list else value.values())
         )
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+        return type(value) in (int, float) and abs(value) < math.inf
     return type(value) is kind

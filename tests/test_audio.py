@@ -57,6 +57,18 @@ def test_resampled_tone_is_the_tone_at_the_new_rate(sample_rate):
     assert np.abs(resampled - expected)[2000:-2000].max() < 1e-4
 
 
+def test_resampler_is_ready_for_another_signal_once_one_has_ended():
+    for rates in ((48000, 24000), (24000, 24000)):
+        resampler, wav = audio.Resampler(*rates), tone(4801, rates[0])
+        for _ in range(2):
+            again = np.concatenate(
+                [resampler.push(wav[:100]), resampler.push(wav[100:].astype(np.float64)), resampler.flush()]
+            )
+            assert again.dtype == np.float32
+            np.testing.assert_array_equal(again, audio.resample(wav, *rates))
+            assert len(resampler.flush()) == 0
+
+
 def test_tone_above_the_new_nyquist_frequency_vanishes():
     resampled = audio.resample(tone(48000, 48000, 15000.0), 48000, 24000)
     assert np.abs(resampled[2000:-2000]).max() < 1e-5
@@ -556,6 +568,40 @@ def test_not_finite_samples_are_not_written(tmp_path):
     with pytest.raises(AudioError, match="must be finite"):
         audio.write(tmp_path / "a.wav", np.array([0.0, np.nan]), 24000)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [0, -1, 2**32, 1_000_001, 24000.0, "24000", None])
+def test_what_is_no_sample_rate_is_refused(tmp_path, rate):
+    for name in ("a.wav", "a.flac"):
+        with pytest.raises(AudioError, match=r"a sample rate must be an integer from 1 to 1000000 Hz, got"):
+            audio.write(tmp_path / name, tone(100, 24000), rate)
+    with pytest.raises(AudioError, match=r"a sample rate must be an integer"):
+        audio.resample(tone(100, 24000), 24000, rate)
+    assert list(tmp_path.iterdir()) == []
+    if rate is not None:  # which keeps the file's own
+        path = write_wav(tmp_path / "a.wav", tone(100, 24000), 24000)
+        with pytest.raises(AudioError, match=r"a sample rate must be an integer"):
+            audio.read(path, rate)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.complex64, bool, object])
+def test_samples_that_are_no_floats_are_refused(tmp_path, dtype):
+    wav = (1000 * tone(100, 24000)).astype(dtype)
+    with pytest.raises(AudioError, match="samples must be floats, with full scale at 1, got"):
+        audio.write(tmp_path / "a.wav", wav, 24000)
+    for rate in (24000, 16000):
+        with pytest.raises(AudioError, match="samples must be floats"):
+            audio.resample(wav, 24000, rate)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recording_without_samples_is_not_written_as_flac(tmp_path):
+    with pytest.raises(AudioError, match=r"a\.flac: flac cannot hold a recording without samples; write wav"):
+        audio.write(tmp_path / "a.flac", np.zeros(0, np.float32), 24000)
+    assert list(tmp_path.iterdir()) == []
+    for name in ("a.wav", "a.ogg"):
+        audio.write(tmp_path / name, np.zeros(0, np.float32), 24000)
+        assert soundfile.info(tmp_path / name).frames == 0
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])

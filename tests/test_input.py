@@ -36,7 +36,7 @@ def test_names_in_utf8_are_read_whatever_the_system_prefers(tmp_path):
     ("kind", "fitting", "others"),
     [
         (int, [0, -3], [True, 1.0, "1", None]),
-        (float, [0.5, 3], [True, "0.5", None, float("nan"), float("-inf"), 10**400]),
+        (float, [0.5, 3], [True, "0.5", None, float("nan"), float("-inf")]),
         (bool, [True], [1, None]),
         (str | None, ["", None], [0, ["a"]]),
         (list[int], [[], [2, 3]], [[2, "a"], [True], 2, {"a": 2}]),

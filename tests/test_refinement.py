@@ -249,9 +249,10 @@ def test_model_that_was_loaded_in_inference_mode_is_refused(model_directory: Pat
         RefiningEncoder(model, 1)
 
 
-def test_defaults_of_torch_change_nothing(tiny: Codec, wav: Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_defaults_of_torch_change_nothing(tiny: Codec, wav: Tensor, dtype: torch.dtype) -> None:
     expected = refine(tiny, wav[:9000], 1)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
             encoder = RefiningEncoder(tiny, 1)

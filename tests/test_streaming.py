@@ -303,6 +303,20 @@ def running_out_of_memory(layer: torch.nn.Module, call: int) -> RemovableHandle:
     return layer.register_forward_hook(fail)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_mirroring", [False, True])
+def test_samples_of_any_floating_point_type_give_the_codes_of_float32(
+    codec: Codec, wav: torch.Tensor, is_mirroring: bool, dtype: torch.dtype
+):
+    model, wav = mirroring(codec) if is_mirroring else codec, wav[:9600].to(dtype)
+    codes = model.encode(wav.float()[None, None])
+    assert torch.equal(model.encode(wav[None, None]), codes)
+    assert torch.equal(model.encode(wav[None, None], torch.tensor([9600])), codes)
+    assert torch.equal(model(wav[None, None]).codes, codes)
+    encoder = StreamEncoder(model)
+    assert torch.equal(torch.cat([encoder.push(wav), encoder.flush()]), codes[0])
+
+
 @pytest.mark.parametrize("is_mirroring", [False, True])
 def test_an_encoder_stays_as_it_was_where_encoding_fails(codec: Codec, wav: torch.Tensor, is_mirroring: bool):
     """In the second of the stretches that are handled at once, when some of the codes are already chosen."""

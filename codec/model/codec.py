@@ -272,7 +272,7 @@ class Codec(Rates, nn.Module):
                 not looked at.
         """
         self._check(wav, checks_values=not self.training or self.quantizer.checks_values)
-        latent = self.encoder(wav)  # (B, 1, T) -> (B, D, N)
+        latent = self.encoder(wav.float())  # (B, 1, T) -> (B, D, N)
         codes, quantized, loss = self.quantizer(latent)
         decoded, log_pitch = self.decoder.synthesize(quantized)  # (B, D, N) -> (B, 1, N * hop), (B, N)
         return CodecOutput(decoded[..., : wav.shape[-1]], codes, latent, quantized, loss, log_pitch)
@@ -296,6 +296,7 @@ class Codec(Rates, nn.Module):
             ModelError: the weights are not float32.
         """
         self._check(wav)
+        wav = wav.float()
         if lengths is None:
             return self.quantizer.encode(self.encoder(wav))
         ends = self._ends(lengths, len(wav), wav.shape[-1], smallest=1)

@@ -154,7 +154,8 @@ class Quantizer(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):
             flat = vectors.reshape(-1, self.codebook_dim)  # (N, D)
             if self.training:
-                codes, quantized, loss = self.learn(flat)
+                # Of one clip they are a view, whose gradient through `rotate` torch's compiler gets wrong (2.13).
+                codes, quantized, loss = self.learn(flat.contiguous())
             else:
                 codes = self.search(flat)
                 quantized = F.embedding(codes, self.effective_codebook())
@@ -318,7 +319,8 @@ class Quantizer(nn.Module):
 
     def _derive(self, name: str, make: Callable[[], Derived]) -> Derived:
         """What `make` gives, without gradient; in eval mode made once and kept under its name."""
-        with torch.no_grad(), full_float32():
+        # What was made in inference mode could never take part in a gradient.
+        with torch.inference_mode(False), torch.no_grad(), full_float32():
             if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
                 return make()
             return self._kept[name].get(self._sources(), make)

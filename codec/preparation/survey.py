@@ -181,9 +181,8 @@ def _entry(line: bytes) -> dict[str, Any]:
     is_whole = isinstance(entry, dict) and entry.keys() == _TYPES.keys()
     if not (is_whole and all(is_of(value, _TYPES[name]) for name, value in entry.items())):
         return {}
-    # What could be read has a duration.
-    has_duration = all(0 < entry[name] < 1 << 63 for name in ("num_samples", "sample_rate"))
-    return entry if entry["problem"] or has_duration else {}
+    least = 0 if entry["problem"] else 1  # what could be read has a duration
+    return entry if all(least <= entry[name] < 1 << 63 for name in ("num_samples", "sample_rate")) else {}
 
 
 def _is_current(known: dict[str, Measurement], name: str, path: Path) -> bool:

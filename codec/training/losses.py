@@ -99,7 +99,7 @@ def limit_band(wav: Tensor, bandwidth: Tensor, sample_rate: int) -> Tensor:
     """What each recording (B, 1, T) has up to its bandwidth, (B,) in Hz, in float32."""
     with torch.autocast(wav.device.type, enabled=False):
         spectrum = torch.fft.rfft(_wide(wav))
-        hz = torch.linspace(0, sample_rate / 2, spectrum.shape[-1], device=wav.device)
+        hz = torch.linspace(0, sample_rate / 2, spectrum.shape[-1], dtype=torch.float32, device=wav.device)
         return torch.fft.irfft(spectrum * (hz <= bandwidth[:, None, None]), n=wav.shape[-1])
 
 

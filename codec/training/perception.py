@@ -124,9 +124,9 @@ class Disturbance(nn.Module):
             "sone": torch.ones(()),
         }.items():
             self.register_buffer(name, values.float(), persistent=False)
-        tone = torch.sin(2 * math.pi * 1000.0 / sample_rate * torch.arange(self.n_fft))
+        tone = torch.sin(2 * math.pi * 1000.0 / sample_rate * torch.arange(self.n_fft, dtype=torch.float32))
         power = self._band_powers(tone[None])[0]  # (1, M): a window spreads a tone over several bands
-        power *= power_of(torch.tensor(REFERENCE_LEVEL)) / power.sum()
+        power *= power_of(torch.tensor(REFERENCE_LEVEL, dtype=torch.float32)) / power.sum()
         self.sone.copy_((self._sones(power) * self.widths).sum())
 
     @staticmethod

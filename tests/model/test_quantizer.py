@@ -256,6 +256,29 @@ def test_rotation_trick_passes_vectors_without_direction_straight_and_survives_o
     assert torch.isfinite(vectors.grad).all()
 
 
+@pytest.mark.parametrize("num_clips", [1, 2])
+def test_vectors_to_learn_from_lie_in_memory_one_after_another_however_many_clips_there_are(num_clips: int):
+    """Else `torch.compile` makes another program for one clip, whose gradient is wrong with the rotation trick."""
+    strides = []
+
+    class Watched(SimVQ):
+        def learn(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            strides.append(vectors.stride())
+            return super().learn(vectors)
+
+    Watched(K, D, rotation_trick=True)(latents(num_clips, D, 20))
+    assert strides == [(D, 1)]
+
+
+def test_codebook_takes_part_in_gradients_whatever_was_asked_of_it_before(quantizer: SimVQ):
+    quantizer.eval()
+    with torch.inference_mode():
+        quantizer.encode(latents(1, D, 20))
+    weight = torch.ones(D, 3, requires_grad=True)
+    (quantizer.effective_codebook() @ weight).sum().backward()
+    torch.testing.assert_close(weight.grad, quantizer.effective_codebook().sum(0)[:, None].expand(D, 3))
+
+
 def test_rotation_trick_changes_the_latents_gradient_only():
     outputs = []
     for rotation_trick in (False, True):
