@@ -300,7 +300,7 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """
     try:
         return _hydra(overrides), []
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError) as error:
         mistakes: list[str] = []
         groups: list[str] = []  # such as model=stream; what others mean depends on them
         values: list[str] = []
@@ -312,6 +312,11 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
                 # Of what is in a list OmegaConf names only the place.
                 is_place = re.compile(r"\d+:").match
                 mistakes += [f"{override!r}: entry {said}" if is_place(said) else said for said in _sentences(other)]
+            except (AssertionError, AttributeError):  # OmegaConf's
+                mistakes.append(
+                    f"{override!r}: the group is null here, and its settings cannot be given one by one; choose a "
+                    f"variant that has it, such as adversary=paper, or write one, see configs/"
+                )
             except (ValueError, TypeError):  # hydra's, without the name of the group
                 mistakes.append(f"{override!r}: {_key(override)} must be a name, see configs/")
         unique = list(dict.fromkeys(mistakes or _sentences(error)))

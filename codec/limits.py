@@ -43,6 +43,15 @@ def too_small(settings: object, group: str, least: Mapping[int, Sequence[str]]) 
     ]
 
 
+def too_large(settings: object, group: str, most: Mapping[str, float]) -> list[str]:
+    """A sentence about each setting that is above its largest value; see `too_small`."""
+    return [
+        f"{group}.{name} must be at most {largest:g}, got {value:g}"
+        for name, largest in most.items()
+        if (value := getattr(settings, name)) > largest
+    ]
+
+
 def not_positive(settings: object, group: str, names: Sequence[str]) -> list[str]:
     """A sentence about each of these settings that is 0, negative or NaN; see `too_small`."""
     return [

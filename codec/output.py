@@ -189,6 +189,13 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `open_output` has left in a folder where its process was killed; nothing may be writing there."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text in UTF-8, in the place of what is there. Bytes of file names that are no text become `\\udcff`.
 

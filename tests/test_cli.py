@@ -667,11 +667,15 @@ def test_warnings_stay_warnings_where_they_are_to_be_errors(tmp_path, speech, mo
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("value", [float("nan"), 10**400, 0, "24000"], ids=["nan", "huge", "zero", "text"])
-def test_model_whose_rates_are_no_rates_is_not_described(run, value):
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("sample_rate", float("nan")), ("sample_rate", 10**400), ("sample_rate", 0), ("other", float("-inf"))],
+    ids=["nan", "huge", "zero", "other"],
+)
+def test_model_with_impossible_numbers_is_not_described(run, setting, value):
     shutil.copytree(run.model, "model")
     config = json.loads(Path("model/config.json").read_text())
-    Path("model/config.json").write_text(json.dumps(config | {"sample_rate": value}))
+    Path("model/config.json").write_text(json.dumps(config | {setting: value}))
     for more in ([], ["--json"]):
         assert "model/config.json: " in run.refuses("info", "model", *more, left={"model"})
 

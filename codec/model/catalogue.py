@@ -58,6 +58,10 @@ def describe(model: str | os.PathLike[str]) -> ModelInfo:
     hexadecimal = fingerprint(directory)
     config = read_json(directory / CONFIG_NAME)
     try:
+        json.dumps(config, allow_nan=False)
+    except ValueError as error:
+        raise ModelError(f"{directory / CONFIG_NAME}: has a number that is not finite") from error
+    try:
         rates = config["sample_rate"], config["decoder"]["hop_length"], config["quantizer"]["codebook_size"]
     except (KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{directory / CONFIG_NAME}: is not a model's configuration, it lacks {error}") from error

@@ -260,7 +260,7 @@ class PredictiveSimVQ(SimVQ):
 
         The latent is taken for an autoregression z_n = m + (z_{n-1} - m) R + e_n: the taps become R, R^2, ..., the
         codes get the covariance of e, and the network expects nothing. Items with NaN or infinity are left out; with
-        too few frames nothing is changed.
+        too few frames, or if all are the same, nothing is changed.
         """
         # In float64, so that all processes find the same float32 values; on the CPU, as not all devices have that.
         frames = latent.cpu().double().transpose(1, 2)
@@ -270,6 +270,8 @@ class PredictiveSimVQ(SimVQ):
         mean = frames.mean(dim=(0, 1))
         before, after = ((part - mean).flatten(0, 1) for part in (frames[:, :-1], frames[:, 1:]))
         covariance = before.T @ before
+        if not covariance.any():
+            return
         ridge = SMALLEST_SPREAD * covariance.diagonal().mean() * torch.eye(len(mean)).to(mean)
         transition = torch.linalg.solve(covariance + ridge, before.T @ after)  # R
         powers = [transition]

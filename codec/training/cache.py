@@ -115,11 +115,13 @@ def open_cache(
     except NoCache:
         _build_cache(sources, cache_folder, sample_rate, progress)
         cache = AudioCache(cache_folder)
-    if all(source.exists() for source in sources) and not _holds(cache, _all_sounds(sources)):
-        raise ConfigError(
-            f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose another "
-            "data.cache"
-        )
+    if all(source.exists() for source in sources):
+        if not _holds(cache, sounds := _all_sounds(sources)):
+            raise ConfigError(
+                f"{cache_folder}: was made of other sound files than {_joined(sources)} holds; delete it or choose "
+                "another data.cache"
+            )
+        cache.speakers = [speaker for _, _, speaker in sounds]  # a manifest may have been corrected
     if cache.sample_rate != sample_rate:
         raise ConfigError(
             f"{cache_folder}: holds audio at {cache.sample_rate} Hz, the model needs {sample_rate} Hz; "

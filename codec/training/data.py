@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from codec import audio
-from codec.limits import not_positive, refuse, too_small
+from codec.limits import not_positive, refuse, too_large, too_small
 from codec.manifest import is_unknown
 from codec.training.cache import AudioCache, bandwidth_of
 from codec.training.degradation import degrade
@@ -27,6 +27,8 @@ LARGEST_CHANGE = 0.5
 """Of speed and of formants, as a share."""
 STRONGEST_COLORATION = 20.0
 """dB; far beyond what microphones do."""
+LONGEST_WINDOW = 24 * 3600.0  # seconds
+_MOST = {"gain_db": 100.0, "window_seconds": LONGEST_WINDOW, "workers": 1000}
 
 
 class Batch(NamedTuple):
@@ -69,6 +71,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})
+        mistakes += too_large(self, "data", _MOST)
         mistakes += not_positive(self, "data", ("window_seconds",))
         if not all(isinstance(place, str) for place in self._places()):
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")

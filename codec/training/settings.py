@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from codec.errors import ConfigError, first_line
-from codec.limits import not_positive, refuse, too_small
+from codec.limits import not_positive, refuse, too_large, too_small
 from codec.model import catalogue, weights
 from codec.model.codec import ENCODERS, CodecConfig
 from codec.model.correlation import DECIMATION
 from codec.training.adversary import AdversaryConfig
-from codec.training.data import DataConfig
+from codec.training.data import LONGEST_WINDOW, DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
 from codec.training.optimizer import wrong_betas
@@ -85,8 +85,10 @@ class TrainingConfig:
         mistakes += wrong_betas(self.betas, "training.betas")
         if self.precision not in ("bf16", "float32"):
             mistakes.append(f"training.precision must be bf16 or float32, got {self.precision!r}")
-        if self.seed >= 1 << 32:
-            mistakes.append(f"training.seed must be below 2 ** 32, got {self.seed}")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value >= 1 << 32:
+                mistakes.append(f"training.{name} must be below 2 ** 32, got {value}")
+        mistakes += too_large(self, "training", {"adversarial_seconds": LONGEST_WINDOW})
         if not self.run:
             mistakes.append("training.run must name a folder, it is empty")
         if not 0 <= self.ema_decay < 1:
@@ -260,7 +262,7 @@ def _of_device(training: TrainingConfig, num_processes: int) -> Iterator[str]:
 
 
 def _samples(config: Config, seconds: float) -> int:
-    return round(seconds * config.model.sample_rate)
+    return round(min(seconds, LONGEST_WINDOW) * config.model.sample_rate)  # also where more were asked for
 
 
 def defining_settings(config: Config) -> dict[str, Any]:

@@ -178,12 +178,34 @@ def check_room(run: Path, num_state_bytes: int) -> None:
         )
 
 
+def check_portable(parts: dict[str, dict[str, Tensor]]) -> None:
+    """Find out whether `save_portable` can write groups of tensors.
+
+    Raises:
+        ModelError: one tensor alone is larger than a file may be.
+    """
+    for part, group in parts.items():
+        for name, tensor in group.items():
+            size = _portable_bytes(tensor)
+            if size + 1024 > PORTABLE_BYTES:
+                raise ModelError(
+                    f"{part}/{name}: {size} bytes do not fit into a portable file of {PORTABLE_BYTES}; leave out "
+                    "training.portable"
+                )
+
+
+def _portable_bytes(tensor: Tensor) -> int:
+    """With its entry in the file's header."""
+    return tensor.numel() * (2 if tensor.is_floating_point() else tensor.element_size()) + 256
+
+
 def save_portable(folder: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
     """Write groups of tensors in 16 bit as `0.safetensors`, `1.safetensors`, ... of at most `PORTABLE_BYTES` each.
 
     Raises:
-        ModelError: one tensor alone is larger than that.
+        ModelError: see `check_portable`.
     """
+    check_portable(parts)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, dict[str, Tensor]]] = []
     room = 0
@@ -192,9 +214,7 @@ def save_portable(folder: Path, parts: dict[str, dict[str, Tensor]], counters: d
             # An optimizer's second moments are too small for float16, and its steps too large.
             dtype = torch.bfloat16 if part.endswith("optimizer") else torch.float16
             half = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            size = half.nbytes + 256  # with its entry in the file's header
-            if size + 1024 > PORTABLE_BYTES:
-                raise ModelError(f"{part}/{name}: {size} bytes do not fit into a portable file of {PORTABLE_BYTES}")
+            size = _portable_bytes(tensor)
             if size > room:
                 files.append({})
                 room = PORTABLE_BYTES - 1024

@@ -4,8 +4,9 @@ Phases, by step: up to `quantizer_start` the latent passes unquantized, so that 
 over it; then the quantizer is matched to it and spectral losses train the codec; from `adversarial_start` on the
 discriminators join. A model that training starts from (`init`) skips the first phase.
 
-A step in which a loss or gradient is not finite leaves codec and discriminators as they were. After too many of them in
-a row, training returns to the last good state with half the learning rate.
+A step in which a loss or gradient is not finite leaves codec and discriminators as they were, but for what a codebook
+that is no parameter has averaged from finite latents. After too many of them in a row, training returns to the last
+good state with half the learning rate.
 """
 
 import math
@@ -23,7 +24,7 @@ from codec.errors import CodecError, ConfigError, ModelError
 from codec.model import weights
 from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME
 from codec.model.codec import Codec, CodecConfig
-from codec.output import write_json
+from codec.output import remove_leftovers, write_json
 from codec.progress import CountLine
 from codec.training.alarms import Watch, attainable_perplexity
 from codec.training.cache import AudioCache, open_cache
@@ -52,6 +53,7 @@ from codec.training.start import (
 from codec.training.state import (
     ExponentialMovingAverage,
     Latest,
+    check_portable,
     check_room,
     flatten_optimizer,
     load_latest,
@@ -120,6 +122,10 @@ class Trainer:
             settings.weight_decay,
             settings.record,
         )
+        if settings.portable:
+            check_portable(
+                {"codec": self.codec.state_dict(), "discriminators": self.adversary.discriminators.state_dict()}
+            )
         self.ema = ExponentialMovingAverage(self.codec, settings.ema_decay)
         self.usage = CodeUsage(self.codec.codebook_size, self.device)
         self.means = Means()
@@ -132,6 +138,9 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first and self.lock is None:
             self.lock = lock_run(self.run)  # as long as this trainer lives
+        if self.ranks.is_first:
+            for folder in (self.run, *(self.run / name for name in ("last", "best", PORTABLE_NAME))):
+                remove_leftovers(folder)
         self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
 
@@ -461,6 +470,9 @@ class Trainer:
             if self.adversary.has_learned or self.step > self.adversarial_start:
                 self.adversary.save_weights(directory / DISCRIMINATORS_NAME)
                 write_json(directory / DISCRIMINATORS_CONFIG_NAME, asdict(self.config.adversary.discriminators))
+            else:  # what there is belonged to other weights
+                for file in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME):
+                    (directory / file).unlink(missing_ok=True)
         return directory
 
     def averaged_codec(self) -> Codec:
@@ -514,7 +526,8 @@ class Trainer:
         self.sampler.seed = self.settings.seed + self.num_returns
         self.broken.skipped.fill_(max(int(self.broken.skipped), counters["skipped_steps"]))
         self.broken.skipped_in_a_row.zero_()
-        self.best_score = counters.get("best", -math.inf)  # of 0.16 and before: the next model validated is the best
+        # Without one, as up to 0.16, the next model validated is the best. After a return `best` stays what it is.
+        self.best_score = max(self.best_score, counters.get("best", -math.inf))
         return latest
 
     def _require_own(self, latest: Latest) -> None:

@@ -367,6 +367,13 @@ def test_matching_leaves_out_what_is_not_finite_and_needs_enough_frames(quantize
     assert torch.isfinite(quantizer.projection.weight).all()
 
 
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def test_matching_a_latent_that_never_changes_changes_nothing(quantizer: PredictiveSimVQ, value: float):
+    before = copy.deepcopy(quantizer.state_dict())
+    quantizer.match(torch.full((4, D, 60), value))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
+
+
 @pytest.mark.parametrize("shape", [(1, D), (1, D, 3, 3), (1, D + 1, 3), (1, D, 0)])
 def test_latents_of_another_shape_are_refused(quantizer: PredictiveSimVQ, shape: tuple[int, ...]):
     with pytest.raises(ModelError, match="takes latents of shape"):

@@ -16,6 +16,7 @@ import torch
 
 from codec.config import compose
 from codec.errors import AudioError, ConfigError
+from codec.manifest import Utterance, write_manifest
 from codec.preparation.folder import prepare_folder
 from codec.preparation.outcome import PreparationConfig
 from codec.training.cache import AudioCache, bandwidth_of, open_cache
@@ -275,6 +276,13 @@ def test_windows_are_full_and_within_full_scale(cache: AudioCache):
     assert batch.abs().max() < 1
     # Real speech all along: no window ends in padding.
     assert (batch[..., -480:].abs().amax(dim=-1) > 0).all()
+
+
+def test_a_corrected_speaker_of_a_manifest_counts_at_once(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", np.full(2400, 0.1), 24000)
+    for speaker in ("anna", "ben"):
+        write_manifest(tmp_path / "list.tsv", [Utterance("a", tmp_path / "a.wav", 2400, 24000, speaker, "train")])
+        assert open_cache([tmp_path / "list.tsv"], tmp_path / "cache", 24000).speakers == [speaker]
 
 
 @pytest.mark.parametrize(

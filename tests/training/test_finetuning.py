@@ -12,7 +12,7 @@ import codec
 from codec.config import compose
 from codec.errors import ConfigError, ModelError
 from codec.model import weights
-from codec.model.catalogue import DISCRIMINATORS_NAME, resolve
+from codec.model.catalogue import DISCRIMINATORS_CONFIG_NAME, DISCRIMINATORS_NAME, resolve
 from codec.training.adversary import Adversary
 from codec.training.run_files import LOG_NAME, STATE_NAME
 from codec.training.settings import differences
@@ -138,6 +138,15 @@ def test_discriminators_that_never_joined_are_not_kept(tiny_run: list[str], tmp_
     spectral.save_model("last")
     assert not (spectral.run / "last" / DISCRIMINATORS_NAME).exists()
     assert tuned(settings, tmp_path).adversarial_start == ADVERSARIAL_START
+
+
+def test_discriminators_of_other_weights_do_not_stay_beside_them(tiny_run: list[str]):
+    trainer = Trainer(compose([*tiny_run, "training.adversarial_start=1"]))
+    for step, is_there in ((2, True), (1, False)):  # back behind where they joined
+        trainer.step = step
+        directory = trainer.save_model("last")
+        there = [(directory / name).exists() for name in (DISCRIMINATORS_NAME, DISCRIMINATORS_CONFIG_NAME)]
+        assert there == [is_there] * 2
 
 
 def test_a_configuration_that_differs_from_the_model_is_refused_by_name(

@@ -128,6 +128,23 @@ def test_broken_steps_in_a_row_return_to_the_last_good_state_with_half_the_rate(
     assert (resumed.num_returns, resumed.sampler.seed) == (1, 1)
 
 
+def test_the_best_model_stays_the_best_where_training_returns_behind_it(
+    tiny_run: list[str], training_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loader, "AHEAD", 1)
+    settings = [f"data.validation={training_folder}", "training.validation_clips=1", "training.validate_every=2"]
+    settings += ["training.save_every=100", "training.max_skipped_in_a_row=2"]
+    Trainer(compose([*tiny_run, *settings])).save()
+    trainer = Trainer(compose([*tiny_run, *settings]))
+    trainer.best_score = 2.0  # since the state was saved; better than any model is
+    monkeypatch.setattr(trainer.sampler, "batch", BrokenBatches(trainer.sampler, 4, 5, times=1))
+    trainer.fit()
+    assert trainer.num_returns == 1
+    assert (trainer.run / "last").exists()
+    assert not (trainer.run / "best").exists()
+    assert trainer.best_score == 2.0
+
+
 def test_training_that_keeps_breaking_ends_with_one_sentence_and_a_good_state(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -110,6 +110,41 @@ def test_a_slip_is_told_with_what_is_meant(override: str, advice: str, training_
     assert found.startswith(advice)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "adversary.discriminators.resolution.n_ffts=[256]",
+        "adversary.discriminators.resolution={n_ffts:[256],overlap:[4]}",
+    ],
+)
+def test_a_group_that_is_null_is_told_with_what_has_it(override: str, training_folder: Path):
+    (found,) = mistakes([f"data.train={training_folder}", override])
+    assert found.startswith(
+        f"{override!r}: the group is null here, and its settings cannot be given one by one; choose"
+    )
+    assert "training.steps must be at least 1, got 0" in mistakes(["training.steps=0", override])
+    if "={" in override:
+        config = compose([f"data.train={training_folder}", "adversary=paper", override])
+        assert config.adversary.discriminators.resolution.n_ffts == [256]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.window_seconds=1e308", "data.window_seconds must be at most 86400, got 1e+308"),
+        ("data.gain_db=1e30", "data.gain_db must be at most 100, got 1e+30"),
+        ("data.workers=100000000000000000000000", "data.workers must be at most 1000, got 1e+23"),
+        ("training.adversarial_seconds=1e308", "training.adversarial_seconds must be at most 86400, got 1e+308"),
+        (
+            "training.max_skipped_in_a_row=4294967296",
+            "training.max_skipped_in_a_row must be below 2 ** 32, got 4294967296",
+        ),
+    ],
+)
+def test_numbers_that_nobody_means_are_refused(override: str, sentence: str, training_folder: Path):
+    assert mistakes([f"data.train={training_folder}", override]) == [sentence]
+
+
 def test_every_part_names_all_its_values_out_of_range():
     settings = ["data.batch_size=0", "data.window_seconds=-1", "data.workers=-1", "data.speaker_balance=2"]
     settings += ["data.degraded=7", "data.speed=-1", "data.gain_db=-3", "adversary.learning_rate=0"]

@@ -28,6 +28,7 @@ from codec.config import compose, restore
 from codec.errors import AudioError, CodecError, ConfigError, ModelError
 from codec.training.curves import CURVES
 from codec.training.data import Batch
+from codec.training.interruption import IMPATIENCE, stop_requests
 from codec.training.run_files import CONFIG_NAME, PREVIOUS_NAME, STATE_NAME
 from codec.training.settings import TrainingConfig
 from codec.training.state import flatten_optimizer, load_state, save_state
@@ -324,6 +325,36 @@ def test_of_two_processes_that_end_early_one_says_so(
     assert sentence in first.splitlines()[-1]
     assert "Traceback" not in first
     assert "codec: " not in second
+
+
+def test_one_request_to_stop_may_come_twice():
+    """To all processes of a job, and once more from the one that started them."""
+    with stop_requests() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        assert stop.is_made
+    with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.made_at -= 2 * IMPATIENCE  # by now it is not the same one any more
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_a_kill_has_left_half_written_is_removed(tiny_run: list[str]):
+    run = fit(tiny_run, "training.steps=2").run
+    left = [folder / ".0123456789abcdef.part" for folder in (run, run / "last")]
+    for path in left:
+        path.write_bytes(bytes(100))
+    assert Trainer(compose([*tiny_run, "training.steps=3"])).step == 2
+    assert not any(path.exists() for path in left)
+
+
+def test_a_portable_state_that_cannot_be_written_is_refused_before_training(tiny_run: list[str], tmp_path: Path):
+    settings = ["training.portable=true", "model/quantizer=simvq", "model.quantizer.codebook_size=1100000"]
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"codec/quantizer\.codebook: \d+ bytes do not fit into a portable file"):
+            Trainer(compose([*tiny_run, *settings]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_kill_9_loses_at_most_the_last_interval(tiny_run: list[str], tmp_path: Path, processes: ForkServerContext):
