@@ -13,7 +13,7 @@ import numpy as np
 
 from codec.errors import ConfigError, sentence
 from codec.evaluation.journal import Journal
-from codec.evaluation.metric import Column
+from codec.evaluation.metric import LARGEST_SCORE, Column
 from codec.evaluation.report import SCORES_NAME, SUMMARY_NAME, label_of, model_of
 from codec.evaluation.statistics import bootstrap_interval
 from codec.input import is_of, read_json
@@ -23,8 +23,6 @@ from codec.tables import aligned, write_table
 
 LETTERS = ascii_uppercase
 """What the systems are called in tables, in their order."""
-LARGEST_SCORE = 1e12
-"""In magnitude; sums and squares of what is beyond may be infinite."""
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

@@ -18,7 +18,7 @@ from codec.errors import AudioError, CodecError, ConfigError, sentence
 from codec.evaluation import reconstruction, resampling, scoring
 from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.journal import JOURNAL_NAME, Journal
-from codec.evaluation.metric import Column, Settings
+from codec.evaluation.metric import Settings
 from codec.evaluation.pairs import (
     FOLDER_TOLERANCE,
     Item,
@@ -29,7 +29,7 @@ from codec.evaluation.pairs import (
     pair_folders,
 )
 from codec.evaluation.reconstruction import Reconstruction
-from codec.evaluation.registry import METRICS, choose
+from codec.evaluation.registry import METRICS, MODEL_COLUMNS, choose
 from codec.evaluation.scoring import Row
 from codec.evaluation.statistics import FEWEST, NUM_RESAMPLES, SEED, summarise
 from codec.evaluation.utilisation import CodeCounter
@@ -44,12 +44,6 @@ PACKAGES = (
     *("numpy", "torch", "pesq", "pystoi", "scipy", "librosa"),
     *("torchaudio", "torchcrepe", "transformers", "onnxruntime"),
 )
-
-MODEL_COLUMNS = (
-    Column("bitrate", "bit rate of the files", "", "kbit/s"),
-    Column("reencoding", "re-encoding agreement", "higher"),
-)
-"""Per utterance, where the model is at hand."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +332,8 @@ def _conclude(
     columns = [(name, column) for name in plan.names for column in METRICS[name].columns]
     for name, column in columns + [("", column) for column in MODEL_COLUMNS if made]:
         values = evaluation.values(column.name)
-        weights = list(evaluation.values(column.weight).values()) if column.weight else None
+        weights = evaluation.values(column.weight) if column.weight else dict.fromkeys(values, 1.0)
+        values = {id: value for id, value in values.items() if weights[id] > 0}
         metrics[column.name] = {
             **{key: value for key, value in asdict(column).items() if key != "name"},
             "identity": METRICS[name].identity(options.settings) if name else "",
@@ -346,7 +341,7 @@ def _conclude(
             **summarise(
                 list(values.values()),
                 [seconds[id] for id in values],
-                weights,
+                [weights[id] for id in values] if column.weight else None,
                 [evaluation.items[id].speaker for id in values],
             ),
         }

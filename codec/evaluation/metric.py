@@ -15,6 +15,11 @@ import numpy as np
 from codec.errors import CodecError
 from codec.evaluation.resampling import resample
 
+FILE_COLUMNS = ("id", "speaker", "seconds", "surplus_samples")
+"""Of the table of scores, what comes before them."""
+LARGEST_SCORE = 1e12
+"""In magnitude; sums and squares of what is beyond may be infinite."""
+
 
 class Undefined(CodecError, ValueError):
     """A metric has no value for this pair; the message is the reason."""

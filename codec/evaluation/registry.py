@@ -1,13 +1,13 @@
 """All metrics by name, and groups of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from codec.errors import ConfigError
 from codec.evaluation.asr import RelativeWordErrors, WordErrors
 from codec.evaluation.dnsmos import Dnsmos
 from codec.evaluation.mcd import MelCepstralDistortion
 from codec.evaluation.mel import MelDistance
-from codec.evaluation.metric import Metric
+from codec.evaluation.metric import FILE_COLUMNS, Column, Metric
 from codec.evaluation.pesq import NarrowbandPesq, WidebandPesq
 from codec.evaluation.pitch import Pitch
 from codec.evaluation.si_sdr import SiSdr
@@ -48,8 +48,35 @@ def _with_added() -> dict[str, type[Metric]]:
             )
         if metric.name in metrics:
             raise ConfigError(f"{where}: its name {metric.name!r} is that of another metric")
+        if fault := _fault(metric, metrics.values()):
+            raise ConfigError(f"{where}: {fault}")
         metrics[metric.name] = metric
     return metrics
+
+
+MODEL_COLUMNS = (
+    Column("bitrate", "bit rate of the files", "", "kbit/s"),
+    Column("reencoding", "re-encoding agreement", "higher"),
+)
+"""Per utterance, where the model is at hand."""
+
+_TAKEN = (*FILE_COLUMNS, *(column.name for column in MODEL_COLUMNS))
+
+
+def _fault(metric: type[Metric], others: Iterable[type[Metric]]) -> str:
+    """What is wrong with the columns of a metric of somebody else, in words that follow where it is from."""
+    if not (columns := getattr(metric, "columns", ())) or not all(isinstance(column, Column) for column in columns):
+        return "its columns are no tuple of codec.evaluation.metric.Column"
+    own = [column.name for column in columns]
+    taken = {*_TAKEN, *(column.name for other in others for column in other.columns)}
+    for column in columns:
+        if column.name in taken or own.count(column.name) > 1:
+            return f"its column {column.name!r} has the name of another"
+        if column.better not in ("higher", "lower", ""):
+            return f"its column {column.name!r} is better {column.better!r}, which must be higher, lower or empty"
+        if column.weight not in ("", *own):
+            return f"its column {column.name!r} is weighted by {column.weight!r}, which is no column of the metric"
+    return ""
 
 
 METRICS = _with_added()

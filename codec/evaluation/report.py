@@ -6,6 +6,7 @@ from typing import Any
 
 from codec.evaluation.delay import NOTICEABLE
 from codec.evaluation.evaluate import Evaluation
+from codec.evaluation.metric import FILE_COLUMNS
 from codec.output import write_json, write_text
 from codec.tables import aligned, write_table
 
@@ -27,7 +28,7 @@ def write_report(evaluation: Evaluation, folder: Path, *, with_audio: bool = Tru
     values = {column: evaluation.values(column) for column in columns}
     write_table(
         folder / SCORES_NAME,
-        ["id", "speaker", "seconds", "surplus_samples", *columns],
+        [*FILE_COLUMNS, *columns],
         (
             [row.id, evaluation.items[row.id].speaker, f"{row.seconds:.3f}", row.surplus]
             + [f"{values[column][row.id]:.6g}" if row.id in values[column] else "" for column in columns]

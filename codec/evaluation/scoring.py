@@ -7,7 +7,7 @@ from math import isfinite
 from codec.errors import CodecError, sentence
 from codec.evaluation.delay import delay_of
 from codec.evaluation.journal import file_sum, text_sum
-from codec.evaluation.metric import Metric, Settings, Undefined
+from codec.evaluation.metric import LARGEST_SCORE, Metric, Settings, Undefined
 from codec.evaluation.pairs import Item, load_pair
 from codec.evaluation.registry import METRICS
 
@@ -71,11 +71,15 @@ def score(task: Task) -> Row:
     for identity, metric in missing.items():
         try:
             values = metric.score(pair)
+            if values.keys() != {column.name for column in metric.columns}:
+                raise ValueError(f"it gave {', '.join(values) or 'nothing'} and not all its columns and only those")
             if not all(map(isfinite, values.values())):
                 raise Undefined("its value is not a finite number")
+            if not all(abs(value) <= LARGEST_SCORE for value in values.values()):
+                raise Undefined(f"its value is not within ±{LARGEST_SCORE:g}")
             row.scores[identity] = {column: float(value) for column, value in values.items()}
         except Undefined as error:
-            row.undefined[identity] = str(error)
+            row.undefined[identity] = sentence(error)
         except Exception as error:  # compiled packages raise anything; one file must not end a night's run
             row.undefined[identity] = f"{_FAILED}{type(error).__name__}: {sentence(error)}"
     return row

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codec.model.layers import where_float64_is
+
 DECIMATION = 3
 """Samples averaged into one first: a pitch needs no more than the band this leaves."""
 
@@ -27,6 +29,8 @@ def lag_correlation(stretches: Tensor, num_lags: int) -> Tensor:
     size = 1 << (stretches.shape[-1] + width).bit_length()
     product = torch.fft.rfft(stretches, size) * torch.fft.rfft(end, size).conj()
     correlation = torch.fft.irfft(product, size)[..., :num_lags].flip(-1)  # the largest lag comes first before flipping
-    energy = F.pad(stretches.square().cumsum(-1), (1, 0))
+    # Summed in float64, as CPUs do anyway: a quiet end behind loud sound would have no energy in float32.
+    energy = where_float64_is(stretches.square()).cumsum(-1, dtype=torch.float64).to(stretches)
+    energy = F.pad(energy, (1, 0))
     energy = (energy[..., width:] - energy[..., :-width]).flip(-1)  # (..., num_lags)
     return correlation / (energy * energy[..., :1]).sqrt().clamp(min=1e-7)

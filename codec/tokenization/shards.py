@@ -15,6 +15,7 @@ killed process was writing; nothing removes it, as another may be writing it now
 import itertools
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -209,16 +210,17 @@ class Tokens(Mapping[str, np.ndarray]):
 
     def __init__(self, folder: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False):
         self.info = read_info(Path(folder))
-        self.shards: list[tuple[Path, int]] = []
+        listed: list[tuple[Path, int]] = []
         for path in map(Path, (folder, *more)):
             info = read_info(path)
             for name in ("fingerprint", "sample_rate", "hop_length", "codebook_size", "precision", "refine"):
                 value, first = getattr(info, name), getattr(self.info, name)
                 if value != first:
                     raise FormatError(f"{path}: {name} is {value}, that of {folder} is {first}; read them separately")
-            self.shards += _list_shards(path, info, partial)
+            listed += _list_shards(path, info, partial)
+        self.shards: list[tuple[Path, int]] = []
         self._offsets: dict[int, int] = {}  # of the codes in the file of each of the shards, bytes
-        self.places = Places(self._read_tables())
+        self.places = Places(self._read_tables(listed, partial))
         if repeated := self.places.repeated():
             id, *which = repeated
             first, second = (_path(*self.shards[number], ".tsv") for number in which)
@@ -232,7 +234,11 @@ class Tokens(Mapping[str, np.ndarray]):
             codes = np.fromfile(path, dtype, place.codes, offset=self._offsets[number] + place.start * dtype.itemsize)
         except OSError as error:
             raise _unreadable(path, error) from error
-        return _checked(codes, place, self.info, path)
+        try:
+            return _checked(codes, place, self.info, path)
+        except FormatError:
+            self._require_current(number, place)
+            raise
 
     # A mapping's would read all codes, of which numpy cannot say in one word whether they are equal.
     __eq__, __hash__ = object.__eq__, object.__hash__
@@ -247,12 +253,30 @@ class Tokens(Mapping[str, np.ndarray]):
         """The codes of an utterance for `codec.files.decode_codes`."""
         return ArrayReader(self[id].astype(np.int64), self.info.header, self.places[id].samples)
 
-    def _read_tables(self) -> Iterator[list[Place]]:
-        for which, (folder, number) in enumerate(self.shards):
-            places = read_places(folder, number, self.info.hop_length)
-            if places:
-                self._offsets[which] = _map(folder, number, places, self.info.dtype).offset
+    def _read_tables(self, listed: list[tuple[Path, int]], partial: bool) -> Iterator[list[Place]]:
+        for folder, number in listed:
+            try:
+                places = read_places(folder, number, self.info.hop_length)
+                if places:
+                    self._offsets[len(self.shards)] = _map(folder, number, places, self.info.dtype).offset
+            except FormatError:
+                if partial and not _path(folder, number, ".tsv").exists():  # by now: it is being made anew
+                    continue
+                raise
+            self.shards.append((folder, number))
             yield places
+
+    def _require_current(self, number: int, place: Place) -> None:
+        """Raises FormatError where a shard has another place for an utterance than when it was opened."""
+        folder, shard = self.shards[number]
+        try:
+            is_current = place in read_places(folder, shard, self.info.hop_length)
+        except FormatError:
+            is_current = False
+        if not is_current:
+            raise FormatError(
+                f"{_path(folder, shard, '.npy')}: was made anew since these tokens were opened; open them again"
+            )
 
 
 def _list_shards(folder: Path, info: TokensInfo, partial: bool) -> list[tuple[Path, int]]:
@@ -476,7 +500,11 @@ def _require_regular_files(folder: Path, number: int) -> None:
     """Raises FormatError where what stands for a file of a shard is none: a pipe would be waited for without end."""
     for suffix in (".npy", ".tsv", ".failed.tsv"):
         path = _path(folder, number, suffix)
-        if path.exists() and not path.is_file():
+        try:
+            mode = path.stat().st_mode
+        except OSError:  # which whoever reads it will tell
+            continue
+        if not stat.S_ISREG(mode):
             raise FormatError(f"{path}: is no regular file; remove it and run codec tokenize again")
 
 

@@ -47,6 +47,8 @@ def main() -> None:
         verb, seconds, precision = arguments.row
         print(json.dumps(row(arguments, verb, float(seconds), precision)))
         return
+    describe(arguments.model)  # what is wrong is said here, and not by a process for each row
+    speech(arguments.folder)
     print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.model}\n")
     print("| run | float32: s, peak MiB | bf16: s, peak MiB |\n| --- | --- | --- |")
     runs = [(verb, float(seconds)) for verb in ("encode", "decode") for seconds in RUNS]

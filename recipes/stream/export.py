@@ -11,8 +11,9 @@ of `Codec.encoder.lookahead_samples`, and then (1, n * hop_length). They give th
 int64, later than their samples by the quantizer's delay, so that the first ones are -1 and no codes; then those that
 would still be due if the signal had ended, (1, delay), -1 as well where there are none; and the new memory. A signal of
 T samples that ends is followed by samples of 32768.0 until there are ceil(T / hop_length) hops and the lookahead; its
-last codes are those then due. What `StreamEncoder` refuses (samples that are not finite, or beyond +-100) is not looked
-for. Codes may differ from those of `StreamEncoder` from where two sequences were equally near, and are as good.
+last codes are those then due. Where fewer hops are left than n, programs of --codes 1 take them: both remember the
+same. What `StreamEncoder` refuses (samples that are not finite, or beyond +-100) is not looked for. Codes may differ
+from those of `StreamEncoder` from where two sequences were equally near, and are as good.
 
 `torch._inductor.aoti_load_package` loads them, and in C++ `torch::inductor::AOTIModelPackageLoader`. Tensors must be
 contiguous, as those that come out are. A code outside [0, K) is a RuntimeError. Other shapes, types and layouts than

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import codec
-from codec import SimVQ, audio
+from codec import CodecError, SimVQ, audio
 from codec.cli import exit_code, positive
 from codec.model.predictive import PredictiveSimVQ
 from codec.training.counters import perplexity
@@ -62,6 +62,8 @@ def windows(paths: list[Path], model: codec.Codec) -> Tensor:
         wav = torch.from_numpy(audio.read(path, model.sample_rate)[0])[None]
         latent = model.encoder(wav)[0]
         parts += [part for part in latent.split(WINDOW, dim=1) if part.shape[1] == WINDOW]
+    if not parts:
+        raise CodecError(f"no file has {WINDOW} frames; name a folder of longer ones")
     return torch.stack(parts)
 
 
