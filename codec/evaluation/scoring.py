@@ -71,8 +71,9 @@ def score(task: Task) -> Row:
     for identity, metric in missing.items():
         try:
             values = metric.score(pair)
-            if values.keys() != {column.name for column in metric.columns}:
-                raise ValueError(f"it gave {', '.join(values) or 'nothing'} and not all its columns and only those")
+            columns = [column.name for column in metric.columns]
+            if sorted(values) != sorted(columns):
+                raise ValueError(f"gave {', '.join(values) or 'nothing'}, its columns are {', '.join(columns)}")
             if not all(map(isfinite, values.values())):
                 raise Undefined("its value is not a finite number")
             if not all(abs(value) <= LARGEST_SCORE for value in values.values()):

@@ -55,6 +55,12 @@ def test_it_is_computed(package, tmp_path, reference):
         ),
         ('name = "loudness"', 'title = "loudness"', "is not a metric, .* a name derived from .*Metric"),
         ('name = "loudness"', 'name = "mel"', "its name 'mel' is that of another metric"),
+        ("columns = ", "rows = ", r"its columns are no tuple of codec\.evaluation\.metric\.Column"),
+        ('Column("loudness"', 'Column("mel"', "its column 'mel' has the name of another"),
+        ('Column("loudness"', 'Column("bitrate"', "its column 'bitrate' has the name of another"),
+        ('Column("loudness"', 'Column("id"', "its column 'id' has the name of another"),
+        ('"", "dB"', '"best", "dB"', "its column 'loudness' is better 'best', which must be higher, lower or empty"),
+        ('"", "dB"', '"", "dB", weight="x"', "its column 'loudness' is weighted by 'x', which is no column of the .*"),
     ],
 )
 def test_what_is_wrong_with_it_is_one_sentence(package, wrong, right, what):
@@ -62,3 +68,41 @@ def test_what_is_wrong_with_it_is_one_sentence(package, wrong, right, what):
     done = evaluate(package, "reference", "estimate")
     assert done.returncode == 2
     assert re.fullmatch(rf"codec: entry point loudness of codec\.metrics, loudness:Loudness: {what}\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("{}", "failed: ValueError: gave nothing, its columns are loudness"),
+        ('{"loudness": 1.0, "more": 2.0}', "failed: ValueError: gave loudness, more, its columns are loudness"),
+        ('{"loudness": 1e300}', "its value is not within ±1e+12"),
+    ],
+)
+def test_what_it_may_not_give_is_named(package, tmp_path, reference, given, reason):
+    (package / "loudness.py").write_text(SOURCE.replace(SOURCE[SOURCE.index("return {") + 7 :].rstrip(), given))
+    for name in ("reference", "estimate"):
+        (tmp_path / name).mkdir()
+        audio.write(tmp_path / name / "talk.wav", reference, 24000)
+    folders = str(tmp_path / "reference"), str(tmp_path / "estimate")
+    done = evaluate(package, *folders, "--metrics", "loudness,mel", "--jobs", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem["reason"] == reason
+
+
+def test_a_file_of_weight_0_counts_for_nothing(package, tmp_path, reference):
+    weighted = SOURCE.replace('"", "dB"),', '"", "dB", weight="w"), Column("w", "w", "", is_shown=False),')
+    weighted = weighted.replace("return {", 'return {"w": float(abs(energies[0] - energies[1]) > 1), ')
+    (package / "loudness.py").write_text(weighted)
+    for name, gain in (("reference", 1.0), ("estimate", 0.5)):
+        (tmp_path / name).mkdir()
+        audio.write(tmp_path / name / "a.wav", reference, 24000)
+        audio.write(tmp_path / name / "b.wav", gain * reference, 24000)
+    folders = str(tmp_path / "reference"), str(tmp_path / "estimate")
+    done = evaluate(package, *folders, "--metrics", "loudness", "--jobs", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["metrics"]["loudness"]
+    assert (found["num"], found["mean"]) == (1, pytest.approx(20 * np.log10(0.5), abs=0.01))
+    done = evaluate(package, folders[0], folders[0], "--metrics", "loudness,mel", "--jobs", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["loudness"]["num"] == 0

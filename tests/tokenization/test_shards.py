@@ -1,6 +1,7 @@
 """What a shard remembers of a file that it could not use, and what a folder lacks."""
 
 import dataclasses
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_codes_that_vanish_or_are_cut_off_after_opening_are_named(tokens: Tokens
     path.unlink()
     with pytest.raises(FormatError, match=r"00000\.npy: cannot be read \(.*No such file"):
         tokens["a"]
+
+
+def test_a_shard_that_is_made_anew_is_not_called_damaged(tokens: Tokens, tmp_path: Path):
+    write_shard(tmp_path, 0, [("b", np.array([3, 2, 1]), 960, "ben", "train")], [], tokens.info.dtype)
+    with pytest.raises(FormatError, match=r"00000\.npy: was made anew since these tokens were opened; open them again"):
+        tokens["b"]
+    assert Tokens(tmp_path, partial=True)["b"].tolist() == [3, 2, 1]
+
+
+def test_a_shard_that_is_taken_away_while_tokens_are_opened_is_none_that_is_there(
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """To be made anew, between a look at the folder and a look at its tables."""
+    names = os.listdir(tmp_path)
+    (tmp_path / "00000.tsv").unlink()
+    monkeypatch.setattr(os, "listdir", lambda folder: names)
+    there = Tokens(tmp_path, partial=True)
+    assert (there.shards, len(there)) == ([], 0)
+    with pytest.raises(FormatError, match=r"00000\.tsv: cannot be read"):
+        Tokens(tmp_path)
 
 
 def test_tokens_are_read_wherever_their_process_goes(tokens: Tokens, tmp_path: Path, monkeypatch):
