@@ -161,11 +161,21 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         raise ConfigError(f"{', '.join(map(repr, empty))}: there is no value to sweep over")
     base = [override for override in overrides if _key(override) == "training.run"]
     mistakes: dict[str, None] = {}  # in order, each once
+    caches: dict[tuple[str, str], object] = {}
     for combination in itertools.product(*choices):
         try:
-            check(compose(list(combination)), is_here=False)
+            config = compose(list(combination))
+            check(config, is_here=False)
         except ConfigError as error:
             mistakes |= dict.fromkeys(error.args)
+            continue
+        rate, data = config.model.sample_rate, config.data
+        held = {"train": (rate, data.sources)} | ({"validation": (rate, data.validation)} if data.validation else {})
+        if any(caches.setdefault((data.cache, split), speech) != speech for split, speech in held.items()):
+            mistakes[
+                f"data.cache: {data.cache} would be that of runs of different speech or sample rates; give each "
+                "its own, as in 'data.cache=cache/${model.sample_rate}'"
+            ] = None
     refuse(mistakes)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})

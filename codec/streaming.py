@@ -25,7 +25,7 @@ from codec.pipeline import in_two_stages
 
 MAX_ENCODED_FRAMES = 768
 """Frames encoded at once: fewer, so that a search for codes soon runs beside the network."""
-LEAST_FRAMES = 64
+LEAST_FRAMES = 96
 """Of a signal: pieces of fewer are rounded otherwise."""
 
 
@@ -214,8 +214,8 @@ class StreamEncoder(_Signals):
     """Turns sound that arrives in pieces into codes, each as soon as what it depends on has arrived.
 
     The same network as `Codec.encode`, driven with a state: all pieces together give the same ceil(T / hop_length)
-    codes, up to the rounding of float32 arithmetic. Pieces of less than 64 frames round differently, which can decide
-    between two codes that are equally near. Works with every model.
+    codes, up to the rounding of float32 arithmetic. Pieces of less than some 96 frames round differently, which can
+    decide between two codes that are equally near. Works with every model.
 
     Several signals can be encoded together, which takes a fraction of the time where little arrives at once. With
     `select` and `join`, signals can leave, branch off and join those that they are in step with. An encoder that

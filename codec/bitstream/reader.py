@@ -173,7 +173,7 @@ class CodesReader:
         stride = full_block_size(header)
         data = window.peek(2 * stride + END_SIZE)
         reached = number + (window.position - before) // stride
-        last = find_last_block(header, reached, data)
+        last = find_last_block(header, number, reached, data)
         window.skip(len(data))
         self.damage.is_end_missing = True
         self.damage.is_length_known = last is not None

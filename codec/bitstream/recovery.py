@@ -101,10 +101,11 @@ def skip_to_intact(window: Window, header: Header, number: int) -> int | None:
         window.skip(stride)
 
 
-def find_last_block(header: Header, number: int, data: bytes) -> tuple[int, np.ndarray] | None:
+def find_last_block(header: Header, expected: int, number: int, data: bytes) -> tuple[int, np.ndarray] | None:
     """Find the last block at the end of a file whose end record is damaged.
 
     Args:
+        expected: its number where only the end record is damaged.
         number: of the full block that would begin with `data`.
         data: all that is left of the file, without an intact record.
 
@@ -113,13 +114,14 @@ def find_last_block(header: Header, number: int, data: bytes) -> tuple[int, np.n
     """
     for num_frames in range(1, header.block_frames):
         size = last_block_size(header, num_frames)
-        start = len(data) - size - END_SIZE
-        if start < 0:
+        if len(data) < size:
             break
-        last_number = number + round(start / full_block_size(header))
-        codes = parse_last_block(header, last_number, num_frames, data[-size:])
-        if codes is not None:
-            return last_number, codes
+        start = len(data) - size - END_SIZE  # less than 0 where bytes of the record are missing
+        suggested = max(number + round(start / full_block_size(header)), expected)
+        for last_number in (expected, suggested):
+            codes = parse_last_block(header, last_number, num_frames, data[-size:])
+            if codes is not None:
+                return last_number, codes
     return None
 
 

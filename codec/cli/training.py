@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
 
     if not multirun and any(setting.lstrip("+").startswith("hydra.") for setting in settings):
         raise CodecError("hydra's own settings are for --multirun; the folder of a run is training.run")
+    if multirun and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise CodecError("--multirun starts one run after another by itself; give torchrun a single run, without it")
     if show and multirun:
         raise click.UsageError("--show is for one run; leave out --multirun")
     if show:

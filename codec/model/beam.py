@@ -148,9 +148,11 @@ class _Beam:
         self.now_and_ahead = now_and_ahead
         self.of_parents = np.empty_like(now_and_ahead)  # in the order of the paths that were continued
         self.ahead_of_parents = self.of_parents[:, 1:]
-        self.said = np.empty_like(self.now)  # `now`, raised to the floor
-        self.new = np.empty_like(self.ahead)  # what the codes that were chosen say to the frames ahead
-        self.flat_new = self.new.reshape(num_all, -1)
+        # Products are made signal by signal: among more rows they would be rounded otherwise.
+        self.said = np.empty((batch, num_paths, width), np.float32)  # `now`, raised to the floor
+        self.flat_said = self.said.reshape(num_all, width)
+        self.new = np.empty((num_all, memory, width), np.float32)  # what the chosen codes say to the frames ahead
+        self.new_of_items = self.new.reshape(batch, num_paths, -1)
 
         # What is said, times `signed`, plus `offsets` of the frame: vector - prediction, and the gains' logarithms.
         signs = np.array([-1, 1], np.float32).repeat(dim)
@@ -161,6 +163,7 @@ class _Beam:
         self.flat_told = self.told.reshape(num_all, 2 * dim)
         # Of the paths that are continued: what they were told, and the two parts of their code, see `Tables.codes`.
         self.told_of_parents, self.chosen = np.empty_like(self.flat_told), np.empty_like(self.flat_told)
+        self.chosen_of_items = self.chosen.reshape(batch, num_paths, 2 * dim)
         self.rest, self.gains = self.flat_told[:, :dim], self.flat_told[:, dim:]
         self.innovation, self.gains_of_parents = self.chosen[:, :dim], self.told_of_parents[:, dim:]
         # A query is (rest, gain) * gain, and the cost so far with ||rest||^2: a row for `search_table`.
@@ -187,8 +190,8 @@ class _Beam:
 
     def add_errors(self, frame: int) -> None:
         """Set `errors` to the cost of each path with each code for a frame's vector."""
-        np.maximum(self.now, self.floor, out=self.said)
-        np.dot(self.said, self.signed, out=self.flat_told)
+        np.maximum(self.now, self.floor, out=self.flat_said)
+        np.matmul(self.said, self.signed, out=self.told)
         np.add(self.told, self.offsets[frame], out=self.told)
         np.maximum(self.gains, -self.largest_log_gain, out=self.gains)
         np.minimum(self.gains, self.largest_log_gain, out=self.gains)
@@ -215,7 +218,7 @@ class _Beam:
         self.flat_told.take(self.parents, axis=0, out=self.told_of_parents, mode="clip")
         self.codes.take(self.histories[frame + 1, :, -1], axis=0, out=self.chosen, mode="clip")
         np.multiply(self.innovation, self.gains_of_parents, out=self.innovation)
-        np.dot(self.chosen, self.echoes, out=self.flat_new)
+        np.matmul(self.chosen_of_items, self.echoes, out=self.new_of_items)
         self.now_and_ahead.take(self.parents, axis=0, out=self.of_parents, mode="clip")
         np.add(self.ahead_of_parents, self.new, out=self.ahead)
 

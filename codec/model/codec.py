@@ -284,7 +284,7 @@ class Codec(Rates, nn.Module):
         Args:
             wav: (B, 1, T) float32 in [-1, 1] at `sample_rate` Hz, T >= 1. Up to +-100 is taken, but sound far beyond
                 full scale comes back softer.
-            lengths: (B,) int64, samples of each item when they differ; what lies beyond is ignored, if finite.
+            lengths: (B,) int64, samples of each item when they differ; what lies beyond is ignored, if within +-100.
 
         Returns:
             (B, N) int64 in [0, K), N = ceil(T / hop_length); -1 beyond the end of an item. The codes of an item do

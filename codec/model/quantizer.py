@@ -194,8 +194,10 @@ class Quantizer(nn.Module):
         With a state, of the frames after the last call's.
 
         Raises:
-            ModelError: codes that are no integers, or a code outside [0, K).
+            ModelError: codes that are no integers or of no item, or a code outside [0, K).
         """
+        if not codes.ndim:
+            raise ModelError("codes must be (B, ...), got a single one")
         return F.embedding(self.checked_codes(codes), self.effective_codebook()).movedim(-1, 1)
 
     def remainder(self, latent: Tensor, codes: Tensor) -> Tensor:

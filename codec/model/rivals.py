@@ -359,7 +359,9 @@ class LFQ(ProjectedQuantizer):
         diversity: float = 1.0,
     ):
         super().__init__(codebook_size, codebook_dim, codebook_size.bit_length() - 1)
-        self.signs = _library().LFQ(
+        library = _library()
+        library.lookup_free_quantization.maybe_distributed_mean = _joint_mean  # its own (1.32) loses the sum
+        self.signs = library.LFQ(
             codebook_size=codebook_size,
             entropy_loss_weight=entropy_weight,
             commitment_loss_weight=beta,
@@ -393,6 +395,16 @@ def fsq_levels(codebook_size: int) -> list[int]:
         )
     num_fours = -bits % 3  # bits = 3 * eights + 2 * fours
     return [8] * ((bits - 2 * num_fours) // 3) + [4] * num_fours
+
+
+def _joint_mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, with its gradient."""
+    if not _is_shared():
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(value)
+    return total / dist.get_world_size()
 
 
 def _sample(vectors: Tensor, count: int) -> Tensor:

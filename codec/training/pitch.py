@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codec.errors import ModelError
 from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.decoder import SpectralDecoderConfig
 
@@ -74,7 +75,7 @@ def track_pitch(wav: Tensor, config: SpectralDecoderConfig, num_frames: int) -> 
     return Pitch(log_pitch, is_voiced)
 
 
-def pitch_loss(log_pitch: Tensor, wav: Tensor, config: SpectralDecoderConfig) -> Tensor:
+def pitch_loss(log_pitch: Tensor | None, wav: Tensor, config: SpectralDecoderConfig) -> Tensor:
     """Mean of e log(1 + d / e), d the difference in log Hz between stated and tracked pitch, e = `GOOD_PITCH`.
 
     Where the pitch is nearly right the slope is 1. A frame that is an octave off, or whose tracked pitch is wrong, has
@@ -84,7 +85,12 @@ def pitch_loss(log_pitch: Tensor, wav: Tensor, config: SpectralDecoderConfig) ->
         log_pitch: (B, N), as the decoder states it: at the last hop of each frame's window.
         wav: (B, 1, T), the speech it should sound like.
         config: of the decoder.
+
+    Raises:
+        ModelError: the decoder states no pitch.
     """
+    if log_pitch is None:
+        raise ModelError("this model's decoder states no pitch that could be learned")
     target = track_pitch(wav, config, log_pitch.shape[1])
     difference = (log_pitch - target.log_pitch).abs()
     return (GOOD_PITCH * torch.log1p(difference / GOOD_PITCH) * target.is_voiced).mean()

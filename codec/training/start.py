@@ -96,7 +96,7 @@ def surprises(config: Config) -> list[str]:
     """What a user may not expect of the discriminators."""
     init, start, found = config.training.init, adversarial_start(config), []
     if init and _has_lost_some(initial_directory(init)):
-        advice = "a package installed with pip install -e has those of the boxed model"
+        advice = "a package installed with pip install -e (not strict) has those of the boxed model"
         found.append(f"those of {init} are not here, new ones learn from step {start} on; {advice}")
     are_awaited = config.training.adversarial_start is None or _discriminators(config) is not None
     if are_awaited and start >= config.training.steps:

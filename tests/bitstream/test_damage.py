@@ -211,6 +211,21 @@ def test_the_last_block_keeps_its_place_where_bytes_before_a_damaged_end_are_mis
         assert_kept(file, [range(16, 24)])
 
 
+@pytest.mark.parametrize("bytes_removed", [1, 5, 11])
+def test_an_end_record_that_lacks_bytes_costs_no_code(bytes_removed):
+    start = STARTS[4]
+    file = recovered(WHOLE[:start] + WHOLE[start + bytes_removed :])
+    assert file.codes.tolist() == CODES.tolist()
+    assert file.damage == Damage(is_end_missing=True)
+
+
+@pytest.mark.parametrize("bytes_inserted", [1, 13, 200])
+def test_an_end_record_with_more_bytes_costs_no_code_and_makes_no_hole(bytes_inserted):
+    place = STARTS[4] + 3
+    file = recovered(WHOLE[:place] + bytes(bytes_inserted) + WHOLE[place:])
+    assert file.codes.tolist() == CODES.tolist()
+
+
 @pytest.mark.parametrize("num_frames", [24, 0])
 def test_damaged_end_without_a_last_block_loses_no_code(num_frames):
     data = b"".join(build(CODES[:num_frames].tolist(), num_frames * 320))

@@ -584,3 +584,8 @@ def test_usage_loss_of_a_large_codebook_reads_as_many_vectors_as_its_memory_allo
     quantizer = SimVQ(K, D)
     vectors = latents(10, D)
     assert quantizer.usage_loss(vectors).item() == pytest.approx(quantizer.usage_loss(vectors[::3]).item(), rel=1e-6)
+
+
+def test_a_single_code_is_no_batch(quantizer: SimVQ):
+    with pytest.raises(errors.ModelError, match=r"codes must be \(B, \.\.\.\), got a single one"):
+        quantizer.lookup(torch.tensor(1))

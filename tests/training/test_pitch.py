@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from codec.errors import ModelError
 from codec.model.decoder import SpectralDecoderConfig
 from codec.training.pitch import pitch_loss, track_pitch
 
@@ -106,3 +107,8 @@ def test_unvoiced_frames_count_as_zero_in_the_mean():
     wrong = torch.full((1, 140), math.log(250.0))
     half = wav * (torch.arange(2 * RATE) < FIRST + 70 * HOP)
     assert pitch_loss(wrong, half, CONFIG) == pytest.approx(float(pitch_loss(wrong, wav, CONFIG)) / 2, rel=0.1)
+
+
+def test_a_decoder_that_states_no_pitch_is_named():
+    with pytest.raises(ModelError, match="states no pitch"):
+        pitch_loss(None, torch.zeros(1, 1, 4800), CONFIG)

@@ -93,6 +93,31 @@ def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
     assert started == []
 
 
+def test_runs_that_would_share_a_cache_of_other_speech_are_refused(training_folder: Path, tmp_path: Path):
+    settings = [f"data.train={training_folder}", f"training.run={tmp_path}"]
+    others = [
+        *("model=stream,stream-16k", f"data.train={training_folder},{training_folder / 'first'}"),
+        f"data.validation={training_folder},{training_folder / 'first'}",
+    ]
+    for swept in others:
+        with pytest.raises(
+            ConfigError, match=r"^data\.cache: cache would be that of runs of different speech or sample"
+        ):
+            sweep([*settings, swept], start)
+    assert started == []
+    sweep([*settings, others[0], "data.cache='cache/${model.sample_rate}'"], start)
+    sweep([*settings, f"data.validation='',{training_folder}"], start)
+    assert len(started) == 4
+
+
+def test_processes_of_torchrun_cannot_share_a_sweep(tiny_run: list[str], monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["train", "--multirun", *tiny_run, "training.seed=1,2"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "codec: --multirun starts one run after another by itself; give torchrun "
+    )
+
+
 def test_the_mistakes_of_all_runs_are_named_once(training_folder: Path):
     data = f"data.train={training_folder}"
     with pytest.raises(ConfigError) as caught:

@@ -278,11 +278,14 @@ def test_the_first_batch_standardizes_the_encoder(tiny_run: list[str], tmp_path:
     torch.testing.assert_close(second.codec.encoder.first.bias, before)
 
 
-@pytest.mark.parametrize("is_standardized", [False, True], ids=["stream", "standardized"])
+@pytest.mark.parametrize("kind", ["stream", "standardized", "lfq"])
 def test_two_processes_equal_one_with_the_joint_batch(
-    is_standardized: bool, tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
+    kind: str, tiny_run: list[str], tmp_path: Path, processes: ForkServerContext
 ):
-    tiny_run = standardized(tiny_run) if is_standardized else tiny_run
+    if kind == "lfq":  # whose loss asks how even the codes of all processes are
+        pytest.importorskip("vector_quantize_pytorch")
+        tiny_run = [*tiny_run, "model/quantizer=lfq", "training.quantizer_start=-1", "training.steps=2"]
+    tiny_run = standardized(tiny_run) if kind == "standardized" else tiny_run
     tiny_run = [*tiny_run, "training.quantizer_rate=1"]  # one step length, so that one tolerance fits all parameters
     settings = [*tiny_run, f"training.run={tmp_path / 'two'}"]
     places = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
