@@ -118,7 +118,7 @@ def find_last_block(header: Header, expected: int, number: int, data: bytes) -> 
             break
         start = len(data) - size - END_SIZE  # less than 0 where bytes of the record are missing
         suggested = max(number + round(start / full_block_size(header)), expected)
-        for last_number in (expected, suggested):
+        for last_number in {expected, suggested}:
             codes = parse_last_block(header, last_number, num_frames, data[-size:])
             if codes is not None:
                 return last_number, codes

@@ -332,8 +332,11 @@ def _conclude(
     columns = [(name, column) for name in plan.names for column in METRICS[name].columns]
     for name, column in columns + [("", column) for column in MODEL_COLUMNS if made]:
         values = evaluation.values(column.name)
-        weights = evaluation.values(column.weight) if column.weight else dict.fromkeys(values, 1.0)
-        values = {id: value for id, value in values.items() if weights[id] > 0}
+        weights = None
+        if column.weight:
+            weight_of = evaluation.values(column.weight)
+            values = {id: value for id, value in values.items() if weight_of[id] > 0}
+            weights = [weight_of[id] for id in values]
         metrics[column.name] = {
             **{key: value for key, value in asdict(column).items() if key != "name"},
             "identity": METRICS[name].identity(options.settings) if name else "",
@@ -341,7 +344,7 @@ def _conclude(
             **summarise(
                 list(values.values()),
                 [seconds[id] for id in values],
-                [weights[id] for id in values] if column.weight else None,
+                weights,
                 [evaluation.items[id].speaker for id in values],
             ),
         }

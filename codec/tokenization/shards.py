@@ -15,7 +15,6 @@ killed process was writing; nothing removes it, as another may be writing it now
 import itertools
 import os
 import re
-import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +27,7 @@ from codec.bitstream import Header, fit_name
 from codec.code_files import ArrayReader
 from codec.errors import FormatError
 from codec.input import read_json
-from codec.output import check_path, open_output, write_json
+from codec.output import check_path, is_stream, open_output, write_json
 from codec.tables import write_table
 
 INFO_NAME = "tokens.json"
@@ -500,11 +499,7 @@ def _require_regular_files(folder: Path, number: int) -> None:
     """Raises FormatError where what stands for a file of a shard is none: a pipe would be waited for without end."""
     for suffix in (".npy", ".tsv", ".failed.tsv"):
         path = _path(folder, number, suffix)
-        try:
-            mode = path.stat().st_mode
-        except OSError:  # which whoever reads it will tell
-            continue
-        if not stat.S_ISREG(mode):
+        if is_stream(path) or path.is_dir():
             raise FormatError(f"{path}: is no regular file; remove it and run codec tokenize again")
 
 

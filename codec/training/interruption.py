@@ -17,13 +17,13 @@ IMPATIENCE = 1.0
 
 @dataclass
 class StopRequest:
-    """What somebody wants who wants the run to stop."""
+    """Whether somebody wants the run to stop, and since when."""
 
     made_at: float | None = None  # seconds of the monotonic clock
 
     @property
     def is_made(self) -> bool:
-        """Whether somebody does."""
+        """Whether somebody has asked."""
         return self.made_at is not None
 
 

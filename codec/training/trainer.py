@@ -484,13 +484,10 @@ class Trainer:
         codec.load_state_dict(self.codec.state_dict())
         self.ema.copy_to(codec)
         frozen = [tensor for part in self.settings.freeze for tensor in getattr(codec, part).state_dict().values()]
-        stored, frozen = (
-            [tensor for tensor in tensors if tensor.is_floating_point()]
-            for tensors in (codec.state_dict().values(), frozen)
-        )
-        if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in frozen):
-            for tensor in stored:
-                tensor.copy_(tensor.half())
+        if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in frozen if tensor.is_floating_point()):
+            for tensor in codec.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(tensor.half())
         return codec.eval()
 
     def _resume(self) -> Latest | None:
