@@ -95,6 +95,7 @@ class _Stream(OfModel):
             name = type(self).__name__
             raise ModelError(f"this is not the state of a stream of this model; {name}.state_dict gives one")
         modules = dict(self.codec.named_modules())
+        self.reset()
         self._state = {
             modules[name]: tuple(
                 kept.to(like.device, torch.promote_types(kept.dtype, like.dtype))  # the search takes no 16 bits

@@ -279,6 +279,14 @@ def test_states_of_other_encoders_are_refused(codec: Codec, wav: torch.Tensor):
     assert torch.equal(torch.cat([other.push(wav), other.flush()]), codec.encode(wav[None, None])[0])
 
 
+def test_an_encoder_forgets_that_it_had_rows_when_it_takes_another_state(codec: Codec, wav: torch.Tensor):
+    encoder, other = StreamEncoder(codec), StreamEncoder(codec)
+    encoder.push(wav[:9999])
+    other.push(wav[None, :5000])
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other.flush(), encoder.flush())
+
+
 def test_an_encoder_that_mirrors_the_ends_has_no_state_to_go_on_elsewhere(codec: Codec):
     mirrors = StreamEncoder(mirroring(codec))
     for use in (mirrors.state_dict, lambda: mirrors.load_state_dict({})):
