@@ -23,7 +23,7 @@ from codec.errors import ModelError
 from codec.limits import too_small
 from codec.model import beam
 from codec.model.layers import State, extend_left, where_float64_is
-from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig
+from codec.model.quantizer import LARGEST_VALUE, QuantizerOutput, SimVQ, SimVQConfig
 
 LARGEST_GAIN = 20.0
 """And 1 / it the smallest. Gains of speech lie well within; those of damaged codes stay bounded."""
@@ -259,12 +259,12 @@ class PredictiveSimVQ(SimVQ):
         """Set taps and projection to what suits a latent (B, D, N).
 
         The latent is taken for an autoregression z_n = m + (z_{n-1} - m) R + e_n: the taps become R, R^2, ..., the
-        codes get the covariance of e, and the network expects nothing. Items with NaN or infinity are left out; with
-        too few frames, or if all are the same, nothing is changed.
+        codes get the covariance of e, and the network expects nothing. Items with NaN, or values too large to be
+        squared, are left out; with too few frames, or if all are the same, nothing is changed.
         """
         # In float64, so that all processes find the same float32 values; on the CPU, as not all devices have that.
         frames = latent.cpu().double().transpose(1, 2)
-        frames = frames[torch.isfinite(frames).all(dim=(1, 2))]  # (B, N, D)
+        frames = frames[(frames.abs() <= LARGEST_VALUE).all(dim=(1, 2))]  # (B, N, D); false for NaN
         if frames[:, 1:].numel() < 2 * self.codebook_dim**2:
             return
         mean = frames.mean(dim=(0, 1))

@@ -275,7 +275,7 @@ class Quantizer(nn.Module):
     def match(self, latent: Tensor) -> None:
         """Lay the codes over the distribution of a latent (B, D, *), once, before training with them starts.
 
-        Vectors with NaN or infinity are left out; with fewer than two others nothing is changed.
+        Vectors with NaN, or too large to be squared, are left out; with fewer than two others nothing is changed.
         """
         with torch.autocast(latent.device.type, enabled=False):
             self._match_latent(latent.float())
@@ -283,7 +283,7 @@ class Quantizer(nn.Module):
     def _match_latent(self, latent: Tensor) -> None:
         """`match` for (B, D, *) float32."""
         vectors = latent.movedim(1, -1).reshape(-1, self.codebook_dim)
-        vectors = vectors[torch.isfinite(vectors).all(dim=1)]
+        vectors = vectors[(vectors.abs() <= LARGEST_VALUE).all(dim=1)]  # false for NaN
         if len(vectors) >= 2:
             self.match_vectors(vectors)
 
