@@ -55,20 +55,19 @@ def describe(model: str | os.PathLike[str]) -> ModelInfo:
         ModelError: there is no such model, or its configuration is not one.
     """
     directory = resolve(model)
-    hexadecimal = fingerprint(directory)
-    config = read_json(directory / CONFIG_NAME)
+    hexadecimal, path = fingerprint(directory), directory / CONFIG_NAME
+    config = read_json(path)
     try:
         json.dumps(config, allow_nan=False)
     except ValueError as error:
-        raise ModelError(f"{directory / CONFIG_NAME}: has a number that is not finite") from error
+        raise ModelError(f"{path}: has a number that is not finite") from error
     try:
         rates = config["sample_rate"], config["decoder"]["hop_length"], config["quantizer"]["codebook_size"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"{directory / CONFIG_NAME}: is not a model's configuration, it lacks {error}") from error
+    except (KeyError, TypeError) as error:
+        needed = "sample_rate, decoder.hop_length and quantizer.codebook_size"
+        raise ModelError(f"{path}: is not a model's configuration, which has {needed}") from error
     if any(type(rate) is not int or not 1 <= rate < 1 << 32 for rate in rates):
-        raise ModelError(
-            f"{directory / CONFIG_NAME}: sample rate, hop length and codebook size must be integers from 1 to 2^32 - 1"
-        )
+        raise ModelError(f"{path}: sample rate, hop length and codebook size must be integers from 1 to 2^32 - 1")
     return ModelInfo(name_of(model), directory, hexadecimal, (directory / WEIGHTS_NAME).stat().st_size, *rates, config)
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codec.errors import ConfigError, ModelError
+from codec.model.catalogue import describe
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -59,6 +60,18 @@ def test_weights_of_another_network_are_refused_by_name_and_number(tmp_path):
         save_file(changed, tmp_path / "model.safetensors")
         with pytest.raises(ModelError, match=rf"model\.safetensors: .*{end}$"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "3", '{"sample_rate": 24000, "decoder": 3}', '{"sample_rate": 1, "decoder": {}}']
+)
+def test_what_is_no_configuration_of_a_model_is_refused_by_what_it_must_have(text, tmp_path):
+    save(small_reference(), tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(
+        ModelError, match=r"config\.json: is not a model's configuration, which has sample_rate, .*size$"
+    ):
+        describe(tmp_path)
 
 
 def test_a_type_of_weights_that_could_not_be_loaded_leaves_the_model_there_as_it_was(tmp_path):
