@@ -131,16 +131,12 @@ def import_checkpoint(
     state = read_state_dict(path)
     try:
         settings = infer_config(state, kind)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error
-    if config is not None:
-        try:
+        if config is not None:
             upstream.apply_yaml(kind, values, settings)
-        except ConfigError as error:
-            raise ConfigError(f"{config}: {error}") from error
-    try:
         codec, report = convert(state, kind, settings, weights=weights)
         discriminators = _kept_discriminators(kind, state, report) if keep_discriminators else {}
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}") from error
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     if with_simvq:
