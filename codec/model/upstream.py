@@ -418,6 +418,9 @@ def our_discriminators(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tens
 
     WavTokenizer's parts by period and resolution add, to their last convolution, a linear map of the last feature map
     that depends on the "bandwidth": that of row 0 goes into the convolution's middle tap.
+
+    Raises:
+        ModelError: these do not fit each other.
     """
     prefixes = discriminator_prefixes(kind)
     groups = {"period": prefixes[0], "resolution": prefixes[1], "dac_period": prefixes[2], "dac_spectrum": prefixes[2]}
@@ -457,7 +460,10 @@ def _with_condition(state: Mapping[str, Tensor], key: str) -> Tensor:
     condition = layer.removesuffix("conv_post") + "emb.weight"
     if not layer.endswith("conv_post") or condition not in state or end == "bias":
         return state[key]
-    direction, length = state[f"{layer}.weight_v"].float(), state[f"{layer}.weight_g"].float()
-    weight = direction * (length / torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True))
-    weight[0, :, weight.shape[2] // 2, weight.shape[3] // 2] += state[condition][0].float()
+    try:
+        direction, length = state[f"{layer}.weight_v"].float(), state[f"{layer}.weight_g"].float()
+        weight = direction * (length / torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True))
+        weight[0, :, weight.shape[2] // 2, weight.shape[3] // 2] += state[condition][0].float()
+    except (KeyError, IndexError, RuntimeError) as error:  # one is missing, or of another shape
+        raise ModelError(f"{condition} does not fit the convolution {layer}") from error
     return weight if end == "weight_v" else torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)

@@ -284,6 +284,23 @@ def test_condition_of_a_discriminator_becomes_part_of_its_last_convolution():
     assert torch.allclose(folded, apart[..., 0], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("end", "value"),
+    [
+        ("conv_post.weight_g", None),
+        ("conv_post.weight_v", None),
+        ("emb.weight", torch.zeros(0, 128)),
+        ("emb.weight", torch.zeros(())),
+        ("emb.weight", torch.zeros(4, 3)),
+    ],
+)
+def test_a_condition_that_does_not_fit_its_convolution_is_named(end, value, tmp_path):
+    place = "multiperioddisc.discriminators.0."
+    path = edited(tmp_path, "wavtokenizer", **{place + end: value})
+    match = f"{place}emb.weight does not fit the convolution {place}conv_post"
+    refuse(path, "wavtokenizer", tmp_path, match, keep_discriminators=True)
+
+
 # The configuration ---------------------------------------------------------------------------------------------------
 
 
