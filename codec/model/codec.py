@@ -123,7 +123,9 @@ class CodecConfig:
             except ConfigError as error:
                 mistakes += error.args
         known = [setting.name for setting in fields(cls)]
-        mistakes += [f"{name} is no part of a model, known are {', '.join(known)}" for name in set(values) - set(known)]
+        mistakes += [
+            f"{name} is no part of a model, known are {', '.join(known)}" for name in values if name not in known
+        ]
         try:
             config = cls(values.get("sample_rate"), **parts)  # type: ignore[arg-type]  # checks it
         except ConfigError as error:

@@ -234,6 +234,12 @@ def test_mistakes_in_several_parts_are_named_together(codec: Codec):
         CodecConfig.from_dict(values)
 
 
+def test_unknown_parts_are_named_in_the_order_in_which_they_stand(codec: Codec):
+    unknown = list("hbgdfcea")
+    with pytest.raises(ConfigError, match=".*; ".join(f"{name} is no part of a model" for name in unknown)):
+        CodecConfig.from_dict(codec.config.to_dict() | dict.fromkeys(unknown))
+
+
 @pytest.mark.parametrize(("part", "name"), [("decoder", "latent_dim"), ("decoder", "hop_length")])
 def test_parts_that_do_not_fit_together_are_refused(codec: Codec, part: str, name: str):
     values = copy.deepcopy(codec.config.to_dict())
