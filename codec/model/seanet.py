@@ -167,9 +167,6 @@ class SEANetStream:
         self._past, self._future = -start, stop - hop_length  # samples around a frame that its convolutions see
         self._last_future = last.kernel_size[0] - 1 - last.left  # frames
         self.lookahead_samples = self._future + self._last_future * hop_length
-        self._reset()
-
-    def _reset(self) -> None:
         self._wav: Tensor | None = None  # (B, 1, T), from sample _offset on
         self._offset = 0
         self._state: LSTMState | None = None
@@ -184,12 +181,10 @@ class SEANetStream:
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """End the signal: the frames still due, (B, D, n). The stream is then ready for another signal."""
+        """End the signal: the frames still due, (B, D, n). For another signal there is another stream."""
         if self._wav is None or not self._offset + self._wav.shape[-1]:
             return next(self.encoder.parameters()).new_zeros(1, self.encoder.latent_dim, 0)
-        latent = self._advance(self._wav, self._offset + self._wav.shape[-1])
-        self._reset()
-        return latent
+        return self._advance(self._wav, self._offset + self._wav.shape[-1])
 
     def _advance(self, wav: Tensor, length: int | None) -> Tensor:
         """Frames that are certain, `length` samples of the whole signal being all, or there being more to come."""

@@ -115,9 +115,6 @@ class VocosStream:
                 f"window and overlap must be integers of at least 1 and {self.FADE_FRAMES}, got {window} and {overlap}"
             )
         self.decoder = decoder
-        self._reset()
-
-    def _reset(self) -> None:
         self._latent: Tensor | None = None  # (B, D, n), the frames not yet decoded behind _num_past ones that are
         self._num_past = 0
         self._fading: Tensor | None = None  # (B, 1, T), how the last window went on
@@ -136,12 +133,10 @@ class VocosStream:
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """End the signal: the sound still due. The stream is then ready for another signal."""
-        sound = self.decoder.head.window.new_zeros(1, 1, 0)
-        if self._latent is not None and self._latent.shape[-1] > self._num_past:
-            sound = self._decode(self._latent, self._latent.shape[-1])
-        self._reset()
-        return sound
+        """End the signal: the sound still due. For another signal there is another stream."""
+        if self._latent is None or self._latent.shape[-1] == self._num_past:
+            return self.decoder.head.window.new_zeros(1, 1, 0)
+        return self._decode(self._latent, self._latent.shape[-1])
 
     def _decode(self, latent: Tensor, end: int) -> Tensor:
         """Sound of frames _num_past .. end - 1 of `latent`."""
