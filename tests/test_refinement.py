@@ -21,7 +21,6 @@ from codec.errors import AudioError, ConfigError, ModelError
 from codec.evaluation.evaluate import Options, evaluate_folders
 from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
-from codec.model.predictive import PredictiveSimVQ
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.refinement import Listener, RefiningEncoder
@@ -116,19 +115,6 @@ def test_without_steps_of_any_size_codes_are_those_of_the_encoder(
         codes = refine(boxed, wav, 1)
     same = (codes == boxed.encode(wav[None, None])[0]).float().mean()
     assert same > 0.98  # where a segment ends, other ways on are given up earlier
-
-
-def test_settled_quantizer_goes_on_behind_its_codes() -> None:
-    torch.manual_seed(0)
-    quantizer = PredictiveSimVQ(64, 4, memory=3, context_width=16, num_paths=4, delay=3)
-    with torch.no_grad():
-        quantizer.taps.copy_(0.2 * torch.randn(3, 4, 4))
-    codes = torch.randint(64, (1, 40))
-    latent, state = quantizer.eval().lookup(codes), {}
-    first = torch.cat([quantizer.encode(latent[..., :25], state), quantizer.finish(state.copy())], dim=1)
-    quantizer.settle(state)
-    second = torch.cat([quantizer.encode(latent[..., 25:], state), quantizer.finish(state)], dim=1)
-    assert torch.equal(torch.cat([first, second], dim=1), codes)
 
 
 def test_codes_come_five_seconds_at_a_time_half_a_second_after_their_sound(boxed: Codec) -> None:
