@@ -177,9 +177,12 @@ def choose_device(device: str | torch.device) -> torch.device:
         usable = ", ".join(name for name, is_available in available.items() if is_available)
         raise ConfigError(f"device {device!r} is not available here, choose auto or one of: {usable}")
     try:
-        return torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device {device!r} is none; one of several is named as cuda:1") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r} is not available here, the last is cuda:{torch.cuda.device_count() - 1}")
+    return chosen
 
 
 _DRAWING = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
