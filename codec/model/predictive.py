@@ -23,7 +23,7 @@ from codec.errors import ModelError
 from codec.limits import too_small
 from codec.model import beam
 from codec.model.layers import State, extend_left, where_float64_is
-from codec.model.quantizer import LARGEST_VALUE, QuantizerOutput, SimVQ, SimVQConfig
+from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig, are_usable
 
 LARGEST_GAIN = 20.0
 """And 1 / it the smallest. Gains of speech lie well within; those of damaged codes stay bounded."""
@@ -264,7 +264,7 @@ class PredictiveSimVQ(SimVQ):
         """
         # In float64, so that all processes find the same float32 values; on the CPU, as not all devices have that.
         frames = latent.cpu().double().transpose(1, 2)
-        frames = frames[(frames.abs() <= LARGEST_VALUE).all(dim=(1, 2))]  # (B, N, D); false for NaN
+        frames = frames[are_usable(frames).all(dim=(1, 2))]  # (B, N, D)
         if frames[:, 1:].numel() < 2 * self.codebook_dim**2:
             return
         mean = frames.mean(dim=(0, 1))

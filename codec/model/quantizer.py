@@ -283,7 +283,7 @@ class Quantizer(nn.Module):
     def _match_latent(self, latent: Tensor) -> None:
         """`match` for (B, D, *) float32."""
         vectors = latent.movedim(1, -1).reshape(-1, self.codebook_dim)
-        vectors = vectors[(vectors.abs() <= LARGEST_VALUE).all(dim=1)]  # false for NaN
+        vectors = vectors[are_usable(vectors).all(dim=1)]
         if len(vectors) >= 2:
             self.match_vectors(vectors)
 
@@ -575,12 +575,17 @@ def require_values(tensor: Tensor, what: str, refusal: type[CodecError]) -> None
         raise refusal(f"{what} must be a dense tensor with values, got {tensor.layout} on device {tensor.device}")
 
 
+def are_usable(values: Tensor) -> Tensor:
+    """Which values of a latent can be quantized, bool: false for NaN and what lies beyond `LARGEST_VALUE`."""
+    return values.abs() <= LARGEST_VALUE
+
+
 def _check_values(vectors: Tensor) -> None:
     require_values(vectors, "a latent", ModelError)
     vectors = vectors.reshape(-1, vectors.shape[-1])
-    is_good = vectors.abs() <= LARGEST_VALUE  # false for NaN
-    if not is_good.all():
-        vector, dimension = (~is_good).nonzero()[0].tolist()
+    is_usable = are_usable(vectors)
+    if not is_usable.all():
+        vector, dimension = (~is_usable).nonzero()[0].tolist()
         raise ModelError(
             f"cannot quantize a latent with NaN or infinite values, or beyond {LARGEST_VALUE:g}: dimension {dimension} "
             f"of vector {vector} is {vectors[vector, dimension].item():g}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codec.errors import ConfigError
 from codec.limits import refuse, too_small
-from codec.model.quantizer import LARGEST_VALUE, LEAST_SIZES, VQ, Quantizer, SimVQ, principal_axes
+from codec.model.quantizer import LEAST_SIZES, VQ, Quantizer, SimVQ, are_usable, principal_axes
 from codec.model.search import linear, nearest_code
 
 LFQ_ENTROPY_TILE = 1 << 25
@@ -169,7 +169,7 @@ class EMAVQ(VQ):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, codes: Tensor) -> None:
-        is_good = (vectors.abs() <= LARGEST_VALUE).all(dim=1)  # false for NaN
+        is_good = are_usable(vectors).all(dim=1)
         vectors = torch.where(is_good[:, None], vectors, 0)
         statistics = torch.zeros(self.codebook_size + 1, self.codebook_dim + 1, device=vectors.device)
         statistics[:-1].index_add_(0, codes, torch.cat([vectors, is_good[:, None].to(vectors.dtype)], 1))
