@@ -66,17 +66,17 @@ class DerivedWeight:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
-        self._value: Any = None
+        self._kept: tuple[tuple[object, ...], Any] | None = None  # of what, and what; in one, as threads share it
 
     def get(self, sources: tuple[Tensor, ...], compute: Callable[[], Derived]) -> Derived:
         """`compute()`, or what it gave last time if `sources` are unchanged. With gradients on always `compute()`."""
         if torch.is_grad_enabled():
             return compute()
         key = identities(sources)
-        if self._value is None or key != self._key:
-            self._key, self._value = key, compute()
-        return self._value
+        kept = self._kept
+        if kept is None or kept[0] != key:
+            self._kept = kept = key, compute()
+        return kept[1]
 
     def __reduce__(self) -> tuple[type["DerivedWeight"], tuple[()]]:
         return DerivedWeight, ()  # copies, and those for other processes, have parameters of their own
