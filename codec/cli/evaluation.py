@@ -93,7 +93,7 @@ def evaluate(
     """
     from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
     from codec.evaluation.metric import Settings
-    from codec.evaluation.registry import METRICS
+    from codec.evaluation.registry import choose
     from codec.evaluation.report import table
 
     if refine and model is None:
@@ -133,7 +133,8 @@ def evaluate(
         click.echo(json.dumps(result.summary, allow_nan=False))
     elif not quiet:
         click.echo(table(result.summary))
-    missing = [entry["metric"] for entry in result.summary["not_computed"] if entry["metric"] in METRICS]
+    wanted = choose(names)
+    missing = [entry["metric"] for entry in result.summary["not_computed"] if entry["metric"] in wanted]
     if strict and (result.problems or missing):
         without = f"; not computed: {', '.join(missing)}" if missing else ""
         raise Failed(f"{count(len(result.problems), 'problem')}, listed in the report{without}")
