@@ -103,7 +103,7 @@ def evaluate(
             raise click.UsageError("--compare takes outputs of this command, and nothing to score beside them")
         _compare(folders, output, as_json, quiet)
         return
-    if (len(folders) != 2) if model is None else (folders or data is None):
+    if (len(folders), model is None, data is None) not in ((2, True, True), (0, False, False)):
         raise click.UsageError("name two folders, REFERENCE and ESTIMATE, or --model and --data, or --compare A B")
     settings = Settings(
         device=device,

@@ -447,6 +447,7 @@ def test_command_is_strict_when_asked(folders, capsys):
         (["a"], "name two folders"),
         (["a", "b", "--model", "m"], "name two folders"),
         (["--model", "m"], "name two folders"),
+        (["a", "b", "--data", "d"], "name two folders"),
         (["a", "b"], "a: no such folder"),
         (["a", "b", "--metrics", "nonsense"], "unknown metric 'nonsense'"),
         (["--model", "no-such-model", "--data", "a"], "unknown model"),
