@@ -8,7 +8,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Column:
 
     name: str  # in files: "pesq_wb"
     label: str  # for people: "PESQ wide band"
-    better: str  # "higher" or "lower"; "" where neither is
+    better: Literal["higher", "lower", ""]  # "" where neither is
     unit: str = ""
     digits: int = 3  # behind the point, in tables
     weight: str = ""  # the column by which values are weighted where they are averaged; "" weighs files alike

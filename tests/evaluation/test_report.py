@@ -381,6 +381,7 @@ def change_column(folder: Path, **changes: Any) -> None:
         (lambda folder: change_summary(folder, metrics={"mel": 7}), "is not the summary"),
         (lambda folder: change_summary(folder, metrics={"mel": {"label": "mel"}}), "is not the summary"),
         (lambda folder: change_column(folder, better=[1]), "is not the summary"),
+        (lambda folder: change_column(folder, better="best"), "is not the summary"),
         (lambda folder: change_column(folder, digits=-1), "is not the summary"),
         (lambda folder: change_column(folder, weight="words"), "no metric in common"),
         (lambda folder: (folder / "scores.tsv").write_text("id\tmel\nx\t1\n"), "no utterance in common"),
