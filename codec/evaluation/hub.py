@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import http.client
 import importlib.util
 import os
 import urllib.error
@@ -62,8 +63,10 @@ class HubMetric(Metric):
         loader = getattr(import_transformers(), kind)
         name = str(self._named(self.settings))
         is_local = os.path.exists(name)
-        is_allowed = self.settings.allow_download
-        obstacle = None if is_local else _obstacle_to_fetching() if is_allowed else "allow it with --download"
+        obstacle = None
+        if not is_local:
+            hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+            obstacle = _obstacle_to_fetching(hub) if self.settings.allow_download else "allow it with --download"
         try:
             return loader.from_pretrained(name, local_files_only=is_local or obstacle is not None)
         except Exception as error:  # of a dozen unrelated types
@@ -99,15 +102,14 @@ class HubMetric(Metric):
 
 
 @functools.lru_cache(maxsize=1)
-def _obstacle_to_fetching() -> str | None:
+def _obstacle_to_fetching(address: str) -> str | None:
     """Why the Hub cannot be reached: asked once, because its own client takes half a minute over every file."""
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PROBE_SECONDS):
             return None
     except urllib.error.HTTPError:
         return None  # somebody answers
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{address} cannot be reached ({getattr(error, 'reason', None) or error})"
 
 

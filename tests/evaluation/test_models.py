@@ -222,9 +222,10 @@ def test_model_that_is_none_is_one_sentence(tmp_path, monkeypatch, metric, setti
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(ModelError, match="it was not fetched: allow it with --download"):
         METRICS[metric](Settings(**{setting: "nobody/no-such-model"}))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ModelError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
-        METRICS[metric](Settings(**{setting: "nobody/no-such-model"}, allow_download=True))
+    for address in ("http://127.0.0.1:9", "http://no address"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(ModelError, match=rf"it was not fetched: {address} cannot be reached"):
+            METRICS[metric](Settings(**{setting: "nobody/no-such-model"}, allow_download=True))
 
 
 @needs_transformers
