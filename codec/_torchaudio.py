@@ -24,9 +24,9 @@ def import_torchaudio() -> ModuleType:
     """
     try:
         return importlib.import_module("torchaudio")
-    except ModuleNotFoundError as error:
-        raise ConfigError("torchaudio is not installed; install the extra: pip install 'codec[eval]'") from error
     except (OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torchaudio":
+            raise ConfigError("torchaudio is not installed; install the extra: pip install 'codec[eval]'") from error
         failed = error
     # The first attempt has left this module behind. It tells a missing library (which torchaudio can do without) from
     # one that cannot be loaded; for the second attempt both are the same.

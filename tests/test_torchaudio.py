@@ -44,10 +44,14 @@ def test_import_without_its_native_library(tmp_path):
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def test_another_failure_is_reported(tmp_path):
-    (tmp_path / "torchaudio.py").write_text("raise ImportError('broken')")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("raise ImportError('broken')", "broken"), ("import nowhere_at_all", "No module named 'nowhere_at_all'")],
+)
+def test_another_failure_is_reported(tmp_path, content, reason):
+    (tmp_path / "torchaudio.py").write_text(content)
     done = run_python("from codec._torchaudio import import_torchaudio; import_torchaudio()", str(tmp_path))
-    assert "ConfigError: torchaudio cannot be imported (broken)" in done.stderr
+    assert f"ConfigError: torchaudio cannot be imported ({reason})" in done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchaudio") is not None, reason="torchaudio is installed")
