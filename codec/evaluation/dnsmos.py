@@ -62,7 +62,6 @@ class Dnsmos(Metric):
     )
     packages = ("onnxruntime", "librosa")
     version = 2  # 1 took a segment more
-    is_model = True
 
     def __init__(self, settings: Settings):
         super().__init__(settings)

@@ -85,7 +85,7 @@ class Plan:
 
 
 def make_plan(names: Sequence[str], settings: Settings) -> Plan:
-    """Find out which of the metrics can be computed here; weights are fetched where that is allowed, and tried.
+    """Find out which of the metrics can be computed here; weights are fetched where that is allowed, and each is made.
 
     Raises:
         ConfigError: none of them can.
@@ -99,7 +99,7 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
         try:
             metric.provide(settings)
             obstacle = metric.obstacle(settings)
-            if obstacle is None and metric.is_model:
+            if obstacle is None:
                 metric(settings)
         except CodecError as error:
             # Not with the weights that were named, but with others it would go.

@@ -41,7 +41,6 @@ class HubMetric(Metric):
     """A metric by a model of `transformers` that the user names."""
 
     packages = ("torch", "transformers")
-    is_model = True
     setting: ClassVar[str]
     """Which of the `Settings` names the model."""
     example: ClassVar[str]

@@ -99,6 +99,8 @@ class Settings:
 class Metric(ABC):
     """From a pair to its values. Made once per process; `score` is called for every pair.
 
+    One that cannot be made here, which a first attempt tells, raises CodecError with the reason.
+
     Any package can add one, here with a module `loudness.py`:
 
         import numpy as np
@@ -126,8 +128,6 @@ class Metric(ABC):
     """Modules without which it cannot be computed."""
     version: ClassVar[int] = 1
     """Raised whenever a value may change, so that stored scores are computed again."""
-    is_model: ClassVar[bool] = False
-    """Whether making it loads weights, and so may fail with a ModelError."""
 
     def __init__(self, settings: Settings):
         self.settings = settings

@@ -37,7 +37,6 @@ class Utmos(Metric):
         Column("utmos22s_reference", "UTMOS of the references", ""),
     )
     packages = ("torch", "transformers")
-    is_model = True
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
