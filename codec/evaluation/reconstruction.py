@@ -18,7 +18,7 @@ class Reconstruction:
     """What `reconstruct` made of one utterance, or why it could not."""
 
     id: str
-    key: str  # of the reference, the model, and all that its output depends on besides
+    key: str  # of the reference, the model, and all that its output depends on besides, then of the output
     problem: str | None = None
     seconds: float = 0.0
     num_codes: int = 0
@@ -60,11 +60,10 @@ def reconstruct(task: Task) -> Reconstruction:
     from codec.bitstream import read_codes
     from codec.files import decode_file, encode_file, load_model
 
-    key = ""
     try:
         key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak}"
         key += f" {_refine}" if _refine else ""
-        if task.known and task.known.key == key and task.estimate.exists() and task.codes.exists():
+        if task.known and task.known.key == f"{key} {_output_sums(task)}":
             return task.known
         for path in (task.estimate, task.codes):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +78,9 @@ def reconstruct(task: Task) -> Reconstruction:
             reencoding = agreement(read_codes(task.codes).codes, read_codes(again).codes)
         finally:
             again.unlink(missing_ok=True)
+        key += f" {_output_sums(task)}"
     except (CodecError, OSError) as error:
-        return Reconstruction(task.id, key, problem=sentence(error))
+        return Reconstruction(task.id, "", problem=sentence(error))
     assert encoded.bitrate is not None, "only what goes into a pipe has none"
     return Reconstruction(
         id=task.id,
@@ -105,6 +105,11 @@ def agreement(codes: np.ndarray, again: np.ndarray) -> float:
     longest = max(len(codes), len(again))
     shortest = min(len(codes), len(again))
     return float(np.count_nonzero(codes[:shortest] == again[:shortest]) / longest) if longest else 1.0
+
+
+def _output_sums(task: Task) -> str:
+    """So that what another run has left there, or half of it, does not pass for the output of this one."""
+    return " ".join(file_sum(path) if path.exists() else "-" for path in (task.estimate, task.codes))
 
 
 def _cut(path: Path, peak: float) -> None:

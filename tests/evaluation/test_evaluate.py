@@ -19,7 +19,7 @@ from codec.evaluation.journal import Journal, file_sum
 from codec.evaluation.mel import MelDistance
 from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.report import table
-from codec.files import encode_file
+from codec.files import decode_file, encode_file
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -382,6 +382,16 @@ def test_model_run_goes_on_and_another_model_starts_again(
     assert encoded == []
     evaluate_model(other_model_directory, data, output=tmp_path / "out", options=FAST)
     assert len(encoded) == 6  # and once more for the agreement
+
+
+def test_output_that_another_run_has_left_is_made_again(model_directory, other_model_directory, data, tmp_path):
+    """As of a run with another model that was killed before it kept an entry."""
+    first = evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    codes, estimate = tmp_path / "out" / "codes" / "talk0.codes", tmp_path / "out" / "estimates" / "talk0.wav"
+    encode_file(data / "talk0.wav", codes, model=other_model_directory, overwrite=True)
+    decode_file(codes, estimate, model=other_model_directory, overwrite=True)
+    second = evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    assert second.values("mel") == first.values("mel")
 
 
 def test_unreadable_input_of_a_model_is_listed(model_directory, data):
