@@ -23,6 +23,7 @@ from codec.evaluation.pairs import (
     FOLDER_TOLERANCE,
     Item,
     Problem,
+    Reference,
     choose_some,
     find_references,
     make_item,
@@ -203,9 +204,10 @@ def evaluate_model(
     found = describe(os.fspath(model))
     if options.refine:
         require_refinable(CodecConfig.from_dict(found.config))
+    references, problems = find_references(Path(data))
     if output is not None:
         require_outside(output, data)
-    references, problems = find_references(Path(data))
+        _require_elsewhere(references, output)
     chosen = choose_some(list(references), options.limit)
     with ExitStack() as resources:
         if output is None:
@@ -254,6 +256,14 @@ def _on_a_device(options: Options, needs_torch: bool) -> Options:
 
         device = str(choose_device(options.settings.device))
     return replace(options, settings=replace(options.settings, device=device))
+
+
+def _require_elsewhere(references: dict[str, Reference], output: str | os.PathLike[str]) -> None:
+    """Refuse to encode the estimates of an earlier run into their own folder, where they would be overwritten."""
+    folder = os.path.realpath(output)
+    for reference in references.values():
+        if Path(os.path.realpath(reference.path)).is_relative_to(folder):
+            raise ConfigError(f"{reference.path}: lies within {output}; name another folder for the results")
 
 
 def _reconstruct(

@@ -394,6 +394,15 @@ def test_output_that_another_run_has_left_is_made_again(model_directory, other_m
     assert second.values("mel") == first.values("mel")
 
 
+def test_estimates_are_not_replaced_by_what_is_made_of_them(model_directory, data, tmp_path):
+    evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    for again in (tmp_path / "out" / "estimates", tmp_path / "out"):
+        with pytest.raises(ConfigError, match=r"talk0\.wav: lies within .*out; name another folder for the results"):
+            evaluate_model(model_directory, again, output=tmp_path / "out", options=FAST)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
 def test_unreadable_input_of_a_model_is_listed(model_directory, data):
     (data / "broken.wav").write_bytes(b"no sound")
     result = evaluate_model(model_directory, data, options=FAST)
