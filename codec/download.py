@@ -137,7 +137,7 @@ def _fetch(url: str, part: Path, num_bytes: int | None, progress: Progress | Non
             last = f"answers {error.code} {error.reason}"
         except urllib.error.URLError as error:
             last, is_reached = f"cannot be reached ({error.reason})", was_reached
-        except ValueError as error:
+        except (ValueError, http.client.InvalidURL) as error:
             raise _Refused(f"is no address of a server ({error})") from error
         except (http.client.HTTPException, TimeoutError, ConnectionError, _BrokenOff) as error:
             last = f"breaks off ({type(error.__cause__ or error).__name__})"

@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named_and_the_next_mirror_is_tried(manner, options, me
     assert (tmp_path / "a").read_bytes() == server.data
 
 
-@pytest.mark.parametrize("address", ["openslr.org", "http://a..b", "http://["])
+@pytest.mark.parametrize("address", ["openslr.org", "http://a..b", "http://[", "http://a b"])
 def test_address_that_is_none_is_named(address, server, tmp_path):
     with pytest.raises(CodecError, match=rf"{re.escape(address)}/a is no address of a server"):
         download([f"{address}/a"], tmp_path / "a", server.md5)
