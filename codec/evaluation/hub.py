@@ -60,7 +60,7 @@ class HubMetric(Metric):
             ModelError: it is not there, may not be fetched, or is not `what`.
         """
         loader = getattr(import_transformers(), kind)
-        name = str(self._named(self.settings))
+        name = self._named(self.settings)
         is_local = os.path.exists(name)
         obstacle = None
         if not is_local:
@@ -81,7 +81,7 @@ class HubMetric(Metric):
     def obstacle(cls, settings: Settings) -> tuple[str, str] | None:
         if found := super().obstacle(settings):
             return found
-        if cls._named(settings) is None:
+        if getattr(settings, cls.setting) is None:
             option = f"--{cls.setting.replace('_', '-')}"
             return "no model is named", f"--metrics {cls.name} {option} {cls.example} --download"
         return None
@@ -89,15 +89,16 @@ class HubMetric(Metric):
     @classmethod
     def identity(cls, settings: Settings) -> str:
         name = cls._named(settings)
-        return f"{super().identity(settings)}/{_sum(name) if name and os.path.isdir(name) else name}"
+        return f"{super().identity(settings)}/{_sum(name) if os.path.isdir(name) else name}"
 
     @classmethod
     def weights(cls, settings: Settings) -> dict[str, Any]:
-        return {"model": _describe(cls._named(settings))}
+        name = cls._named(settings)
+        return {"model": f"{Path(name).resolve().name} ({_sum(name)})" if os.path.isdir(name) else name}
 
     @classmethod
-    def _named(cls, settings: Settings) -> str | None:
-        return getattr(settings, cls.setting)
+    def _named(cls, settings: Settings) -> str:
+        return str(getattr(settings, cls.setting))
 
 
 @functools.lru_cache(maxsize=1)
@@ -110,11 +111,6 @@ def _obstacle_to_fetching(address: str) -> str | None:
         return None  # somebody answers
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{address} cannot be reached ({getattr(error, 'reason', None) or error})"
-
-
-def _describe(name: str | None) -> str:
-    """The name, with a sum of the files where it is a folder."""
-    return f"{Path(name).resolve().name} ({_sum(name)})" if name and os.path.isdir(name) else str(name)
 
 
 def _sum(folder: str) -> str:
