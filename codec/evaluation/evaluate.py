@@ -269,9 +269,8 @@ def _require_elsewhere(references: dict[str, Reference], output: str | os.PathLi
 def _reconstruct(
     tasks: list[reconstruction.Task], model: str, options: Options, journal: Journal, progress: Progress | None
 ) -> tuple[dict[str, Reconstruction], list[Problem]]:
-    jobs = _jobs(options, len(tasks))
-    if options.settings.device != "cpu":
-        jobs = 0  # one process keeps a GPU busy, several would each load the model
+    # One process keeps a GPU busy, several would each load the model.
+    jobs = _jobs(options) if options.settings.device == "cpu" else 0
     advance = _Advance("encoding and decoding", {task.id: task.reference for task in tasks}, progress)
     made, problems = {}, []
     arguments = (model, options.settings.device, options.refine)
@@ -300,12 +299,11 @@ def _score(
     identities = {METRICS[name].identity(options.settings): name for name in plan.names}
     items = sorted(items, key=lambda item: -_size(item.reference))  # the longest first, so that all end together
     tasks = [scoring.Task(item, tolerance, options.delay, journal.get("scores", item.id, Row)) for item in items]
-    jobs = _jobs(options, len(tasks))
     advance = _Advance("scoring", {item.id: item.reference for item in items}, progress)
     rows, problems = [], []
     # What there was to fetch is here by now.
     arguments = (plan.names, replace(options.settings, allow_download=False))
-    for number, row in work(scoring.score, tasks, jobs, scoring.prepare, arguments):
+    for number, row in work(scoring.score, tasks, _jobs(options), scoring.prepare, arguments):
         id = items[number].id
         if isinstance(row, Died):
             problems.append(Problem(id, "", str(row)))
@@ -425,7 +423,7 @@ def _speed(made: dict[str, Reconstruction], options: Options) -> dict[str, Any]:
         "encode_rtf": sum(result.encode_seconds for result in made.values()) / seconds,
         "decode_rtf": sum(result.decode_seconds for result in made.values()) / seconds,
         "device": options.settings.device,
-        "processes": _jobs(options, len(made)) if options.settings.device == "cpu" else 1,
+        "processes": min(_jobs(options), len(made)) if options.settings.device == "cpu" else 1,
         "processor": platform.processor() or platform.machine(),
         "cores": num_cores(),
     }
@@ -500,9 +498,8 @@ def _conditions(rows: list[Row], plan: Plan, options: Options, tolerance: str) -
     }
 
 
-def _jobs(options: Options, num_tasks: int) -> int:
-    jobs = num_cores() if options.jobs is None else options.jobs
-    return min(jobs, max(num_tasks, 1))
+def _jobs(options: Options) -> int:
+    return num_cores() if options.jobs is None else options.jobs
 
 
 def _journal_path(output: str | os.PathLike[str] | None) -> Path | None:
