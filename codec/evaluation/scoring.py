@@ -57,7 +57,7 @@ def score(task: Task) -> Row:
         row.key = f"{file_sum(item.reference)} {file_sum(item.estimate)} {task.tolerance} {task.delay}"
         if item.text:
             row.key += f" {text_sum(item.text)}"
-        if task.known and task.known.key == row.key and not task.known.problem:
+        if task.known and task.known.key == row.key:
             known = {name: why for name, why in task.known.undefined.items() if not why.startswith(_FAILED)}
             row = replace(task.known, scores=dict(task.known.scores), undefined=known)
         missing = {name: metric for name, metric in _metrics.items() if name not in {*row.scores, *row.undefined}}
