@@ -1,7 +1,7 @@
 """The network of UTMOS22 strong, and the three layouts in which its weights are passed around."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,16 @@ class UtmosNetwork(nn.Module):
 
 # ------------------------------------------------------------------------------------------------------------ layouts
 
-_HEADS = {
-    # layout: (a key that only it has, prefix of the wav2vec 2.0 weights, are these fairseq's, other prefixes)
-    "lightning": (
+
+class _Layout(NamedTuple):
+    marker: str  # a key that only it has
+    prefix: str  # of the wav2vec 2.0 weights
+    is_fairseq: bool  # whether those have fairseq's names
+    heads: dict[str, str]  # the beginnings of all other names, here and in `UtmosNetwork`
+
+
+_LAYOUTS = (
+    _Layout(  # of the demonstration, by Lightning
         "output_layers.0.judge_embedding.weight",
         "feature_extractors.0.ssl_model.",
         True,
@@ -89,7 +96,7 @@ _HEADS = {
             "output_layers.1.net.3.": "projection.2.",
         },
     ),
-    "speechmos": (
+    _Layout(  # of SpeechMOS
         "judge_emb",
         "wav2vec2.",
         True,
@@ -101,7 +108,7 @@ _HEADS = {
             "projection.2.": "projection.2.",
         },
     ),
-    "speechbrain": (
+    _Layout(  # of SpeechBrain
         "judge_embedding.weight",
         "ssl_encoder.model.",
         False,
@@ -113,7 +120,7 @@ _HEADS = {
             "classifier.3.": "projection.2.",
         },
     ),
-}
+)
 
 _FAIRSEQ = (
     # From the longest to the shortest, so that no name is the beginning of another.
@@ -135,32 +142,31 @@ def rename(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: the layout is unknown.
     """
-    for marker, prefix, is_fairseq, heads in _HEADS.values():
-        if marker not in tensors:
-            continue
-        renamed = {}
-        for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                inner = name.removeprefix(prefix)
-                if is_fairseq and inner.startswith(_PRETRAINING):
-                    continue
-                renamed["wav2vec2." + (_from_fairseq(inner) if is_fairseq else inner)] = tensor
-                continue
-            for old, new in heads.items():
-                if name.startswith(old):
-                    renamed[new + name.removeprefix(old)] = tensor
-        # Embeddings come as tables, or as the one row that is used.
-        for name, row in (("domain", DOMAIN), ("listener", LISTENER)):
-            if name in renamed and renamed[name].ndim == 2:
-                table = renamed[name]
-                if 1 < len(table) <= row:
-                    raise ModelError(f"{path}: its {name} table has {len(table)} rows, row {row} is needed")
-                renamed[name] = table[row if len(table) > 1 else 0]
-        return renamed
-    raise ModelError(
-        f"{path}: is in none of the known layouts of UTMOS22 strong (the checkpoint of its demonstration, SpeechMOS, "
-        f"SpeechBrain)"
-    )
+    layout = next((layout for layout in _LAYOUTS if layout.marker in tensors), None)
+    if layout is None:
+        raise ModelError(
+            f"{path}: is in none of the known layouts of UTMOS22 strong (the checkpoint of its demonstration, "
+            f"SpeechMOS, SpeechBrain)"
+        )
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith(layout.prefix):
+            inner = name.removeprefix(layout.prefix)
+            if not layout.is_fairseq:
+                renamed[f"wav2vec2.{inner}"] = tensor
+            elif not inner.startswith(_PRETRAINING):
+                renamed[f"wav2vec2.{_from_fairseq(inner)}"] = tensor
+        for old, new in layout.heads.items():
+            if name.startswith(old):
+                renamed[new + name.removeprefix(old)] = tensor
+    # Embeddings come as tables, or as the one row that is used.
+    for name, row in (("domain", DOMAIN), ("listener", LISTENER)):
+        if name in renamed and renamed[name].ndim == 2:
+            table = renamed[name]
+            if 1 < len(table) <= row:
+                raise ModelError(f"{path}: its {name} table has {len(table)} rows, row {row} is needed")
+            renamed[name] = table[row if len(table) > 1 else 0]
+    return renamed
 
 
 def _from_fairseq(name: str) -> str:
@@ -188,6 +194,4 @@ def _weight_norm_name(name: str, expected: dict[str, Tensor]) -> str:
 
 
 def _is_wanted(name: str) -> bool:
-    return name.startswith(tuple(prefix for _, prefix, _, _ in _HEADS.values())) or any(
-        name.startswith(tuple(heads)) for _, _, _, heads in _HEADS.values()
-    )
+    return any(name.startswith((layout.prefix, *layout.heads)) for layout in _LAYOUTS)
