@@ -163,9 +163,10 @@ def rename(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, row in (("domain", DOMAIN), ("listener", LISTENER)):
         if name in renamed and renamed[name].ndim == 2:
             table = renamed[name]
-            if 1 < len(table) <= row:
-                raise ModelError(f"{path}: its {name} table has {len(table)} rows, row {row} is needed")
-            renamed[name] = table[row if len(table) > 1 else 0]
+            used = row if len(table) != 1 else 0
+            if used >= len(table):
+                raise ModelError(f"{path}: its {name} table has {len(table)} rows, row {used} is needed")
+            renamed[name] = table[used]
     return renamed
 
 

@@ -115,12 +115,20 @@ def test_wrong_weights_are_refused(tmp_path, weights, change, what):
         UtmosNetwork.load(tmp_path / "wrong.pt")
 
 
-def test_table_without_the_mean_listener_is_refused(tmp_path, weights):
-    wrong = utmos_weights.lightning(weights)
-    wrong["output_layers.0.judge_embedding.weight"] = torch.ones(100, 8)
-    torch.save({"state_dict": wrong}, tmp_path / "wrong.ckpt")
-    with pytest.raises(ModelError, match="listener table has 100 rows, row 288 is needed"):
-        UtmosNetwork.load(tmp_path / "wrong.ckpt")
+@pytest.mark.parametrize(
+    ("name", "num_rows", "what"),
+    [
+        ("output_layers.0.judge_embedding.weight", 100, "listener table has 100 rows, row 288 is needed"),
+        ("feature_extractors.1.embedding.weight", 0, "domain table has 0 rows, row 0 is needed"),
+    ],
+)
+def test_table_without_the_row_that_is_needed_is_refused(tmp_path, weights, name, num_rows, what):
+    import safetensors.torch
+
+    wrong = utmos_weights.lightning(weights) | {name: torch.ones(num_rows, 8)}
+    safetensors.torch.save_file(wrong, tmp_path / "wrong.safetensors")
+    with pytest.raises(ModelError, match=what):
+        UtmosNetwork.load(tmp_path / "wrong.safetensors")
 
 
 def test_metric_scores_estimate_and_reference(tmp_path, weights, pair):
