@@ -20,6 +20,7 @@ from codec.evaluation.mel import MelDistance
 from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.report import table
 from codec.files import decode_file, encode_file
+from codec.model.catalogue import fingerprint
 
 FAST = Options(metrics=("mel", "si_sdr"), jobs=0)
 
@@ -348,7 +349,7 @@ def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path)
     assert summary["codes"]["bitrate"] > summary["codes"]["payload_bitrate"]
     assert summary["codes"]["entropy_bitrate"] == pytest.approx(75 * summary["codes"]["entropy"] / 1000)
     assert summary["speed"]["encode_rtf"] > 0
-    assert summary["fingerprint"] == audio_fingerprint(model_directory)
+    assert summary["fingerprint"] == fingerprint(model_directory)
     row = rows_of(tmp_path / "out")[0]
     size = (tmp_path / "out" / "codes" / "talk0.codes").stat().st_size
     assert float(row["bitrate"]) == pytest.approx(size * 8 * 24 / 24100, rel=1e-5)
@@ -359,12 +360,6 @@ def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path)
     assert sorted(path.name for path in (tmp_path / "out" / "codes").iterdir()) == [f"talk{n}.codes" for n in range(3)]
     assert {entry["metric"] for entry in summary["not_computed"]}.isdisjoint({"utilisation", "bitrate", "reencoding"})
     assert result.values("reencoding").keys() == {"talk0", "talk1", "talk2"}
-
-
-def audio_fingerprint(directory: Path) -> str:
-    from codec.model.catalogue import fingerprint
-
-    return fingerprint(directory)
 
 
 def test_model_run_goes_on_and_another_model_starts_again(
