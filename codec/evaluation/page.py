@@ -44,7 +44,7 @@ figcaption { margin-bottom: .3rem; } code { font-size: .9em; overflow-wrap: anyw
 
 
 def page(evaluation: Evaluation, *, with_audio: bool = True) -> str:
-    """The report as text. Files that cannot be read any more are left out of the examples."""
+    """The report as text. An example whose files cannot be read any more says why instead."""
     summary = evaluation.summary
     title = summary.get("model") or Path(summary["estimate"]).name or summary["estimate"]
     return "\n".join(
