@@ -209,6 +209,7 @@ def evaluate_model(
         require_outside(output, data)
         _require_elsewhere(references, output)
     chosen = choose_some(list(references), options.limit)
+    is_subset = len(chosen) < len(references)
     with ExitStack() as resources:
         if output is None:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="codec-evaluation-")))
@@ -227,7 +228,7 @@ def evaluate_model(
             for id in chosen
         ]
         made, more = _reconstruct(tasks, os.fspath(model), options, journal, progress)
-        problems += more
+        problems = more if is_subset else problems + more
         items = [make_item(task.id, references[task.id], task.estimate) for task in tasks if task.id in made]
         tolerance = options.hop_length if options.hop_length is not None else found.hop_length
         rows, more = _score(items, plan, options, tolerance, journal, progress)
@@ -237,7 +238,7 @@ def evaluate_model(
             "fingerprint": found.fingerprint,
             "reference": os.fspath(data),
             "command": _command(["--model", os.fspath(model), "--data", os.fspath(data)], options),
-            "is_subset": len(chosen) < len(references),
+            "is_subset": is_subset,
             "codes": _code_statistics(tasks, made, found),
             "speed": _speed(made, options),
         }

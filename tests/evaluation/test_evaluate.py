@@ -186,10 +186,16 @@ def test_missing_package_is_told(folders, monkeypatch):
     assert "pesq_wb" not in result.summary["metrics"]
 
 
-def test_subset_says_so(folders):
-    summary = evaluate_folders(*folders, options=Options(metrics=("mel",), jobs=0, limit=2)).summary
-    assert summary["is_subset"]
-    assert summary["num_utterances"] == 2
+def test_subset_says_so_and_has_no_problems_of_the_rest(folders, model_directory):
+    shutil.copy(folders[0] / "speaker" / "talk0.wav", folders[0] / "speaker" / "talk0.flac")  # two of one id
+    options = Options(metrics=("mel",), jobs=0, limit=2)
+    for evaluation in (
+        evaluate_folders(*folders, options=options),
+        evaluate_model(model_directory, folders[0], options=options),
+    ):
+        assert evaluation.summary["is_subset"]
+        assert evaluation.summary["num_utterances"] == 2
+        assert evaluation.problems == []
 
 
 @pytest.mark.parametrize(
