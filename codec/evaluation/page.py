@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from codec import audio
-from codec.errors import CodecError
+from codec.errors import CodecError, sentence
 from codec.evaluation.baselines import CONDITIONS, PUBLISHED
 from codec.evaluation.comparison import lettered, rows_of_means, tables_of_differences, what_was_paired
 from codec.evaluation.evaluate import Evaluation
@@ -44,7 +44,7 @@ figcaption { margin-bottom: .3rem; } code { font-size: .9em; overflow-wrap: anyw
 
 
 def page(evaluation: Evaluation, *, with_audio: bool = True) -> str:
-    """The report as text. An example whose files cannot be read any more says why instead."""
+    """The report as text. An example that cannot be shown, or read any more, says why instead."""
     summary = evaluation.summary
     title = summary.get("model") or Path(summary["estimate"]).name or summary["estimate"]
     return "\n".join(
@@ -242,19 +242,22 @@ def _example(evaluation: Evaluation, item: Item, with_audio: bool) -> str:
     ]
     caption = f"<figcaption><b>{escape(item.id)}</b><br><small>{', '.join(shown)}</small></figcaption>"
     try:
-        pair, _ = load_pair(item, float("inf"), evaluation.summary["conditions"]["delay_removed"])
+        sides = "".join(_sides(item, evaluation.summary["conditions"]["delay_removed"], with_audio))
     except (CodecError, OSError) as error:
-        return f"<figure>{caption}<p>{escape(str(error))}</p></figure>"
+        return f"<figure>{caption}<p>{escape(sentence(error))}</p></figure>"
+    return f'<figure>{caption}<div class="pair">{sides}</div></figure>'
+
+
+def _sides(item: Item, delay: int, with_audio: bool) -> Iterable[str]:
+    pair, _ = load_pair(item, float("inf"), delay)
     pictures = spectrograms(pair.reference, pair.estimate, pair.sample_rate)
-    sides = []
     for wav, picture, what in zip((pair.reference, pair.estimate), pictures, ("reference", "estimate"), strict=True):
         image = f'<img alt="spectrogram of the {what}" src="{_data_uri("image/png", picture)}">'
         sound = ""
         if with_audio and pair.seconds <= MAX_SECONDS:
             source = _data_uri("audio/flac", _flac(wav, pair.sample_rate))
             sound = f'<audio controls preload="none" src="{source}"></audio>'
-        sides.append(f"<div>{image}{sound}</div>")
-    return f'<figure>{caption}<div class="pair">{"".join(sides)}</div></figure>'
+        yield f"<div>{image}{sound}</div>"
 
 
 def _problems(summary: dict[str, Any]) -> str:

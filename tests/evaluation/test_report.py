@@ -126,6 +126,22 @@ def test_page_without_players_is_small(folders, tmp_path):
     assert len(text) < 200_000
 
 
+@pytest.mark.parametrize(
+    ("rate", "why"),
+    [(1000, "has 400 samples, a spectrum of 1024 needs more"), (800_000, "flac cannot hold a sample rate of 800000")],
+)
+def test_example_that_cannot_be_shown_says_why(tmp_path, reference, rate, why):
+    wav = resample(reference[9600:19200], 24000, rate)  # 0.4 s
+    for name, offset in (("reference", 0), ("estimate", 0.001)):
+        (tmp_path / name).mkdir()
+        audio.write(tmp_path / name / "talk.wav", wav + offset, rate)
+    options = Options(metrics=("pesq_wb",), jobs=0)
+    evaluate_folders(tmp_path / "reference", tmp_path / "estimate", output=tmp_path / "out", options=options)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "img" not in check(text).seen
+    assert f"<p>{why}" in text
+
+
 def test_page_of_a_model_has_codes_and_speed(model_directory, folders, tmp_path):
     evaluate_model(model_directory, folders[0], output=tmp_path / "out", options=FAST)
     text = (tmp_path / "out" / "report.html").read_text()
