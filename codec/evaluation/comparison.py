@@ -106,7 +106,8 @@ def _scored_in_all(column: str, weight: str, tables: Sequence[Scores], common: S
 
 def _obstacle(versions: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> str:
     """Why a column that all have cannot be compared, given what each summary says of it; empty if it can."""
-    if versions[0]["at_own_rate"] and any(_rates(summary) != _rates(summaries[0]) for summary in summaries):
+    is_at_own_rate = any(version["at_own_rate"] for version in versions)
+    if is_at_own_rate and any(_rates(summary) != _rates(summaries[0]) for summary in summaries):
         return "the sample rates differ"
     if len({version["identity"] for version in versions} - {""}) > 1:
         return "they were scored with other weights or another version of the metric"
