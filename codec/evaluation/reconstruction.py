@@ -1,5 +1,6 @@
 """A model's output for a data set: sound files and code files, and what is known of them besides."""
 
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,6 @@ import numpy as np
 from codec import audio
 from codec.errors import CodecError, sentence
 from codec.evaluation.journal import file_sum
-
-AGAIN_SUFFIX = ".again.codes"
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,10 @@ def reconstruct(task: Task) -> Reconstruction:
         decoded = decode_file(task.codes, task.estimate, model=_model, device=_device, overwrite=True)
         if task.peak is not None:
             _cut(task.estimate, task.peak)
-        again = task.codes.with_name(task.codes.stem + AGAIN_SUFFIX)
-        try:
+        with tempfile.TemporaryDirectory(prefix="codec-") as folder:
+            again = Path(folder) / "again.codes"
             encode(task.estimate, again)
             reencoding = agreement(read_codes(task.codes).codes, read_codes(again).codes)
-        finally:
-            again.unlink(missing_ok=True)
         key += f" {_output_sums(task)}"
     except (CodecError, OSError) as error:
         return Reconstruction(task.id, "", problem=sentence(error))

@@ -13,6 +13,7 @@ import pytest
 from codec import audio
 from codec.cli import run
 from codec.errors import AudioError, ConfigError
+from codec.evaluation import reconstruction
 from codec.evaluation.comparison import compare
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.journal import Journal, file_sum
@@ -366,6 +367,17 @@ def test_model_is_run_and_its_codes_are_counted(model_directory, data, tmp_path)
     assert sorted(path.name for path in (tmp_path / "out" / "codes").iterdir()) == [f"talk{n}.codes" for n in range(3)]
     assert {entry["metric"] for entry in summary["not_computed"]}.isdisjoint({"utilisation", "bitrate", "reencoding"})
     assert result.values("reencoding").keys() == {"talk0", "talk1", "talk2"}
+
+
+def test_encoding_again_leaves_no_file_and_harms_none(model_directory, data, tmp_path):
+    """The codes of an utterance talk0.again are made in another process at the same time."""
+    (tmp_path / "talk0.again.codes").write_bytes(b"of another")
+    estimate, codes = tmp_path / "talk0.wav", tmp_path / "talk0.codes"
+    reconstruction.prepare(str(model_directory), "cpu", 0)
+    made = reconstruction.reconstruct(reconstruction.Task("talk0", data / "talk0.wav", estimate, codes, None, None))
+    assert made.problem is None
+    assert (tmp_path / "talk0.again.codes").read_bytes() == b"of another"
+    assert {path.name for path in tmp_path.glob("*.*")} == {"talk0.wav", "talk0.codes", "talk0.again.codes"}
 
 
 def test_model_run_goes_on_and_another_model_starts_again(
