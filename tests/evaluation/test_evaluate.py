@@ -201,7 +201,12 @@ def test_subset_says_so_and_has_no_problems_of_the_rest(folders, model_directory
 
 @pytest.mark.parametrize(
     ("wrong", "what"),
-    [({"jobs": -1}, "jobs must be at least 0"), ({"limit": 0}, "limit must"), ({"hop_length": -1}, "hop")],
+    [
+        ({"jobs": -1}, "jobs must be at least 0"),
+        ({"limit": 0}, "limit must"),
+        ({"hop_length": -1}, "hop"),
+        ({"peak": -0.5}, "peak"),
+    ],
 )
 def test_wrong_option_is_named(wrong, what):
     with pytest.raises(ConfigError, match=what):
