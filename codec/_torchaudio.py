@@ -2,8 +2,8 @@
 
 Recent torchaudio wheels carry a native library built for CUDA, so on a machine with the CPU build of torch
 `import torchaudio` stops with OSError, and so does any model of `transformers`, which imports torchaudio wherever it is
-installed. Resampling, mel spectrograms and data sets are pure Python and do not need that library. Evaluation and
-training call `import_torchaudio` before anything else that may import it; encoding and decoding never come here.
+installed. Resampling, mel spectrograms and data sets are pure Python and do not need that library. Metrics that are
+models call `import_torchaudio` before anything else that may import it; encoding and decoding never come here.
 """
 
 import importlib

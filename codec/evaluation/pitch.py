@@ -1,6 +1,7 @@
 """Voicing and pitch: whether the voice sounds when it should, how clearly, and how high."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class Pitch(Metric):
         return 10 * 2 ** (cents / 1200), np.where(loud, periodicity[0].double().numpy(), 0.0)
 
 
-def _bins_of_best_path(probabilities: "object") -> "tuple[object, object]":
+def _bins_of_best_path(probabilities: Any) -> tuple[Any, Any]:
     """Torchcrepe's Viterbi decoder; the bins stand in the place of the dithered pitch."""
     import torchcrepe
 
