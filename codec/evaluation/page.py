@@ -195,10 +195,10 @@ def _published(summary: dict[str, Any]) -> str:
     subset = ", a subset" if summary["is_subset"] else ""
     own = [
         escape(str(summary.get("model") or summary["estimate"])),
-        f"{codes['nominal_bitrate']:.3g}" if codes.get("num_codes") else "-",
-        f"{codes['frame_rate']:.4g}" if codes.get("num_codes") else "-",
+        _number(codes.get("nominal_bitrate"), ".3g"),
+        _number(codes.get("frame_rate"), ".4g"),
         *scored,
-        f"{codes['utilisation']:.1%}" if codes.get("num_codes") else "-",
+        _number(codes.get("utilisation"), ".1%"),
         escape(f"{summary['reference']}{subset}"),
         f"{summary['num_scored']} files, {summary['num_excluded']} excluded; no failed value in a mean",
     ]

@@ -63,8 +63,7 @@ class Utmos(Metric):
 
     @classmethod
     def obstacle(cls, settings: Settings) -> tuple[str, str] | None:
-        path = _path(settings)
-        if not path.is_file() and settings.utmos_weights is None:
+        if settings.utmos_weights is None and not CHECKPOINT.cached.is_file():
             return "its weights are not here", "--metrics utmos --utmos-weights PATH, or --metrics utmos --download"
         return super().obstacle(settings)
 
