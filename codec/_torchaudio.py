@@ -24,7 +24,7 @@ def import_torchaudio() -> ModuleType:
     """
     try:
         return importlib.import_module("torchaudio")
-    except (OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchaudio":
             raise ConfigError("torchaudio is not installed; install the extra: pip install 'codec[eval]'") from error
         failed = error

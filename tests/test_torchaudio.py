@@ -46,7 +46,11 @@ def test_import_without_its_native_library(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("raise ImportError('broken')", "broken"), ("import nowhere_at_all", "No module named 'nowhere_at_all'")],
+    [
+        ("raise ImportError('broken')", "broken"),
+        ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
+        ("raise AttributeError('made for another torch')", "made for another torch"),
+    ],
 )
 def test_another_failure_is_reported(tmp_path, content, reason):
     (tmp_path / "torchaudio.py").write_text(content)
