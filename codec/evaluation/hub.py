@@ -23,7 +23,7 @@ def import_transformers() -> ModuleType:
     """`transformers`, quiet, and beside a torchaudio that may not load.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not installed, or cannot be imported.
     """
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError("transformers is not installed; install the extra: pip install 'codec[eval]'")
@@ -31,8 +31,10 @@ def import_transformers() -> ModuleType:
         import_torchaudio()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import transformers
-
+    try:
+        import transformers
+    except Exception as error:  # of whatever it imports
+        raise ConfigError(f"transformers cannot be imported ({first_line(error)})") from error
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
@@ -56,10 +58,10 @@ class HubMetric(Metric):
         """What `from_pretrained` of a class of `transformers` makes of the model that is named.
 
         Raises:
-            ConfigError: `transformers` is not installed.
+            ConfigError: see `import_transformers`.
             ModelError: it is not there, may not be fetched, or is not `what`.
         """
-        loader = getattr(import_transformers(), kind)
+        transformers = import_transformers()
         name = self._named(self.settings)
         is_local = os.path.exists(name)
         obstacle = None
@@ -67,7 +69,7 @@ class HubMetric(Metric):
             hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             obstacle = _obstacle_to_fetching(hub) if self.settings.allow_download else "allow it with --download"
         try:
-            return loader.from_pretrained(name, local_files_only=is_local or obstacle is not None)
+            return getattr(transformers, kind).from_pretrained(name, local_files_only=is_local or obstacle is not None)
         except Exception as error:  # of a dozen unrelated types
             advice = f"; it was not fetched: {obstacle}" if obstacle else ""
             raise ModelError(f"{name}: cannot be loaded as {what} ({first_line(error)}){advice}") from error

@@ -1,12 +1,13 @@
 """Metrics that are models: real loading code, on small random checkpoints, and the real DNSMOS where it is at hand."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from codec.errors import ModelError
+from codec.errors import ConfigError, ModelError
 from codec.evaluation.metric import Pair, Settings, Undefined
 from codec.evaluation.registry import METRICS
 from codec.evaluation.text import normalise, num_errors
@@ -226,6 +227,16 @@ def test_model_that_is_none_is_one_sentence(tmp_path, monkeypatch, metric, setti
         monkeypatch.setenv("HF_ENDPOINT", address)
         with pytest.raises(ModelError, match=rf"it was not fetched: {address} cannot be reached"):
             METRICS[metric](Settings(**{setting: "nobody/no-such-model"}, allow_download=True))
+
+
+def test_transformers_that_cannot_be_imported_is_one_sentence(tmp_path, monkeypatch):
+    from codec.evaluation.hub import import_transformers
+
+    (tmp_path / "transformers.py").write_text("raise RuntimeError('made for another torch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    with pytest.raises(ConfigError, match=r"^transformers cannot be imported \(made for another torch\)$"):
+        import_transformers()
 
 
 @needs_transformers
