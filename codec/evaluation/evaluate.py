@@ -102,9 +102,10 @@ def make_plan(names: Sequence[str], settings: Settings) -> Plan:
             obstacle = metric.obstacle(settings)
             if obstacle is None:
                 metric(settings)
-        except CodecError as error:
+        except Exception as error:  # packages that do not fit this machine raise anything
+            kind = "" if isinstance(error, CodecError) else f"failed: {type(error).__name__}: "
             # Not with the weights that were named, but with others it would go.
-            obstacle = sentence(error), (metric.obstacle(Settings()) or ("", command))[1]
+            obstacle = f"{kind}{sentence(error)}", (metric.obstacle(Settings()) or ("", command))[1]
         if obstacle is None:
             plan.names.append(name)
         else:

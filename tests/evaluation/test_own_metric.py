@@ -90,8 +90,12 @@ def test_what_it_may_not_give_is_named(package, tmp_path, reference, given, reas
     assert problem["reason"] == reason
 
 
-def test_one_that_cannot_be_made_is_told_and_the_rest_is_scored(package, tmp_path, reference):
-    unmade = "def __init__(self, settings):\n        raise Undefined('no licence')\n\n    def score"
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [("Undefined('no licence')", "no licence"), ("ImportError('no library')", "failed: ImportError: no library")],
+)
+def test_one_that_cannot_be_made_is_told_and_the_rest_is_scored(package, tmp_path, reference, error, reason):
+    unmade = f"def __init__(self, settings):\n        raise {error}\n\n    def score"
     (package / "loudness.py").write_text(SOURCE.replace("def score", unmade))
     (tmp_path / "data").mkdir()
     audio.write(tmp_path / "data" / "talk.wav", reference, 24000)
@@ -100,7 +104,7 @@ def test_one_that_cannot_be_made_is_told_and_the_rest_is_scored(package, tmp_pat
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert list(summary["metrics"]) == ["mel"]
-    assert {"metric": "loudness", "reason": "no licence", "command": "--metrics loudness"} in summary["not_computed"]
+    assert {"metric": "loudness", "reason": reason, "command": "--metrics loudness"} in summary["not_computed"]
 
 
 def test_a_file_of_weight_0_counts_for_nothing(package, tmp_path, reference):
