@@ -18,9 +18,10 @@ import numpy as np
 
 from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
 from codec.bitstream.header import MAGIC
+from codec.bitstream.window import Window
 from codec.errors import FormatError
 from codec.input import parse_json
-from codec.output import STANDARD_STREAM, check_path, chosen_format, naming, open_output, shown
+from codec.output import STANDARD_STREAM, check_path, chosen_format, open_output, shown
 
 CODE_FORMATS = {"codes": ".codes", "npy": ".npy", "json": ".json", "txt": ".txt"}
 """Name of each format -> its suffix."""
@@ -29,6 +30,7 @@ START_SIZE = 8
 """Bytes that tell the format of codes where no suffix does."""
 
 _ARRAY_BLOCK_FRAMES = 256
+_BYTES_PER_READ = 1 << 16
 
 
 class CodeWriter(Protocol):
@@ -119,18 +121,17 @@ def open_code_reader(path: str | os.PathLike[str], recover: bool = False) -> Ite
     is_standard = os.fspath(path) == STANDARD_STREAM
     name = shown(path, "standard input")
     with contextlib.nullcontext(sys.stdin.buffer) if is_standard else open(path, "rb") as stream:
-        with naming(name):
-            reader = _reader(stream, name, Path(path).suffix.lower(), recover)
-        yield reader
+        yield _reader(Window(stream, name), name, Path(path).suffix.lower(), recover)
 
 
-def _reader(stream: BinaryIO, name: str, suffix: str, recover: bool) -> CodeReader:
+def _reader(window: Window, name: str, suffix: str, recover: bool) -> CodeReader:
     format = {its_suffix: format for format, its_suffix in CODE_FORMATS.items()}.get(suffix)
-    format = format or format_of(stream.peek(START_SIZE)) or "codes"  # type: ignore[attr-defined]
+    format = format or format_of(window.peek(START_SIZE)) or "codes"
     if format == "codes":
-        return CodesReader(stream, recover, name)
+        return CodesReader(window, recover, name)  # type: ignore[arg-type]  # of a stream it needs `read` only
+    data = b"".join(iter(lambda: window.read(_BYTES_PER_READ), b""))
     try:
-        return {"npy": _from_npy, "json": _from_json, "txt": _from_txt}[format](stream.read())
+        return {"npy": _from_npy, "json": _from_json, "txt": _from_txt}[format](data)
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from codec.bitstream import Header
 from codec.code_files import CODE_FORMATS, format_of, open_code_reader, open_code_writer
-from codec.errors import FormatError
+from codec.errors import CodecError, FormatError
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -79,6 +81,36 @@ def test_a_length_that_does_not_fit_the_codes_is_refused(tmp_path, num_samples):
     (tmp_path / "a.json").write_text(described(num_samples))
     with pytest.raises(FormatError, match=f"num_samples {num_samples} does not fit 1 codes of 320 samples"):
         codes_of(tmp_path / "a.json")
+
+
+class Dribble(io.RawIOBase):
+    """Gives one byte at a time, as a pipe may."""
+
+    def __init__(self, content: bytes):
+        self._rest = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._rest.readinto(buffer[:1])
+
+
+@pytest.mark.parametrize("content", [npy(np.array([1, 2, 3])), b" 1 2 3", b"\n[1, 2, 3]"], ids=["npy", "txt", "json"])
+def test_the_format_is_told_however_slowly_a_pipe_begins(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Dribble(content))))
+    assert codes_of("-") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"1 2 3", b"[1, 2, 3]", b""])
+def test_a_pipe_that_does_not_wait_is_not_taken_for_one_that_has_ended(monkeypatch, content):
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "wb", buffering=0) as sink:
+        sink.write(content)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(CodecError, match="standard input: cannot be read: no data yet; open it in blocking mode"):
+            codes_of("-")
 
 
 def test_the_first_bytes_tell_the_format_whatever_comes_then():

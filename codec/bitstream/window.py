@@ -46,6 +46,12 @@ class Window:
         del self._held[:size]
         self.position += size
 
+    def read(self, size: int) -> bytes:
+        """Take the next `size` bytes, or fewer if the stream ends before; see `peek`."""
+        data = self.peek(size)
+        self.skip(len(data))
+        return data
+
 
 def name_of(stream: BinaryIO) -> str:
     """How error messages call a stream: by its path if it has one."""
