@@ -490,7 +490,8 @@ class Resampler:
         target_rate: of what comes out, Hz.
 
     Raises:
-        AudioError: a sample rate that is no integer from 1 to `MAX_SAMPLE_RATE`; samples that are no floats.
+        AudioError: a sample rate that is no integer from 1 to `MAX_SAMPLE_RATE`; samples that are no floats, or not
+            of shape (T,).
     """
 
     def __init__(self, source_rate: int, target_rate: int):
@@ -509,6 +510,8 @@ class Resampler:
     def push(self, wav: np.ndarray) -> np.ndarray:
         """(T,) float32 -> the samples that are ready, (T',)."""
         wav = _float32(wav)
+        if wav.ndim != 1:
+            raise AudioError(f"samples to resample must be (T,), got {wav.shape}")
         if self._stream is None:
             return wav
         ready = self._stream.resample_chunk(wav)

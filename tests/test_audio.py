@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 import resource
 import struct
 import sys
@@ -67,6 +68,13 @@ def test_resampler_is_ready_for_another_signal_once_one_has_ended():
             assert again.dtype == np.float32
             np.testing.assert_array_equal(again, audio.resample(wav, *rates))
             assert len(resampler.flush()) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (2, 5)], ids=str)
+@pytest.mark.parametrize("source_rate", [24000, 48000])
+def test_what_is_not_mono_is_not_resampled(source_rate, shape):
+    with pytest.raises(AudioError, match=re.escape(f"samples to resample must be (T,), got {shape}")):
+        audio.resample(np.zeros(shape, np.float32), source_rate, 24000)
 
 
 def test_tone_above_the_new_nyquist_frequency_vanishes():
