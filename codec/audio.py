@@ -315,7 +315,7 @@ class SoundReader:
             raise AudioError(f"{self.name}: cannot be read ({_reason(error)})") from error
         except soundfile.LibsndfileError as error:
             self._refuse_failure()
-            empty = not self.is_live and source.seekable() and not source.seek(0, os.SEEK_END)
+            empty = not self.is_live and os.fstat(self._bytes.fileno()).st_size == 0
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
             what = "is empty" if empty else f"is not a sound file that can be read ({reason})"
             remedy = "" if empty else "; convert it to wav or flac, for example with ffmpeg"
@@ -375,9 +375,11 @@ class SoundReader:
         return mp3.FRAME_SAMPLES if self._sound.format == "MP3" else 0
 
 
-def _reason(error: OSError) -> str | None:
+def _reason(error: OSError) -> str:
     """Why a stream cannot be read."""
-    return "no data yet; open it in blocking mode" if isinstance(error, BlockingIOError) else error.strerror
+    if isinstance(error, BlockingIOError):
+        return "no data yet; open it in blocking mode"
+    return error.strerror or str(error)
 
 
 @contextlib.contextmanager

@@ -313,6 +313,12 @@ def test_pipe_that_does_not_wait_is_not_taken_for_one_that_has_ended(monkeypatch
             audio.read("-")
 
 
+def test_standard_input_that_is_no_file_of_the_system_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"RIFF")))
+    with pytest.raises(AudioError, match=r"standard input: cannot be read \(fileno\)"):
+        audio.read("-")
+
+
 def _read_through_pipe(content: bytes) -> tuple[np.ndarray, int]:
     import threading
 
