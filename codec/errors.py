@@ -39,9 +39,10 @@ class CodecWarning(UserWarning):
 
 def sentence(error: BaseException) -> str:
     """What happened, in one line; of system errors the file first."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(filter(None, map(str.strip, text.splitlines()))) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:

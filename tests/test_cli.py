@@ -765,6 +765,14 @@ def test_empty_name_is_refused(run, arguments):
     assert "it is empty" in run.refuses(*arguments, left=set())
 
 
+@pytest.mark.parametrize("content", [None, b"no sound"], ids=["missing", "no sound"])
+def test_what_is_said_of_odd_names_is_one_line_with_the_name_as_it_is(run, content):
+    for name, shown in (("a  b.wav", "a  b.wav"), ("a\nb.wav", "a b.wav")):
+        if content:
+            Path(name).write_bytes(content)
+        assert run.refuses("info", name, left=set(os.listdir())).startswith(f"{shown}: ")
+
+
 def encode_in_a_shell(sound, codes, model, closed: str) -> subprocess.CompletedProcess[str]:
     """Encode with some of the standard streams closed, as a shell writes it."""
     words = [sys.executable, "-m", "codec", "encode", str(sound), codes, "--model", model]
