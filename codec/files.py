@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from codec.audio import SoundReader, SoundWriter, output_format, require_regular
-from codec.bitstream import Block, Header, fit_name, packed_size
+from codec.bitstream import Block, CodesReader, Header, fit_name, packed_size
 from codec.code_files import CodeReader, code_format, open_code_reader, open_code_writer
 from codec.errors import CodecError, ConfigError, FormatError, ModelError
 from codec.limits import refining_steps
@@ -278,7 +278,7 @@ def decode_file(
             overwrite=overwrite,
             force=force,
             is_live=not os.path.isfile(source),
-            seconds=_estimate_seconds(source, reader.header),
+            seconds=_estimate_seconds(source, reader),
             progress=progress,
         )
 
@@ -603,11 +603,11 @@ def _made_by(header: Header, force: bool, source: str) -> str:
     )
 
 
-def _estimate_seconds(source: str | os.PathLike[str], header: Header | None) -> float | None:
-    """Length of a code file by its size; good to a few percent."""
-    if header is None or is_stream(source):
+def _estimate_seconds(source: str | os.PathLike[str], reader: CodeReader) -> float | None:
+    """Length of a `.codes` file by its size, good to a few percent; None of others, and of pipes."""
+    if not isinstance(reader, CodesReader) or is_stream(source):
         return None
-    return os.path.getsize(source) * 8 / (header.bitrate * 1000)
+    return os.path.getsize(source) * 8 / (reader.header.bitrate * 1000)
 
 
 def _arithmetic(codec: Codec, precision: str) -> AbstractContextManager[object]:

@@ -83,6 +83,15 @@ def test_long_files_give_the_codes_of_one_pass_and_the_sound_of_windows(codec, w
     assert encoded.seconds == decoded.seconds == len(wav) / 24000
 
 
+@pytest.mark.parametrize("name", ["a.codes", "a.json", "a.txt"])
+def test_the_length_that_progress_is_told_is_about_right_or_not_known(codec, sound, tmp_path, name):
+    files.encode_file(sound, tmp_path / name, model=codec)
+    told: list[tuple[float, float | None]] = []
+    files.decode_file(tmp_path / name, tmp_path / "a.wav", model=codec, progress=lambda *of_all: told.append(of_all))
+    done, total = told[-1]
+    assert total == (pytest.approx(done, rel=0.1) if name == "a.codes" else None)
+
+
 @pytest.mark.parametrize("longest", [3.0, 300.0], ids=["windows", "one pass"])
 def test_holes_are_silent_at_their_place(codec, wav, sound, tmp_path, monkeypatch, longest):
     monkeypatch.setattr(files, "MAX_WHOLE_SECONDS", longest)
