@@ -89,13 +89,18 @@ def skip_to_intact(window: Window, header: Header, number: int) -> int | None:
     while True:
         data = window.peek(2 * stride + END_SIZE)
         is_rest = len(data) < 2 * stride + END_SIZE
-        suggested = (window.position - header.size) // stride
-        allowed = range(max(number, suggested - MAX_SHIFT), suggested + MAX_SHIFT + 1)
-        found = _find_record(header, data, len(data) if is_rest else stride, allowed, numbers)
-        if found is not None:
-            offset, found_number = found
-            window.skip(offset)
-            return found_number
+        for match in _TAGS.finditer(data, 0, len(data) if is_rest else stride):
+            offset = match.start()
+            suggested = (window.position + offset - header.size) // stride
+            allowed = range(max(number, suggested - MAX_SHIFT), suggested + MAX_SHIFT + 1)
+            if match.group() == END_TAG:
+                end = parse_end(header, data[offset : offset + END_SIZE])
+                found = end.num_frames // header.block_frames if end is not None else None
+            else:
+                found = numbers.of(data[offset : offset + stride], allowed)
+            if found is not None and found in allowed:
+                window.skip(offset)
+                return found
         if is_rest:
             return None
         window.skip(stride)
@@ -150,20 +155,3 @@ class _Numbers:
         if number is None or number not in allowed or parse_full_block(self._header, number, block) is None:
             return None
         return number
-
-
-def _find_record(header: Header, data: bytes, limit: int, allowed: range, numbers: _Numbers) -> tuple[int, int] | None:
-    """Offset below `limit` of the first intact record in `data`, and the number of full blocks before it."""
-    stride = full_block_size(header)
-    for match in _TAGS.finditer(data, 0, limit):
-        offset = match.start()
-        if match.group() == END_TAG:
-            end = parse_end(header, data[offset : offset + END_SIZE])
-            found = end.num_frames // header.block_frames if end is not None else None
-        elif offset + stride <= len(data):
-            found = numbers.of(data[offset : offset + stride], allowed)
-        else:
-            found = None
-        if found is not None and found in allowed:
-            return offset, found
-    return None

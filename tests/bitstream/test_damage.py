@@ -149,6 +149,16 @@ def test_a_block_is_looked_for_within_64_of_its_place(way, blocks_moved, is_foun
         assert (known[8:] == HOLE).all()
 
 
+def test_where_a_block_is_looked_for_goes_by_its_own_offset_also_at_the_end_of_the_file():
+    """Block 0, a damaged one, and in the third place, where the file is cut off, one at most 64 behind it."""
+    codes = [n % 4096 for n in range(70 * 8)]
+    header, *blocks = build(codes, len(codes) * 320)
+    for number, is_found in ((66, True), (67, False)):
+        known = recovered(header + blocks[0] + bytes(len(blocks[1])) + blocks[number]).codes
+        assert (known != HOLE).sum() == (16 if is_found else 8)
+        assert (known[-8:] == codes[number * 8 : number * 8 + 8]).all() == is_found
+
+
 def test_overwritten_stretches_become_holes():
     for start in range(STARTS[1], STARTS[4]):
         for length in (1, 20, 60):
