@@ -9,7 +9,7 @@ from codec.bitstream import Header, packed_size
 from codec.code_files import CODE_FORMATS, START_SIZE, CodeReader, format_of, open_code_reader
 from codec.errors import ModelError
 from codec.model.catalogue import WEIGHTS_NAME, ModelInfo, boxed_models, describe, fingerprint
-from codec.output import STANDARD_STREAM
+from codec.output import STANDARD_STREAM, naming
 from codec.progress import Progress
 from codec.tokenization.shards import Tokens, is_tokens, read_shard
 
@@ -160,5 +160,5 @@ def _damage(header: Header, reader: CodeReader, num_lost: int) -> dict[str, Any]
 def _begins_as_codes(path: str) -> bool:
     if not os.path.isfile(path):
         return False
-    with open(path, "rb") as stream:
+    with naming(path), open(path, "rb") as stream:
         return format_of(stream.read(START_SIZE)) is not None

@@ -495,6 +495,11 @@ def test_info_tells_of_models_and_sounds(run, speech):
     assert boxed["fingerprint"] == codec.load().fingerprint
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that can be opened and not be read")
+def test_info_names_a_file_that_cannot_be_read(run):
+    assert run.refuses("info", "/proc/self/mem", left=set()) == "/proc/self/mem: Input/output error"
+
+
 def test_models_lists_what_is_in_the_box(run, monkeypatch, model_directory):
     from codec.model import catalogue
 
