@@ -147,10 +147,8 @@ def test_one_sample_is_a_recording(run, sample_rate):
 
 
 def test_encoding_in_blocks_equals_encoding_at_once(run, speech):
-    """Four copies of the speech make two reads of ten seconds."""
-    import torch
-
-    samples = np.tile(soundfile.read(speech, dtype="float32")[0], 4)
+    """Fourteen copies of the speech make two reads, of a minute and of less."""
+    samples = np.tile(soundfile.read(speech, dtype="float32")[0], 14)
     write_sound("long.wav", samples, subtype="FLOAT")
     assert run("encode", "long.wav", "long.codes", "--model", run.model) == 0
     expected = codec.load(run.model).encode(torch.from_numpy(samples)[None, None])[0].numpy()
