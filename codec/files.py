@@ -311,13 +311,12 @@ def decode_codes(
     codec, model_name = load_for(reader.header, model, device, force, name)
     arithmetic = _arithmetic(codec, precision)
     with SoundWriter(target, codec.sample_rate, format=format, overwrite=overwrite) as sound, arithmetic:
-        num_frames = num_lost = 0
+        num_frames = 0
         held = np.zeros(0, np.float32)  # the last frame: it may have to be cut, or to fade into a hole
         after_hole = False
         for wav, is_hole in _decode_blocks(codec, _checked(reader, codec.codebook_size, name), is_live):
             _fade(held, wav, after_hole, is_hole)
             num_frames += len(wav) // codec.hop_length
-            num_lost += len(wav) // codec.hop_length if is_hole else 0
             sound.write(np.concatenate([held, wav[: -codec.hop_length]]))
             held, after_hole = wav[-codec.hop_length :], is_hole
             if progress is not None:
@@ -338,7 +337,7 @@ def decode_codes(
         num_samples=sound.num_samples,
         num_frames=num_frames,
         num_saturated=sound.num_saturated,
-        num_lost_frames=num_lost,
+        num_lost_frames=reader.damage.lost_frames,
         damage=damage,
         elapsed_seconds=time.perf_counter() - start,
     )

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from codec.bitstream import Header, packed_size
+from codec.bitstream import CodesReader, Header, packed_size
 from codec.code_files import CODE_FORMATS, START_SIZE, CodeReader, format_of, open_code_reader
 from codec.errors import ModelError
 from codec.model.catalogue import WEIGHTS_NAME, ModelInfo, boxed_models, describe, fingerprint
@@ -38,14 +38,15 @@ def inspect(path: str, progress: Progress | None = None) -> dict[str, Any]:
 def inspect_codes(path: str) -> dict[str, Any]:
     """Length, rates, model and damage of a file of codes; every block is read and checked."""
     with open_code_reader(path, recover=True) as reader:
-        num_frames = num_lost = 0
-        for block in reader:
-            num_frames += block.num_frames
-            num_lost += block.num_frames if block.is_hole else 0
+        num_frames = sum(block.num_frames for block in reader)
         facts: dict[str, Any] = {"file": path, "num_frames": num_frames}
         if reader.header is None:
             return facts
-        return facts | _rates(reader.header, reader, num_frames) | _damage(reader.header, reader, num_lost)
+        facts |= _rates(reader.header, reader, num_frames)
+        if not reader.damage:
+            return facts | {"damage": None}
+        damage = reader.damage.describe(reader.header.frame_rate)
+        return facts | {"damage": damage, "num_lost_frames": reader.damage.lost_frames}
 
 
 def inspect_tokens(path: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -131,12 +132,11 @@ def _rates(header: Header, reader: CodeReader, num_frames: int) -> dict[str, Any
         num_samples = num_frames * header.hop_length
     seconds = num_samples / header.sample_rate
     facts: dict[str, Any] = {"seconds": seconds, "num_samples": num_samples}
-    num_bytes = getattr(reader, "num_bytes", None)
-    if num_bytes is not None:
+    if isinstance(reader, CodesReader):
         num_payload_bytes = packed_size(num_frames, header.bits_per_code)
         facts |= {
-            "num_bytes": num_bytes,
-            "bitrate": num_bytes * 8 / seconds / 1000 if seconds else None,
+            "num_bytes": reader.num_bytes,
+            "bitrate": reader.num_bytes * 8 / seconds / 1000 if seconds else None,
             "payload_bitrate": num_payload_bytes * 8 / seconds / 1000 if seconds else None,
         }
     boxed = {fingerprint(directory): name for name, directory in boxed_models().items()}
@@ -149,12 +149,6 @@ def _rates(header: Header, reader: CodeReader, num_frames: int) -> dict[str, Any
         "fingerprint": header.fingerprint,
         "boxed_model": boxed.get(header.fingerprint),
     }
-
-
-def _damage(header: Header, reader: CodeReader, num_lost: int) -> dict[str, Any]:
-    if not reader.damage:
-        return {"damage": None}
-    return {"damage": reader.damage.describe(header.frame_rate), "num_lost_frames": num_lost}
 
 
 def _begins_as_codes(path: str) -> bool:
