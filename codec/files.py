@@ -474,11 +474,10 @@ class _WholeIfShort:
 
 def _fade(before: np.ndarray, after: np.ndarray, before_is_hole: bool, after_is_hole: bool) -> None:
     """Let sound end before a hole, and begin behind it, within a frame and not with a click."""
-    if before_is_hole != after_is_hole:
-        if after_is_hole:
-            before *= np.linspace(1.0, 0.0, len(before), dtype=np.float32)
-        elif len(before):
-            after[: len(before)] *= np.linspace(0.0, 1.0, len(before), dtype=np.float32)
+    if after_is_hole and not before_is_hole:
+        before *= np.linspace(1.0, 0.0, len(before), dtype=np.float32)
+    elif before_is_hole and not after_is_hole:
+        after[: len(before)] *= np.linspace(0.0, 1.0, len(before), dtype=np.float32)
 
 
 def _checked(reader: CodeReader, codebook_size: int, name: str) -> Iterator[Block]:
