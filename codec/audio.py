@@ -25,7 +25,7 @@ import soxr
 from codec import mp3, ogg, riff
 from codec.errors import AudioError, CodecWarning
 from codec.limits import MAX_MAGNITUDE
-from codec.output import STANDARD_STREAM, check_path, chosen_format, open_output, shown
+from codec.output import STANDARD_STREAM, check_path, chosen_format, naming, open_output, shown
 
 INPUT_SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp2", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".rf64",
@@ -273,10 +273,11 @@ class SoundReader:
 
     def _look(self, look: Callable[[IO[bytes]], Found]) -> Found:
         """What a look at the bytes of the file finds."""
-        place = self._bytes.tell()  # libsndfile may read from the same stream
-        self._bytes.seek(0)
-        found = look(self._bytes)
-        self._bytes.seek(place)
+        with naming(self.name):
+            place = self._bytes.tell()  # libsndfile may read from the same stream
+            self._bytes.seek(0)
+            found = look(self._bytes)
+            self._bytes.seek(place)
         return found
 
     def _read(self, position: int) -> np.ndarray:  # (T, C)

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import soundfile
 import torch
 
 from codec import files
+from codec.audio import SoundReader
 from codec.bitstream import read_codes, write_codes
 from codec.cli import run
 from codec.errors import CodecError, ConfigError, FormatError, ModelError
@@ -23,6 +25,7 @@ from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
 from codec.model.weights import fingerprint, load, save
+from codec.output import open_output
 from codec.streaming import StreamDecoder, WindowDecoder
 from codec.tokenization.shards import Tokens
 
@@ -238,6 +241,18 @@ def test_a_loaded_model_is_saved_as_it_was(model_directory, tmp_path):
     assert load(tmp_path / "first").fingerprint == load(tmp_path / "second").fingerprint == fingerprint(model)
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("float32", "first")]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_recording_that_can_no_longer_be_read_is_named_and_not_what_is_made_of_it(sound, tmp_path):
+    """Its descriptor comes to be one of a folder, which stands for a disk that fails."""
+
+    with SoundReader(sound) as reader, pytest.raises(OSError, match=r"talk\.wav") as caught:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        os.dup2(folder, reader._bytes.fileno())
+        os.close(folder)
+        with open_output(tmp_path / "talk.codes"):
+            list(reader)
+    assert caught.value.filename == str(sound)
 
 
 @pytest.mark.parametrize("encode", [True, False])
