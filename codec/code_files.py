@@ -18,6 +18,7 @@ import numpy as np
 
 from codec.bitstream import Block, CodesReader, CodesWriter, Damage, Header
 from codec.bitstream.header import MAGIC
+from codec.bitstream.packing import check_codes
 from codec.bitstream.window import Window
 from codec.errors import FormatError
 from codec.input import parse_json
@@ -144,7 +145,8 @@ class _PlainWriter:
         self._parts = [np.zeros(0, np.int64)]
 
     def write(self, codes: np.ndarray) -> None:
-        self._parts.append(np.asarray(codes, np.int64))
+        check_codes(codes, self._header.codebook_size, sum(map(len, self._parts)))
+        self._parts.append(codes.astype(np.int64))
 
     def close(self, num_samples: int | None = None) -> None:
         codes = np.concatenate(self._parts)

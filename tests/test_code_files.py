@@ -34,6 +34,16 @@ def test_the_largest_codebook_has_codes_of_32_bits(tmp_path, suffix):
     assert codes_of(path) == [0, 2**32 - 2]
 
 
+@pytest.mark.parametrize("suffix", CODE_FORMATS.values())
+@pytest.mark.parametrize("code", [-1, 4096, 2**33])
+def test_what_is_no_code_is_not_written_in_any_format(tmp_path, suffix, code):
+    with pytest.raises(FormatError, match=rf"codes must be in 0\.\.4095, got {code} at frame 3"):
+        with open_code_writer(tmp_path / f"a{suffix}", Header(24000, 320, 4096, "0" * 16)) as writer:
+            writer.write(np.array([1, 2]))
+            writer.write(np.array([3, code]))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "codes"),
     [
