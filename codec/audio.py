@@ -288,22 +288,25 @@ class SoundReader:
             reason = error.error_string.removeprefix("Error : ").rstrip(".")
             raise AudioError(f"{self.name}: damaged or cut off at {seconds:.2f} s or later ({reason})") from error
 
-    def _open(self, path: str | os.PathLike[str]) -> soundfile.SoundFile:
+    def _source(self, path: str | os.PathLike[str]) -> IO[bytes]:
+        """The bytes of the file or pipe."""
         if os.fspath(path) == STANDARD_STREAM:
-            source: IO[bytes] = sys.stdin.buffer
-        else:
-            check_path(path, AudioError)
-            if os.path.isdir(path):
-                raise AudioError(f"{self.name}: is a directory, a sound file is meant")
-            try:
-                source = self._resources.enter_context(open(path, "rb"))
-            except OSError as error:
-                raise AudioError(f"{self.name}: cannot be opened ({error.strerror})") from error
-        if Path(self.name).suffix.lower() == ".raw":
-            raise AudioError(f"{self.name}: samples without a header cannot be understood; convert the file to wav")
-        self.is_live = False
+            return sys.stdin.buffer
+        check_path(path, AudioError)
+        if os.path.isdir(path):
+            raise AudioError(f"{self.name}: is a directory, a sound file is meant")
         try:
-            sound = self._resources.enter_context(_ForwardFile(self._seekable(source)))
+            source = self._resources.enter_context(open(path, "rb"))
+        except OSError as error:
+            raise AudioError(f"{self.name}: cannot be opened ({error.strerror})") from error
+        if Path(path).suffix.lower() == ".raw":
+            raise AudioError(f"{self.name}: samples without a header cannot be understood; convert the file to wav")
+        return source
+
+    def _open(self, path: str | os.PathLike[str]) -> soundfile.SoundFile:
+        self._bytes, self.is_live = self._source(path), False
+        try:
+            sound = self._resources.enter_context(_ForwardFile(self._seekable()))
             self._find_fault = None if self.is_live else _FAULT_FINDERS.get(sound.format)
             if sound.format == "MP3" and not (sound.subtype == "MPEG_LAYER_III" and self._look(mp3.states_length)):
                 # Of a file libsndfile would guess the length, of a pipe it takes all there is.
@@ -322,9 +325,9 @@ class SoundReader:
             remedy = "" if empty else "; convert it to wav or flac, for example with ffmpeg"
             raise AudioError(f"{self.name}: {what}{remedy}") from error
 
-    def _seekable(self, source: IO[bytes]) -> str | bytes | int | IO[bytes]:
+    def _seekable(self) -> str | bytes | int | IO[bytes]:
         """Something libsndfile can read: the file itself, the live pipe of a wav file, or a copy of another pipe."""
-        self._bytes = source
+        source = self._bytes
         if stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable():
             # By its name, as some formats are told by their suffix; as bytes, because a name need not be UTF-8.
             name = os.fsencode(self.name) if os.name == "posix" else self.name
