@@ -269,6 +269,16 @@ def test_bad_file_of_a_folder_is_reported_and_the_rest_goes_on(run, speech):
     assert os.listdir("codes") == ["b.codes"]
 
 
+def test_a_file_where_a_folder_is_needed_is_named_however_far_above(run, speech):
+    Path("in/deep").mkdir(parents=True)
+    shutil.copy(speech, "in/deep/a.flac")
+    Path("file").write_text("kept")
+    said = "file: is a file, and file/new/a.codes needs a folder there; rename one of them"
+    assert run.refuses("encode", "in/deep/a.flac", "file/new/", "--model", run.model, left={"in", "file"}) == said
+    assert run("encode", "in", "file/new", "--model", run.model) == 2
+    assert run.err.startswith("codec: file: is a file, and file/new/deep/a.codes needs a folder there; rename one of")
+
+
 def test_several_files_go_into_a_folder(run, speech):
     for name in ("one/a.flac", "two/b.flac", "two/a.flac"):
         Path(name).parent.mkdir(exist_ok=True)

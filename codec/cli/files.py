@@ -284,8 +284,8 @@ def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
         if os.path.isdir(target) or is_folder_name(target):
             if source == STANDARD_STREAM:
                 raise click.UsageError("standard input has no name; OUTPUT must be a file, not a folder")
-            folders.enter_context(_folder(Path(target)))
             target = os.path.join(target, Path(source).stem + job.suffix)
+            folders.enter_context(_folder_of(Path(target)))
         if not (job.skip_existing and os.path.isfile(target)):
             watched(source, target, source)
         elif source != STANDARD_STREAM and not os.path.exists(source):
@@ -293,11 +293,13 @@ def _single(job: _Job, watched: Callable[[str, str, str], None]) -> None:
 
 
 @contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """A folder to write to, made with those above it where it is missing; what was made and stays empty goes again."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+def _folder_of(output: Path) -> Iterator[None]:
+    """The folder of a file, made with those above it where it is missing; what was made and stays empty goes again."""
+    if file := next(filter(Path.is_file, output.parents), None):
+        raise CodecError(f"{file}: is a file, and {output} needs a folder there; rename one of them")
+    made = [folder for folder in output.parents if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -316,9 +318,7 @@ def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, 
                 continue
             if job.overwrite and inputs.get(os.path.realpath(output), file) != file:
                 raise CodecError(f"{file}: would be written over {output}, another input; name another folder")
-            if output.parent.is_file():
-                raise CodecError(f"{output.parent}: is a file, and {output} needs a folder there; rename one of them")
-            with _folder(output.parent):
+            with _folder_of(output):
                 watched(str(file), str(output), f"[{number}/{len(pairs)}] {file}")
             with contextlib.suppress(FileNotFoundError):  # whoever waited for it may have moved it
                 taken[_identity(output)] = file
