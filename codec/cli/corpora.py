@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,7 @@ def tokenize(
     from codec.limits import excess
     from codec.tokenization.corpus import tokenize as tokenize_corpus
 
-    first, _, of = share.partition("/")
-    if not (first.isdecimal() and of.isdecimal()):
+    if not (numbers := re.fullmatch(r"(\d{1,9})/(\d{1,9})", share)):
         raise click.UsageError(f"--share takes I/N, for example 2/8, got {share}")
     with CountLine(not quiet) as progress:
         report = tokenize_corpus(
@@ -213,7 +213,7 @@ def tokenize(
             refine=refine,
             jobs=jobs,
             utterances_per_shard=shard,
-            share=(int(first), int(of)),
+            share=(int(numbers[1]), int(numbers[2])),
             progress=progress,
         )
     if as_json:
