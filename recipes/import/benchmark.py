@@ -90,7 +90,7 @@ def file_row(arguments: argparse.Namespace, verb: str, seconds: float, precision
         if verb == "encode-file":
             minute = speech(arguments.folder, 60)[0, 0].numpy()
             with soundfile.SoundFile(sound, "w", 24000, 1) as target:
-                for _ in range(round(seconds / 60)):
+                for _ in range(max(round(seconds / 60), 1)):
                     target.write(minute)
         else:
             header = Header(model.sample_rate, model.hop_length, model.codebook_size, model.fingerprint)

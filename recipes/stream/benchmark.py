@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import codec
 from codec.cli import exit_code, not_negative, positive
 from codec.cores import num_cores
+from codec.model.catalogue import describe
 from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
@@ -55,6 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure_memory:
         return measure_in_this_process(*arguments.measure_memory, arguments.model)
+    describe(arguments.model)  # what is wrong is said here, and not by a process that measures memory
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} threads, {num_cores()} cores, float32")
     if arguments.hours:  # first: on Linux a process begins with the peak of the one that started it
@@ -183,7 +185,7 @@ def write_noise(path: Path, hours: float, sample_rate: int = 24000) -> None:
     """Noise in pieces, so that this process stays small."""
     rng = np.random.default_rng(0)
     with soundfile.SoundFile(path, "w", sample_rate, 1) as sound:
-        for _ in range(round(hours * 360)):
+        for _ in range(max(round(hours * 360), 1)):
             sound.write(0.1 * rng.standard_normal(10 * sample_rate).astype(np.float32))
 
 

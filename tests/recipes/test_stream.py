@@ -344,6 +344,7 @@ def test_a_card_tells_the_data_that_it_is_given_and_what_the_runs_did(release: M
         ("probe.py", ["--data", ".", "--paths", 0], "--paths: must be at least 1, got 0"),
         ("benchmark.py", ["--hours", -1], "--hours: must be a number from 0 on, got -1"),
         ("benchmark.py", ["--hours", "nan"], "--hours: must be a number from 0 on, got nan"),
+        ("benchmark.py", ["--model", "nowhere"], "unknown model 'nowhere'; boxed models: stream; or give"),
         ("release.py", ["run", "--test", "nowhere", "--data", "x", "--hardware", "x"], "nowhere: no such folder"),
         ("release.py", ["nowhere", "--test", SPEECH, "--data", "x", "--hardware", "x"], "there is no such folder"),
     ],
@@ -352,6 +353,11 @@ def test_arguments_out_of_range_are_refused_at_once(run: Callable, script: str, 
     code, output, errors = run(f"stream/{script}", *arguments)
     assert (code, output) == (2, "")
     assert words in errors.splitlines()[-1]
+
+
+def test_memory_is_measured_with_a_piece_of_sound_at_least(tmp_path: Path):
+    imported("benchmark").write_noise(tmp_path / "noise.wav", hours=0.001)
+    assert audio.info(tmp_path / "noise.wav").num_samples == 10 * 24000
 
 
 def test_a_rate_is_what_the_run_has_logged(run: Callable, speech: Path, tmp_path: Path):
