@@ -15,11 +15,20 @@ from codec.cli.corpora import prepare, tokenize
 from codec.cli.evaluation import evaluate
 from codec.cli.files import decode, encode, roundtrip
 from codec.cli.models import export, import_, info, models
-from codec.cli.running import STOP_SIGNALS, Commands, exit_code, not_negative, open_standard_streams, positive, stop
+from codec.cli.running import (
+    STOP_SIGNALS,
+    Commands,
+    exit_code,
+    not_negative,
+    open_standard_streams,
+    positive,
+    stop,
+    whole_number,
+)
 from codec.cli.training import doctor, train
 from codec.cores import keep_to_granted_cores
 
-__all__ = ["commands", "exit_code", "main", "not_negative", "positive", "run"]
+__all__ = ["commands", "exit_code", "main", "not_negative", "positive", "run", "whole_number"]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -152,6 +152,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    """For `argparse` of the recipes: an integer from 0 on."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return int(text)
+
+
 def not_negative(text: str) -> float:
     """For `argparse` of the recipes: a finite number from 0 on."""
     if not 0 <= float(text) < math.inf:

@@ -67,7 +67,9 @@ def measure(folder: Path, jobs: int, limit: int) -> tuple[float, float]:
     output = tempfile.mkdtemp(dir=folder)  # a new one: an evaluation would go on with what it finds
     command = [*COMMAND, str(folder / "references"), str(folder / "estimates"), "--output", output]
     start = time.perf_counter()
-    subprocess.run([*command, "--jobs", str(jobs), "--limit", str(limit)], check=True)
+    done = subprocess.run([*command, "--jobs", str(jobs), "--limit", str(limit)])
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 

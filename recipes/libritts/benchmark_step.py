@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.cli import exit_code, not_negative, positive
+from codec.cli import exit_code, not_negative, positive, whole_number
 from codec.config import compose
 from codec.model.codec import Codec
+from codec.model.weights import choose_device
 from codec.training.data import Batch
 from codec.training.discriminators import Discriminators
 from codec.training.losses import ADVERSARIAL_LOSSES, SpectralLoss
@@ -123,7 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device = choose_device(options.device)
     batch = 0.1 * torch.randn(options.batch, 1, int(options.seconds * SAMPLE_RATE)).to(device)
 
     def autocast() -> torch.autocast:
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=2, help="clips per step (default 2)")
     parser.add_argument("--seconds", type=not_negative, default=1.0, help="length of a clip (default 1)")
     parser.add_argument("--steps", type=positive, default=3, help="timed steps after one warm-up (default 3)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--threads", type=whole_number, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument(
@@ -175,8 +176,10 @@ def main() -> None:
     print(f"{'schedule':<10} {'fastest s':>10} {'median s':>10} {'CPU s':>8} {'peak GiB':>9} {'audio s/s':>10}")
     for schedule in SCHEDULES:
         command = [sys.executable, __file__, *sys.argv[1:], "--schedule", schedule]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        result = results[schedule] = json.loads(output.splitlines()[-1])
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:  # it has said why
+            sys.exit(done.returncode)
+        result = results[schedule] = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{schedule:<10} {result['fastest']:>10.3f} {result['median']:>10.3f} {result['processor']:>8.3f} "
             f"{result['peak']:>9.2f} {options.batch * options.seconds / result['median']:>10.2f}"

@@ -28,12 +28,14 @@ def main() -> None:
     parser = arguments(__doc__)
     add_data_options(parser)
     parser.add_argument("--sizes", type=positive, nargs="+", default=[1 << bits for bits in (10, 12, 14, 16)])
-    parser.add_argument("--quantizers", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument("--quantizers", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--dim", type=positive, default=16)
     parser.add_argument("--frames", type=positive, default=1 << 19, help="measured at most, for a quantizer")
-    parser.add_argument("--all-frames", nargs="*", default=["simvq"], help="quantizers measured on all frames instead")
+    parser.add_argument(
+        "--all-frames", nargs="*", choices=LABELS, default=["simvq"], help="quantizers measured on all frames instead"
+    )
     parser.add_argument("--lfq-codes", type=positive, default=1 << 12, help="at most for LFQ, whose time grows fastest")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the table already has")
     options = parser.parse_args()
@@ -69,7 +71,9 @@ def run(name: str, size: int, seed: int, speech: SpeechLatents, options: argpars
 
 def create(name: str, size: int, dim: int) -> Quantizer:
     """A quantizer as it starts. The codes of VQGAN's (and VQ-VAE's common) vanilla VQ are drawn from +-1 / K."""
-    quantizer: Quantizer = QUANTIZERS[name.removesuffix("-vqgan")][1](size, dim)
+    config_class, quantizer_class = QUANTIZERS[name.removesuffix("-vqgan")]
+    config_class(codebook_size=size, codebook_dim=dim)  # refuses sizes that it cannot have
+    quantizer: Quantizer = quantizer_class(size, dim)
     if name.endswith("-vqgan"):
         torch.nn.init.uniform_(quantizer.codebook, -1 / size, 1 / size)
     return quantizer

@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import codec
-from codec.cli import exit_code, not_negative, positive
+from codec.cli import exit_code, not_negative, positive, whole_number
 from codec.cores import num_cores
 from codec.model.catalogue import describe
 from codec.model.codec import Codec, CodecConfig
@@ -50,7 +50,7 @@ def main() -> None:
         "--hours", type=not_negative, default=1.0, help="of audio for measuring memory; 0 leaves it out"
     )
     parser.add_argument(
-        "--refine", type=int, default=8, metavar="STEPS", help="for which to measure speed; 0 leaves it out"
+        "--refine", type=whole_number, default=8, metavar="STEPS", help="for which to measure speed; 0 leaves it out"
     )
     parser.add_argument("--measure-memory", nargs=2, metavar=("VERB", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import codec
 from codec import CodecError, SimVQ, audio
-from codec.cli import exit_code, positive
+from codec.cli import exit_code, positive, whole_number
 from codec.model.predictive import PredictiveSimVQ
 from codec.training.counters import perplexity
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="folder of speech")
     parser.add_argument("--test", type=Path, required=True, help="folder of other speech")
     parser.add_argument("--files", type=positive, default=400, help="drawn from --train")
-    parser.add_argument("--memories", type=int, nargs="+", default=[0, 1, 2, 4, 8])
+    parser.add_argument("--memories", type=whole_number, nargs="+", default=[0, 1, 2, 4, 8])
     parser.add_argument("--steps", type=positive, default=600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import codec
 from codec import audio
-from codec.cli import exit_code, positive
+from codec.cli import exit_code, positive, whole_number
 from codec.evaluation.metric import Pair, Settings
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="stream", help="boxed name or directory of a stream model")
     parser.add_argument("--data", type=Path, required=True, help="folder of speech")
     parser.add_argument("--paths", type=positive, help="that the search follows, instead of the model's own number")
-    parser.add_argument("--delay", type=int, help="of the search, in frames, instead of the model's own")
+    parser.add_argument("--delay", type=whole_number, help="of the search, in frames, instead of the model's own")
     arguments = parser.parse_args()
     model = codec.load(arguments.model)
     if arguments.paths is not None:

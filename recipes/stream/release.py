@@ -26,7 +26,7 @@ import torch
 
 import codec
 from codec import audio
-from codec.cli import exit_code, not_negative
+from codec.cli import exit_code, not_negative, whole_number
 from codec.errors import ConfigError
 from codec.evaluation.evaluate import Options, evaluate_model
 from codec.evaluation.journal import JOURNAL_NAME
@@ -60,8 +60,10 @@ def main() -> None:
         "--data", type=Path, required=True, help="text on what it was trained on, Markdown, for the card"
     )
     parser.add_argument("--hardware", required=True, help="what it was trained on, for the card")
-    parser.add_argument("--earlier-steps", type=int, default=0, help="steps of the releases before")
-    parser.add_argument("--earlier-adversarial-steps", type=int, default=0, help="those of them with discriminators")
+    parser.add_argument("--earlier-steps", type=whole_number, default=0, help="steps of the releases before")
+    parser.add_argument(
+        "--earlier-adversarial-steps", type=whole_number, default=0, help="those of them with discriminators"
+    )
     parser.add_argument("--earlier-hours", type=not_negative, default=0, help="of audio that they saw")
     arguments = parser.parse_args()
 

@@ -55,6 +55,12 @@ def test_too_little_speech_is_one_sentence(run, speech):
     assert run("libritts/benchmark_evaluation.py", speech.parent, "--seconds", 60) == (2, "", sentence)
 
 
+def test_a_step_that_cannot_be_measured_is_one_sentence(run):
+    code, _, sentence = run("libritts/benchmark_step.py", "--device", "nothing")
+    assert (code, sentence.count("\n")) == (2, 1)
+    assert sentence.startswith("codec: device 'nothing' is not available here")
+
+
 def test_table_of_differences_holds_the_values_of_the_recipes():
     paper, ours = compose(["recipe=paper"]), compose(["recipe=libritts"])
     text = (ROOT / "recipes" / "libritts" / "README.md").read_text()

@@ -127,6 +127,8 @@ def test_folder_without_speech_is_named(run, tmp_path):
     [
         ("toy", ["--steps", "0"], "--steps: must be at least 1, got 0"),
         ("cost", ["--runs", "0"], "--runs: must be at least 1, got 0"),
+        ("utilisation", ["--all-frames", "nothing"], "--all-frames: invalid choice: 'nothing'"),
+        ("utilisation", [*SMALL, "--sizes", "17", "--quantizers", "lfq"], "of lfq must be a power of two, got 17"),
         ("rank", ["--data", "nowhere"], "codec: nowhere: no such folder"),
         ("rank", [*SMALL, "--frame-rate", "76"], "codec: --frame-rate must be a multiple of 75 that divides 24000"),
     ],

@@ -342,6 +342,7 @@ def test_a_card_tells_the_data_that_it_is_given_and_what_the_runs_did(release: M
     ("script", "arguments", "words"),
     [
         ("probe.py", ["--data", ".", "--paths", 0], "--paths: must be at least 1, got 0"),
+        ("probe.py", ["--data", ".", "--delay", -1], "--delay: must be at least 0, got -1"),
         ("benchmark.py", ["--hours", -1], "--hours: must be a number from 0 on, got -1"),
         ("benchmark.py", ["--hours", "nan"], "--hours: must be a number from 0 on, got nan"),
         ("benchmark.py", ["--model", "nowhere"], "unknown model 'nowhere'; boxed models: stream; or give"),
