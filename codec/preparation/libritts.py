@@ -214,7 +214,7 @@ def _obtain(
         root.mkdir(parents=True, exist_ok=True)
     for part, found in archives.items():
         archive = found or _fetch(facts.archives[part], facts, root, sources, progress)
-        _unpack_part(part, archive, corpus, progress)
+        _unpack_part(part, archive, corpus, facts, root, progress)
         if not found and not sources.keep_archives:
             archive.unlink()
 
@@ -259,16 +259,16 @@ def _check_sums(archives: Sequence[tuple[Path, str]], progress: Progress | None)
         raise CorpusError(f"{'; '.join(wrong)}; {again}, or allow another edition with --no-sums")
 
 
-def _unpack_part(part: str, archive: Path, corpus: Path, progress: Progress | None) -> None:
-    """Unpack beside the corpus and move the part to its place when it is whole."""
-    temporary = corpus.parent / f".unpacking-{part}"
+def _unpack_part(part: str, archive: Path, corpus: Path, facts: Variant, root: Path, progress: Progress | None) -> None:
+    """Unpack where nobody looks, and move the part to its place when it is whole."""
+    temporary = root / f".unpacking-{part}"
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     unpack(archive, temporary, progress)
     try:
-        found = next((path for path in (temporary / corpus.name / part, temporary / part) if path.is_dir()), None)
+        found = next((path for path in (temporary / facts.folder / part, temporary / part) if path.is_dir()), None)
         if found is None:
             names = ", ".join(sorted(path.name for path in temporary.iterdir())[:5])
-            raise CorpusError(f"{archive}: holds no {corpus.name}/{part}, but {names or 'nothing'}")
+            raise CorpusError(f"{archive}: holds no {facts.folder}/{part}, but {names or 'nothing'}")
         corpus.mkdir(exist_ok=True)
         for extra in found.parent.iterdir():  # SPEAKERS.txt and the like
             if extra.is_file() and not (corpus / extra.name).exists():

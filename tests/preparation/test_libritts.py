@@ -295,6 +295,15 @@ def test_archive_may_be_packed_one_level_deeper_or_not(prefix, whole, tmp_path):
     assert len(read_manifest(tmp_path / "manifests" / "dev.tsv")) == 3
 
 
+def test_a_part_is_added_to_a_corpus_that_was_renamed(root, packed, tmp_path, monkeypatch):
+    shutil.move(root / "LibriTTS" / "test-clean", tmp_path / "mine" / "test-clean")
+    monkeypatch.chdir(tmp_path / "mine")
+    sources = Sources(packed, check_sums=False)
+    outcome = prepare_libritts(Path(), parts=["test-clean", "dev-clean"], sources=sources, config=ALONE)
+    assert sorted(outcome.manifests) == ["dev-clean.tsv", "dev.tsv", "test-clean.tsv"]
+    assert sorted(path.name for path in Path().iterdir()) == ["dev-clean", "manifests", "test-clean"]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
