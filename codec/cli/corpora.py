@@ -90,7 +90,7 @@ def prepare_libritts_command(
     from codec.preparation.libritts import MIRRORS, Sources, prepare_libritts
 
     sources = Sources(archives, download, mirrors or MIRRORS, not no_sums, keep_archives)
-    names = [name.strip() for name in parts.split(",") if name.strip() not in ("", "all")]
+    names = [name.strip() for name in parts.split(",") if name.strip()]
     _prepare(
         shared,
         lambda **given: prepare_libritts(

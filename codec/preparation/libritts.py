@@ -121,7 +121,8 @@ def prepare_libritts(
         root: folder that holds LibriTTS/ (or LibriTTS_R/) or shall hold it, or that folder itself.
         folder: where the manifests are written; None makes "manifests" in `root`.
         variant: a key of `VARIANTS`.
-        parts: names of parts or of `SPLITS`; none means all that are there, or all if none is and they may be fetched.
+        parts: names of parts or of `SPLITS`, or "all"; none means all that are there, or all if none is and they may
+            be fetched.
         sources: where parts come from that are not unpacked yet.
         filter_all: apply the filters to dev and test parts too. By default these are never thinned, because results on
             thinned lists compare with nothing; what the filters would have dropped is reported.
@@ -171,9 +172,10 @@ def prepare_libritts(
 
 
 def _wanted(parts: Sequence[str], corpus: Path, facts: Variant, root: Path, sources: Sources) -> list[str]:
-    named = [name for part in parts for name in SPLITS.get(part, (part,))]
+    groups = {**SPLITS, "all": PARTS}
+    named = [name for part in parts for name in groups.get(part, (part,))]
     if unknown := [name for name in named if name not in PARTS]:
-        raise ConfigError(f"no such part: {', '.join(map(repr, unknown))}; there are {', '.join([*PARTS, *SPLITS])}")
+        raise ConfigError(f"no such part: {', '.join(map(repr, unknown))}; there are {', '.join([*PARTS, *groups])}")
     if named:
         return [part for part in PARTS if part in named]
     there = [part for part in PARTS if _is_unpacked(corpus / part) or _archive(facts.archives[part], root, sources)]

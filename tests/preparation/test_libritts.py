@@ -356,6 +356,11 @@ def test_all_archives_that_are_missing_are_named_at_once(root, tmp_path):
         prepare_libritts(root, parts=["dev-clean", "test-clean"], sources=Sources(download=False), config=ALONE)
 
 
+def test_all_parts_are_those_that_are_not_there_too(root, capsys):
+    assert run(["prepare", "libritts", str(root), "--parts", "all", "--no-download"]) == 2
+    assert "LibriTTS: has no train-other-500, dev-other, and" in capsys.readouterr().err
+
+
 def published(monkeypatch, folder: Path) -> None:
     """Let the archives of a folder be the published ones."""
     archives = {
