@@ -38,7 +38,8 @@ PEAK = 0.99  # full scale is 1
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate, print and write the table."""
     options = parse(arguments)
-    rows = [row for name in COUNTS for row in evaluate(name, options)]
+    counts = {name: count_listed(name, options) for name in COUNTS}  # both, before hours go into the first
+    rows = [row for name, count in counts.items() for row in evaluate(name, count, options)]
     text = markdown(rows)
     options.output.mkdir(parents=True, exist_ok=True)
     write_json(options.output / "table.json", rows)
@@ -67,11 +68,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def evaluate(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both rows of one test set.
+def count_listed(name: str, options: argparse.Namespace) -> int:
+    """How many utterances the list of a test set has.
 
     Raises:
-        CodecError: the list is not the whole set, the model cannot be used, or nothing could be scored.
+        CorpusError: it cannot be read, or is not the whole set, which --allow-subset allows.
     """
     manifest = options.manifests / f"{name}.tsv"
     count = len(read_manifest(manifest))
@@ -80,11 +81,20 @@ def evaluate(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             f"{manifest}: lists {count} utterances, {name} has {COUNTS[name]}; prepare it again, or say --allow-subset "
             f"for numbers that compare with nothing"
         )
+    return count
+
+
+def evaluate(name: str, count: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both rows of one test set, of which so many utterances are listed.
+
+    Raises:
+        CodecError: the model cannot be used, or nothing could be scored.
+    """
     settings = Settings(device=options.device, utmos_weights=options.utmos_weights, allow_download=options.download)
     names = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
     choices = Options(metrics=names, settings=settings, jobs=options.jobs, peak=PEAK)
     progress = show_progress if sys.stderr.isatty() else None
-    output = options.output / name
+    manifest, output = options.manifests / f"{name}.tsv", options.output / name
     if options.model is not None:
         result = evaluate_model(options.model, manifest, output=output, options=choices, progress=progress)
     else:

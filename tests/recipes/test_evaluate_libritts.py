@@ -74,6 +74,7 @@ def test_missing_file_is_refused(recipe, manifests, model_directory, capsys):
     assert run(recipe, arguments(manifests, "--model", str(model_directory))) == 2
     complaint = capsys.readouterr().err
     assert "test-other.tsv: lists 2 utterances, test-other has 5120" in complaint
+    assert not (manifests.parent / "out").exists()
 
 
 def test_output_that_cannot_be_used_is_one_sentence(recipe, manifests, model_directory, capsys):
