@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,9 +70,9 @@ def prepare_folder(
         raise CorpusError(unread or f"{source}: no sound files in it ({', '.join(sorted(audio.INPUT_SUFFIXES))})")
     listed, candidates, rejections = read_excluded(exclude), [], []
     for path in sounds:
-        name = path.relative_to(source)
-        candidate = _candidate(path, name, levels)
-        if listed.isdisjoint((candidate.id, *map(composed, (name.as_posix(), os.path.abspath(path))))):
+        candidate = _candidate(path, source, levels)
+        names = path.relative_to(source).as_posix(), os.path.abspath(path)
+        if listed.isdisjoint((candidate.id, *map(composed, names))):
             candidates.append(candidate)
         else:
             rejections.append(exclusion(candidate.part, path))
@@ -89,23 +88,12 @@ def prepare_folder(
         progress=progress,
     )
     utterances, others = select(candidates, measurements, config.filters)
-    rejections += others + [stub(_candidate(path, path.relative_to(source), levels).part, path) for path in stubs]
-    groups: dict[str, list[Utterance]] = defaultdict(list)
-    for utterance in utterances:
-        groups[utterance.part].append(utterance)
-    names = sorted({candidate.part for candidate in candidates} | {rejection.part for rejection in rejections})
-    parts = [Part(name, groups[name], [r for r in rejections if r.part == name]) for name in names]
-    lists = {name: groups[name] for name in names}
+    rejections += others + [stub(_candidate(path, source, levels).part, path) for path in stubs]
+    parts = _parts(utterances, rejections)
+    lists = {part.name: part.utterances for part in parts}
     if held_out:
-        drawn = hold_out(utterances, held_out, config.seed)
-        lists = {name: [replace(utterance, part=name) for utterance in drawn[name]] for name in drawn}
-        for part, share in held_out.items():
-            found, meant = len(drawn[part]), math.ceil(share * len(utterances))
-            if abs(found - meant) > max(meant / 2, 2):
-                warnings.append(
-                    f"{part}: has {found} of {len(utterances)} utterances instead of {meant}, as known speakers are "
-                    "held out whole, and no others"
-                )
+        lists, remarks = _drawn(utterances, held_out, config.seed)
+        warnings += remarks
     warnings += [
         f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common, "
         f"{', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
@@ -158,8 +146,35 @@ def _check_shares(held_out: dict[str, float], levels: list[str]) -> None:
         raise ConfigError(f"shares that are held out must lie between 0 and 1 and leave something, got {shares}")
 
 
-def _candidate(path: Path, name: Path, levels: list[str]) -> Candidate:
-    id = id_of(name)
+def _candidate(path: Path, source: Path, levels: list[str]) -> Candidate:
+    id = id_of(path.relative_to(source))
     folders = dict(zip(levels, id.split("/")[:-1], strict=False))
     part, speaker = folders.get("part", WHOLE), folders.get("speaker", UNKNOWN_SPEAKER)
     return Candidate(path, id, speaker, part)
+
+
+def _parts(utterances: Sequence[Utterance], rejections: Sequence[Rejection]) -> list[Part]:
+    names = sorted({utterance.part for utterance in utterances} | {rejection.part for rejection in rejections})
+    parts = {name: Part(name, [], []) for name in names}
+    for utterance in utterances:
+        parts[utterance.part].utterances.append(utterance)
+    for rejection in rejections:
+        parts[rejection.part].rejections.append(rejection)
+    return list(parts.values())
+
+
+def _drawn(
+    utterances: Sequence[Utterance], held_out: dict[str, float], seed: int
+) -> tuple[dict[str, list[Utterance]], list[str]]:
+    """All lists, of which each is a part of its own, and a sentence about each that is far from its share."""
+    drawn = hold_out(utterances, held_out, seed)
+    lists = {name: [replace(utterance, part=name) for utterance in chosen] for name, chosen in drawn.items()}
+    remarks = []
+    for name, share in held_out.items():
+        found, meant = len(lists[name]), math.ceil(share * len(utterances))
+        if abs(found - meant) > max(meant / 2, 2):
+            remarks.append(
+                f"{name}: has {found} of {len(utterances)} utterances instead of {meant}, as known speakers are "
+                "held out whole, and no others"
+            )
+    return lists, remarks
