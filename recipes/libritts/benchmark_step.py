@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import soundfile
 import torch
@@ -145,10 +146,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    times.sort()
     return {
-        "fastest": times[0],
-        "median": times[len(times) // 2],
+        "fastest": min(times),
+        "median": median(times),
         "processor": min(processor_times),
         "peak": peak / 2**30,
         "tflop": counter.get_total_flops() / 1e12,
