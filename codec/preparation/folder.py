@@ -94,11 +94,7 @@ def prepare_folder(
     if held_out:
         lists, remarks = _drawn(utterances, held_out, config.seed)
         warnings += remarks
-    warnings += [
-        f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common, "
-        f"{', '.join(speakers[:5])}{' ...' * (len(speakers) > 5)}"
-        for (a, b), speakers in shared_speakers(lists).items()
-    ]
+    warnings += shared_speakers(lists)
     return conclude("folder", source, folder, parts, lists, warnings, config, progress)
 
 

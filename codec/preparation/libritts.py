@@ -163,7 +163,11 @@ def prepare_libritts(
         warnings += odd
     utterances = {result.name: result.utterances for result in results}
     splits = {name: [u for part in members for u in utterances.get(part, [])] for name, members in SPLITS.items()}
-    _require_disjoint(splits)
+    if shared := shared_speakers(splits):
+        raise CorpusError(
+            f"{'; '.join(shared)}; a result on them would mean nothing; see how their folders came to be in both, "
+            f"nothing was written"
+        )
     lists = {**utterances, "train": splits["train"], "dev": splits["dev"]}
     return conclude(variant, root, folder, results, lists, warnings, config, progress)
 
@@ -354,12 +358,3 @@ def _odd(utterances: Sequence[Utterance], measured: dict[Path, Measurement], con
         for utterance in utterances
         if (verdict := config.filters.verdict(measured[utterance.path]))
     ]
-
-
-def _require_disjoint(splits: dict[str, list[Utterance]]) -> None:
-    for (a, b), speakers in shared_speakers(splits).items():
-        raise CorpusError(
-            f"{a} and {b} have {len(speakers)} speaker{'s' * (len(speakers) > 1)} in common "
-            f"({', '.join(speakers[:5])}); a result on them would mean nothing; see how their folders came to be in "
-            f"both, nothing was written"
-        )

@@ -160,11 +160,16 @@ def _fault(
 # ------------------------------------------------------------------------------------------------ speakers and samples
 
 
-def shared_speakers(groups: Mapping[str, Iterable[Utterance]]) -> dict[tuple[str, str], list[str]]:
-    """Known speakers that are in two groups of utterances, by the names of the two groups."""
+def shared_speakers(groups: Mapping[str, Iterable[Utterance]]) -> list[str]:
+    """A sentence about each two groups of utterances, by their names, that have known speakers in common."""
     speakers = {name: {u.speaker for u in group if not is_unknown(u.speaker)} for name, group in groups.items()}
     shared = {(a, b): sorted(speakers[a] & speakers[b]) for a, b in combinations(speakers, 2)}
-    return {names: found for names, found in shared.items() if found}
+    return [
+        f"{a} and {b} have {len(found)} speaker{'s' * (len(found) > 1)} in common, "
+        f"{', '.join(found[:5])}{' ...' * (len(found) > 5)}"
+        for (a, b), found in shared.items()
+        if found
+    ]
 
 
 def subset(utterances: Iterable[Utterance], count: int, seed: int = 0) -> list[Utterance]:
