@@ -93,8 +93,10 @@ def read_excluded(lists: Iterable[Path]) -> set[str]:
                     names |= {row[0] for row in read_rows(path)}
                 else:
                     names |= {line.strip() for line in (first, *stream) if line.strip()}
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorpusError(f"{path}: is no list of files to leave out ({error})") from error
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path}: is no list of files to leave out, it is not UTF-8 text") from error
+        except OSError as error:
+            raise CorpusError(f"{path}: is no list of files to leave out ({error.strerror})") from error
     return set(map(composed, names))
 
 

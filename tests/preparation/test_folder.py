@@ -201,7 +201,10 @@ def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path
     assert run([*arguments, "--exclude", lists[1]]) == 0
     assert f"warning: {lists[1]}: names no file of {folder}" in capsys.readouterr().err
     assert run([*arguments, "--exclude", str(tmp_path / "none.txt")]) == 2
-    assert "none.txt: is no list of files to leave out" in capsys.readouterr().err
+    assert "none.txt: is no list of files to leave out (No such file or directory)\n" in capsys.readouterr().err
+    (tmp_path / "some.txt").write_bytes(b"\xff\n")
+    assert run([*arguments, "--exclude", lists[1]]) == 2
+    assert "some.txt: is no list of files to leave out, it is not UTF-8 text\n" in capsys.readouterr().err
     assert run([*arguments, "--exclude", str(tmp_path / "new" / "rejected.tsv")]) == 2
     assert "rejected.tsv:1: is not a manifest, its first line lacks the columns id" in capsys.readouterr().err
 
