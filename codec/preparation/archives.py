@@ -1,7 +1,6 @@
 """Tar archives unpacked without trusting them: only files and folders, and nothing outside the target."""
 
 import contextlib
-import gzip
 import lzma
 import os
 import shutil
@@ -13,7 +12,7 @@ from codec.errors import CorpusError
 from codec.output import naming
 from codec.progress import Progress
 
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError)
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 """What reading a damaged archive raises; the last comes from fields of headers that should be numbers."""
 
 
@@ -47,7 +46,8 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
                     raise tarfile.ReadError("a member has no header that can be read")
     except BaseException as error:
         shutil.rmtree(folder)
-        if isinstance(error, _DAMAGE) and not isinstance(error, CorpusError):
+        is_of_data = isinstance(error, OSError) and error.errno is None  # of bz2 and gzip, not of the system
+        if is_of_data or (isinstance(error, _DAMAGE) and not isinstance(error, CorpusError)):
             raise CorpusError(f"{archive}: is cut off, damaged or no archive ({error}); fetch it again") from error
         raise
 

@@ -52,8 +52,9 @@ def test_member_that_could_do_harm_is_refused_and_nothing_is_left(bad, message, 
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
-def test_damaged_archive_is_refused_wherever_the_damage_is(tmp_path):
-    whole = pack(tmp_path / "whole.tar.gz", *(member(name, data) for name, data in GOOD)).read_bytes()
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2"])
+def test_damaged_archive_is_refused_wherever_the_damage_is(mode, tmp_path):
+    whole = pack(tmp_path / "whole.tar.gz", *(member(name, data) for name, data in GOOD), mode=mode).read_bytes()
     archive = tmp_path / "a.tar.gz"
     damaged = [whole[:length] for length in (0, 1, 20, len(whole) // 2, len(whole) - 9, len(whole) - 1)]
     damaged += [whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:], b"<html>not found</html>"]
