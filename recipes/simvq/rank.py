@@ -39,7 +39,7 @@ def main() -> None:
         curve: list[tuple[int, float]] = []
 
         def note(step: int, quantizer: SimVQ = quantizer, curve: list[tuple[int, float]] = curve) -> None:
-            if step % max(options.steps // 60, 1) == 0:
+            if step % max(options.steps // 60, 1) == 0 or step == options.steps:
                 curve.append((step, effective_rank(quantizer.projection.weight)))
 
         learn(quantizer, speech, options.steps, note)
