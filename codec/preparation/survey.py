@@ -124,7 +124,7 @@ def survey(
     """
     names = {path: path.relative_to(root).as_posix() for path in paths}
     known = _read_journal(journal)
-    results = {path: known[name] for path, name in names.items() if _is_current(known, name, path)}
+    results = {path: known[name] for path, name in names.items() if name in known and _is_current(known[name], path)}
     missing = [path for path in paths if path not in results]
     batches = [missing[start : start + FILES_PER_BATCH] for start in range(0, len(missing), FILES_PER_BATCH)]
     if progress:
@@ -185,9 +185,9 @@ def _entry(line: bytes) -> dict[str, Any]:
     return entry if all(least <= entry[name] < 1 << 63 for name in ("num_samples", "sample_rate")) else {}
 
 
-def _is_current(known: dict[str, Measurement], name: str, path: Path) -> bool:
+def _is_current(found: Measurement, path: Path) -> bool:
     try:
         status = path.stat()
     except OSError:
         return False
-    return name in known and (known[name].num_bytes, known[name].modified) == (status.st_size, status.st_mtime_ns)
+    return (found.num_bytes, found.modified) == (status.st_size, status.st_mtime_ns)
