@@ -68,7 +68,7 @@ class Filters:
         if measurement.seconds < self.min_seconds:
             return "short", f"lasts {measurement.seconds:.3f} s, at least {self.min_seconds:g} s are wanted"
         if measurement.seconds > self.max_seconds:
-            return "long", f"lasts {measurement.seconds:.1f} s, at most {self.max_seconds:g} s are wanted"
+            return "long", f"lasts {measurement.seconds:.3f} s, at most {self.max_seconds:g} s are wanted"
         if measurement.silent_share > self.max_silent:
             silent = f"{100 * measurement.silent_share:.1f} % of it is below {SILENCE_DB:g} dB"
             return "silent", f"{silent}, at most {100 * self.max_silent:g} % is wanted"

@@ -113,6 +113,11 @@ def test_filters_drop_what_is_beyond_their_limits(changes, reason):
     assert (verdict and verdict[0]) == reason
 
 
+def test_a_duration_that_is_hardly_too_long_is_told_so_that_it_differs_from_the_limit():
+    verdict = Filters().verdict(dataclasses.replace(FINE, num_samples=960_480))
+    assert verdict == ("long", "lasts 40.020 s, at most 40 s are wanted")
+
+
 def test_the_share_that_is_clipped_is_told_with_the_limit():
     verdict = Filters(max_clipped=0.02).verdict(dataclasses.replace(FINE, clipped_share=0.0312))
     assert verdict == ("clipped", "3.12 % of its samples are at full scale, at most 2 % is wanted")
