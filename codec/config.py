@@ -28,6 +28,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from codec.errors import ConfigError, ModelError
 from codec.input import read_json
@@ -337,8 +338,11 @@ def _compose(overrides: list[str]) -> tuple[DictConfig, list[str]]:
 
 
 def _hydra(overrides: list[str]) -> DictConfig:
-    with _composing():
-        return hydra_compose("config", overrides=overrides)
+    try:
+        with _composing():
+            return hydra_compose("config", overrides=overrides)
+    except YAMLError as error:
+        raise HydraException(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager
@@ -428,7 +432,7 @@ def _sentences(error: Exception) -> Sequence[str]:
     return ours.args if isinstance(ours, ConfigError) else [_one_sentence(error)]
 
 
-def _one_sentence(error: Exception) -> str:
+def _one_sentence(error: BaseException) -> str:
     """Hydra explains itself over many lines and wraps what OmegaConf says; the first line of the cause is the point."""
     if isinstance(error, OverrideParseException):
         is_text = _key(error.override) in TEXTS
@@ -439,6 +443,9 @@ def _one_sentence(error: Exception) -> str:
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     sentence = re.sub(r"\s+", " ", lines[0]).rstrip(".") if lines else type(cause).__name__
     sentence = sentence.replace("a ListConfig, list or tuple", "a list")
+    file = re.fullmatch(r"In '(.+)': \w+ raised while composing config:", sentence)
+    if file and error.__context__:
+        return f"{file[1]}: {_one_sentence(error.__context__)}"
     if sentence.startswith("Ambiguous value"):
         return f"{sentence}: a list is written [1,2]; for a run of each, add --multirun"
     if "hydra/launcher/submitit" in sentence:
@@ -449,7 +456,7 @@ def _one_sentence(error: Exception) -> str:
         return _misspelt(key)
     if copied := re.search(r"interpolation '\${([\w.]+)}': (.+)", sentence):
         return ": ".join(copied.groups())  # the setting at fault, not the one that takes it over
-    if missing := re.search(r"Could not find '(.+)/(.+)'", sentence):
+    if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", sentence):
         return _no_variant(*missing.groups())
     if "is not a subclass of" in sentence:
         return f"{key}: holds several settings, each given as {key}.NAME=VALUE"

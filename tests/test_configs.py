@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from codec import config as settings
 from codec.config import compose
+from codec.errors import ConfigError
 from codec.model.codec import Codec
 from codec.model.correlation import DECIMATION
 from codec.training.discriminators import Discriminators, DiscriminatorsConfig
@@ -85,13 +86,19 @@ def at(values: Any, path: tuple[str, ...]) -> Any:
 
 
 @pytest.fixture
-def composed_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """What hydra puts together, references unresolved, for a file of configs/ that lacks some of its keys."""
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of configs/ in its place, to be changed."""
     folder = tmp_path / "configs"
     shutil.copytree(CONFIGS, folder)
     monkeypatch.setattr(
         settings, "initialize_config_module", lambda _, **how: initialize_config_dir(str(folder), **how)
     )
+    return folder
+
+
+@pytest.fixture
+def composed_without(own_configs: Path) -> Callable[..., dict[str, Any]]:
+    """What hydra puts together, references unresolved, for a file of configs/ that lacks some of its keys."""
 
     def composed(file: Path, paths: list[tuple[str, ...]]) -> dict[str, Any]:
         text = (CONFIGS / file).with_suffix(".yaml").read_text()
@@ -99,7 +106,8 @@ def composed_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         for *above, last in paths:
             del at(values, tuple(above))[last]
         package = text.splitlines()[0] if text.startswith("# @package") else ""
-        (folder / file).with_suffix(".yaml").write_text(f"{package}\n{OmegaConf.to_yaml(OmegaConf.create(values))}")
+        text = f"{package}\n{OmegaConf.to_yaml(OmegaConf.create(values))}"
+        (own_configs / file).with_suffix(".yaml").write_text(text)
         return OmegaConf.to_container(settings._hydra(chosen(file)))
 
     return composed
@@ -119,6 +127,20 @@ def test_every_key_of_a_file_changes_something(file: Path, composed_without: Cal
         or (at(bare, place + path[:-1]) in (None, KeyError) and composed_without(file, [path]) == whole)
     ]
     assert repeated == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("steps: many", r"recipe/mine: training\.steps: Value 'many' .* could not be converted to Integer"),
+        ("stepz: 1", r"recipe/mine: training\.stepz: is not a setting, training\.steps is one"),
+        ("steps: [", r"while parsing .*recipe/mine\.yaml\", line 3, .*"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_with_its_name(own_configs: Path, line: str, said: str):
+    (own_configs / "recipe" / "mine.yaml").write_text(f"# @package _global_\ntraining:\n  {line}")
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        compose(["recipe=mine"], is_to_train=False)
 
 
 @pytest.mark.parametrize(

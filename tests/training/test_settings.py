@@ -102,6 +102,8 @@ def test_mistakes_of_every_kind_are_named_together():
         ("adversary.discriminators=small", "adversary.discriminators: holds several settings, each given as "),
         ("adversary.discriminators.perod.x=1", "adversary.discriminators.perod: is not a setting, adversary.discr"),
         ("model/quantizr=fsq", "model/quantizr: is not a setting"),
+        ("model=[strem]", "model=strem: there is no such variant, but "),
+        ("model/encoder=seanet", "model/stream: model.encoder.lookahead: is not a setting"),
         ("model.decodr.width=3", "model.decodr: is not a setting"),
     ],
 )
