@@ -91,7 +91,8 @@ def compose(overrides: list[str], *, is_to_train: bool = True) -> Config:
             do not fit together, or a `training.init` that cannot be used; all of them in one message.
     """
     mistakes = {override: mistake for override in overrides if (mistake := _mistake_of_form(override))}
-    overrides = [_quoted(_without_plus(override)) for override in overrides if override not in mistakes]
+    # `+foo=1` would be a setting that nobody looks at; without the plus hydra refuses it.
+    overrides = [_quoted(override.lstrip("+")) for override in overrides if override not in mistakes]
     composed, more = _compose(overrides)
     return _checked(composed, [*mistakes.values(), *more], overrides, is_to_train)
 
@@ -145,7 +146,7 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         ConfigError: as for `compose`, for any of the combinations, before the first run.
         CodecError: what the first task that failed has raised.
     """
-    overrides = [_without_plus(override) for override in overrides]
+    overrides = [override.lstrip("+") for override in overrides]
     overrides = [override if _SWEPT.search(override) else _quoted(override) for override in overrides]
     try:
         with _composing() as loader:
@@ -218,8 +219,6 @@ def _job(task: Callable[[Config], object], composed: DictConfig) -> None:
 
 def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str], is_to_train: bool = True) -> Config:
     """Dataclasses of what hydra has put together, if it has found no mistakes and there are no others."""
-    known = {setting.name for setting in fields(Config)}
-    mistakes += [_unknown(name) for name in sorted(map(str, composed)) if name not in known]
     mistakes += _of_groups(OmegaConf.select(composed, "adversary.discriminators"))
     parts: dict[str, Any] = {}
     for name in ("data", "mel", "adversary", "training", "model"):
@@ -369,11 +368,6 @@ def _mistake_of_form(override: str) -> str | None:
     if (group := key.replace(".", "/")) != key and group in PARTS and re.fullmatch(r"[\w-]+", value):
         return f"{override!r}: a variant is chosen with a slash, {group}={value}"
     return None
-
-
-def _without_plus(override: str) -> str:
-    """`+training.foo=1` would be a setting that nobody looks at; without the plus hydra refuses it."""
-    return override.lstrip("+") if "." in _key(override) else override
 
 
 def _quoted(override: str) -> str:

@@ -112,6 +112,11 @@ def test_a_slip_is_told_with_what_is_meant(override: str, advice: str, training_
     assert found.startswith(advice)
 
 
+@pytest.mark.parametrize("override", ["recipe=stream-cpu", "model/quantizer=fsq", "training.steps=7"])
+def test_a_plus_changes_nothing(override: str):
+    assert compose([f"+{override}"], is_to_train=False) == compose([override], is_to_train=False)
+
+
 @pytest.mark.parametrize(
     "override",
     [
