@@ -24,7 +24,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -148,37 +148,9 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     """
     overrides = [override.lstrip("+") for override in overrides]
     overrides = [override if _SWEPT.search(override) else _quoted(override) for override in overrides]
-    try:
-        with _composing() as loader:
-            parsed = OverridesParser.create(loader).parse_overrides(overrides)
-            choices = [
-                [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-                if override.is_sweep_override()
-                else [str(override.input_line)]
-                for override in parsed
-            ]
-    except HydraException as error:
-        raise ConfigError(*_sentences(error)) from error
-    if empty := [override.input_line for override, values in zip(parsed, choices, strict=True) if not values]:
-        raise ConfigError(f"{', '.join(map(repr, empty))}: there is no value to sweep over")
+    parsed, choices = _parsed(overrides)
+    _check_runs(itertools.product(*choices))
     base = [override for override in overrides if _key(override) == "training.run"]
-    mistakes: dict[str, None] = {}  # in order, each once
-    caches: dict[tuple[str, str], object] = {}
-    for combination in itertools.product(*choices):
-        try:
-            config = compose(list(combination))
-            check(config, is_here=False)
-        except ConfigError as error:
-            mistakes |= dict.fromkeys(error.args)
-            continue
-        rate, data = config.model.sample_rate, config.data
-        held = {"train": (rate, data.sources)} | ({"validation": (rate, data.validation)} if data.validation else {})
-        if any(caches.setdefault((data.cache, split), speech) != speech for split, speech in held.items()):
-            mistakes[
-                f"data.cache: {data.cache} would be that of runs of different speech or sample rates; give each "
-                "its own, as in 'data.cache=cache/${model.sample_rate}'"
-            ] = None
-    refuse(mistakes)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
@@ -206,6 +178,45 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
             if "srun" not in str(error):
                 raise
             raise ConfigError("hydra/launcher: there is no srun here; submit from a machine of the cluster") from error
+
+
+def _parsed(overrides: list[str]) -> tuple[list[Override], list[list[str]]]:
+    """Overrides as hydra reads them, and for each those that it stands for, of which every run gets one."""
+    try:
+        with _composing() as loader:
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+            choices = [
+                [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                if override.is_sweep_override()
+                else [str(override.input_line)]
+                for override in parsed
+            ]
+    except HydraException as error:
+        raise ConfigError(*_sentences(error)) from error
+    if empty := [override.input_line for override, values in zip(parsed, choices, strict=True) if not values]:
+        raise ConfigError(f"{', '.join(map(repr, empty))}: there is no value to sweep over")
+    return parsed, choices
+
+
+def _check_runs(runs: Iterable[Sequence[str]]) -> None:
+    """Refuse the mistakes in the overrides of several runs, each once, and runs that would spoil each other's cache."""
+    mistakes: dict[str, None] = {}  # in order
+    caches: dict[tuple[str, str], object] = {}
+    for overrides in runs:
+        try:
+            config = compose(list(overrides))
+            check(config, is_here=False)
+        except ConfigError as error:
+            mistakes |= dict.fromkeys(error.args)
+            continue
+        rate, data = config.model.sample_rate, config.data
+        held = {"train": (rate, data.sources)} | ({"validation": (rate, data.validation)} if data.validation else {})
+        if any(caches.setdefault((data.cache, split), speech) != speech for split, speech in held.items()):
+            mistakes[
+                f"data.cache: {data.cache} would be that of runs of different speech or sample rates; give each "
+                "its own, as in 'data.cache=cache/${model.sample_rate}'"
+            ] = None
+    refuse(mistakes)
 
 
 def _job(task: Callable[[Config], object], composed: DictConfig) -> None:
