@@ -75,6 +75,8 @@ class DataConfig:
         mistakes += not_positive(self, "data", ("window_seconds",))
         if not all(isinstance(place, str) for place in self._places()):
             mistakes.append(f"data.train must be a path or a list of paths, got {self.train!r}")
+        if not self.cache:
+            mistakes.append("data.cache must name a folder, it is empty")
         for name, most in (
             ("speaker_balance", 1),
             ("degraded", 1),

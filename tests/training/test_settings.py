@@ -41,6 +41,7 @@ def mistakes(overrides: list[str], num_processes: int = 1) -> list[str]:
         ("model=nothing", "nothing"),
         ("+colour=1", "colour"),
         ("data.window_seconds=0", "positive"),
+        ("data.cache=", "data.cache must name a folder, it is empty"),
         ("+training.stepz=1", "training.stepz"),
         ("++training.stepz=1", "training.stepz"),
         ("~training", "training"),
