@@ -149,9 +149,11 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     overrides = [override.lstrip("+") for override in overrides]
     overrides = [override if _SWEPT.search(override) else _quoted(override) for override in overrides]
     parsed, choices = _parsed(overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    if "training.run" in swept:
+        raise ConfigError("training.run must name one folder, below which each run gets its own")
     _check_runs(itertools.product(*choices))
     base = [override for override in overrides if _key(override) == "training.run"]
-    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
         f"hydra.sweep.dir={base[-1].split('=', 1)[1] if base else TrainingConfig.run}",

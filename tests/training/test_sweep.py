@@ -87,6 +87,11 @@ def test_a_sweep_without_an_end_is_refused(training_folder: Path):
         sweep([f"data.train={training_folder}", "training.learning_rate=interval(0.1,1)"], start)
 
 
+def test_the_folder_of_all_runs_is_one(training_folder: Path):
+    with pytest.raises(ConfigError, match=r"^training\.run must name one folder, below which each run gets its own$"):
+        sweep([f"data.train={training_folder}", "training.run=a,b"], start)
+
+
 def test_a_mistake_in_any_run_is_found_before_the_first(tiny_run: list[str]):
     with pytest.raises(ConfigError, match=r"training\.steps must be at least 1, got 0"):
         sweep([*tiny_run, "training.steps=5,0"], start)
