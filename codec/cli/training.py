@@ -34,7 +34,7 @@ def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
     except ImportError as error:
         raise CodecError(f"training needs {error.name}; pip install 'codec[train]'") from error
 
-    if not multirun and any(setting.lstrip("+").startswith("hydra.") for setting in settings):
+    if not multirun and any(setting.lstrip("+~").startswith(("hydra.", "hydra/")) for setting in settings):
         raise CodecError("hydra's own settings are for --multirun; the folder of a run is training.run")
     if multirun and os.environ.get("WORLD_SIZE", "1") != "1":
         raise CodecError("--multirun starts one run after another by itself; give torchrun a single run, without it")

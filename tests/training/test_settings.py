@@ -489,6 +489,7 @@ def test_a_rate_at_which_the_encoder_hears_no_low_voice_is_refused(training_fold
     assert found == [f"{sentence}, got 147"]
 
 
-def test_hydras_own_settings_are_for_several_runs(capsys: pytest.CaptureFixture[str]):
-    assert run(["train", "hydra.run.dir=elsewhere", "data.train=nowhere"]) == 2
+@pytest.mark.parametrize("override", ["hydra.run.dir=elsewhere", "+hydra.foo=1", "hydra/launcher=basic"])
+def test_hydras_own_settings_are_for_several_runs(override: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["train", override, "data.train=nowhere"]) == 2
     assert "hydra's own settings are for --multirun; the folder of a run is training.run" in capsys.readouterr().err
