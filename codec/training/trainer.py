@@ -534,7 +534,7 @@ class Trainer:
         """Raise ModelError where a state lacks something that this run has, or has it otherwise."""
         complaint = f"{self.run / latest.name}: is not a state of this run (delete it, or choose another training.run)"
         for name in ("step", "ema_updates", "skipped_steps"):
-            if name not in latest.counters:
+            if not isinstance(latest.counters.get(name), int):
                 raise ModelError(f"{complaint}: lacks {name}")
         ours = {
             "codec": self.codec.state_dict(),

@@ -433,6 +433,7 @@ def test_a_state_of_foreign_tensors_or_without_counters_is_refused_in_a_sentence
         (parts | {"codec": parts["codec"] | {"another": torch.zeros(3)}}, counters, "has unknown codec/another"),
         ({"codec": parts["codec"], "ema": parts["ema"]}, counters, "lacks discriminators/groups.*"),
         (parts, no_steps, "lacks step"),
+        (parts, counters | {"ema_updates": "many"}, "lacks ema_updates"),
     ):
         save_state(path, changed, values)
         sentence = rf"run/{STATE_NAME}: is not a state of this run \(delete it, or choose .*run\): {foreign}$"
