@@ -106,22 +106,7 @@ class Trainer:
         self.adversary = initial_adversary(config, self.device)
         self.adversarial_start = adversarial_start(config)
         self.commitment_weight = commitment_weight(config)
-        of_codes = set(self.codec.quantizer.code_parameters())
-        self.optimizer = adamw(
-            [
-                {"params": [p for p in self.trained if p not in of_codes], "factor": 1.0},
-                # What decays in the codes, a later layer would make up for: only their scale would drift.
-                {
-                    "params": [p for p in self.trained if p in of_codes],
-                    "factor": settings.quantizer_rate,
-                    "weight_decay": 0.0,
-                },
-            ],
-            settings.learning_rate,
-            settings.betas,
-            settings.weight_decay,
-            settings.record,
-        )
+        self.optimizer = self._optimizer_of_codec()
         if settings.portable:
             check_portable(
                 {"codec": self.codec.state_dict(), "discriminators": self.adversary.discriminators.state_dict()}
@@ -143,6 +128,19 @@ class Trainer:
                 remove_leftovers(folder)
         self.recorded = Recorded(self._update, self.codec.sample_rate / 2) if settings.record else None
         self.resumed_from = self._resume()
+
+    def _optimizer_of_codec(self) -> torch.optim.AdamW:
+        settings, of_codes = self.settings, set(self.codec.quantizer.code_parameters())
+        groups = [
+            {"params": [p for p in self.trained if p not in of_codes], "factor": 1.0},
+            # What decays in the codes, a later layer would make up for: only their scale would drift.
+            {
+                "params": [p for p in self.trained if p in of_codes],
+                "factor": settings.quantizer_rate,
+                "weight_decay": 0.0,
+            },
+        ]
+        return adamw(groups, settings.learning_rate, settings.betas, settings.weight_decay, settings.record)
 
     def fit(self) -> Path:
         """Train to the last step, or until Ctrl-C, SIGTERM or SIGUSR1; save, and return the model directory.
