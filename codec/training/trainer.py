@@ -493,16 +493,8 @@ class Trainer:
         latest = load_latest(self.run)
         if latest is None:
             return None
-        parts, counters = latest.parts, latest.counters
-        saved = counters.get("settings", {})
-        if isinstance(saved, dict) and "model" in saved:  # by an older version perhaps, with fewer settings
-            saved["model"] = CodecConfig.from_dict(saved["model"]).to_dict()
-        if changes := differences(saved, defining_settings(self.config)):
-            raise ConfigError(
-                f"{self.run}: its state was made with other settings, {'; '.join(changes)}; "
-                "go back to those, or choose another training.run"
-            )
         self._require_own(latest)
+        parts, counters = latest.parts, latest.counters
         if self.recorded is not None:
             self.recorded.forget()
         of_codec = parts["codec"]
@@ -529,7 +521,15 @@ class Trainer:
         return latest
 
     def _require_own(self, latest: Latest) -> None:
-        """Raise ModelError where a state lacks something that this run has, or has it otherwise."""
+        """Refuse a state of other settings, or one that lacks something that this run has, or has it otherwise."""
+        saved = latest.counters.get("settings", {})
+        if isinstance(saved, dict) and "model" in saved:  # by an older version perhaps, with fewer settings
+            saved["model"] = CodecConfig.from_dict(saved["model"]).to_dict()
+        if changes := differences(saved, defining_settings(self.config)):
+            raise ConfigError(
+                f"{self.run}: its state was made with other settings, {'; '.join(changes)}; "
+                "go back to those, or choose another training.run"
+            )
         complaint = f"{self.run / latest.name}: is not a state of this run (delete it, or choose another training.run)"
         for name in ("step", "ema_updates", "skipped_steps"):
             if not isinstance(latest.counters.get(name), int):
