@@ -67,7 +67,7 @@ class Monitor:
         values = {**dict(zip(tensors, together, strict=True)), **numbers}
         values |= self.watch.derive(values)
         now = time.monotonic()
-        num_steps = max(step - self._last_step, 0)
+        num_steps = step - self._last_step
         self._num_steps += num_steps
         values["steps_per_second"] = num_steps / max(now - self._last_time, 1e-9)
         self._record(step, values)
@@ -76,6 +76,10 @@ class Monitor:
         print(terminal_line(step, self.last_step, seconds_left, values), file=sys.stderr, flush=True)
         for sentence in self.watch.alarms(values):
             self.event(step, "alarm", sentence)
+
+    def go_back(self, step: int) -> None:
+        """The run is at an earlier step again, from which those to come are counted."""
+        self._last_step = step
 
     def event(self, step: int, kind: str, sentence: str) -> None:
         """Record and show in words that something happened: an alarm, skipped steps, a return to an earlier state."""

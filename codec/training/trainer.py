@@ -416,6 +416,7 @@ class Trainer:
             )
         self.num_returns += 1
         self._resume()
+        monitor.go_back(self.step)
         monitor.event(
             step,
             "return",

@@ -124,6 +124,7 @@ def test_broken_steps_in_a_row_return_to_the_last_good_state_with_half_the_rate(
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     last = [line for line in lines if "learning_rate" in line][-1]  # behind it stands a validation
     assert last["learning_rate"] == pytest.approx(0.5 * 12 / 100 * 0.25 * 5e-4)
+    assert all(line["steps_per_second"] > 0 for line in lines if "learning_rate" in line)
     resumed = Trainer(compose(tiny_run))
     assert (resumed.num_returns, resumed.sampler.seed) == (1, 1)
 
