@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how those that are JSON are read.
+"""The files of a run folder: their names, and how those that are JSON are read and added to.
 
 Knows nothing of torch, so that a run can be looked at without it.
 """
