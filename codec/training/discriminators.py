@@ -75,10 +75,13 @@ class GroupConfig:
         lengths = [len(values) for values in layers.values()]
         if len(set(lengths)) > 1 or 0 in lengths:
             yield f"{', '.join(layers)} must each have one value per layer, got {', '.join(map(str, lengths))} values"
-        if any(size < 1 or size % 2 == 0 for sizes in layers["kernel_sizes"] for size in _as_list(sizes)):
+        for name, values in layers.items():
+            if any(size < 1 for sizes in values for size in _as_list(sizes)):
+                yield f"{name} must be at least 1, got {values}"
+        if any(size % 2 == 0 for sizes in layers["kernel_sizes"] for size in _as_list(sizes)):
             yield f"kernel_sizes must be odd, got {layers['kernel_sizes']}"
-        if any(stride < 1 for strides in layers["strides"] for stride in _as_list(strides)):
-            yield f"strides must be at least 1, got {layers['strides']}"
+        if self.skip_first_map and not self.match_logits and lengths[0] == 1:
+            yield "skip_first_map needs a second layer or match_logits, else there is nothing to match"
         views = getattr(self, self.views)
         if not views or min(views) < 1:
             yield f"{self.views} must be numbers from 1 on, at least one, got {views}"
