@@ -74,9 +74,9 @@ class Loader:
         return (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
 
     def restart(self) -> None:
-        """Forget what was cut ahead, because the sampler has changed."""
+        """Forget what was cut ahead, because the sampler has changed or a process has died."""
         self._ahead = {}
-        if self.num_workers:  # they have a copy of it
+        if self.num_workers:  # they have a copy of the sampler
             self._workers.shutdown(wait=False, cancel_futures=True)
             self._workers = self._start()
 
@@ -99,23 +99,25 @@ class Loader:
         share = step, self.ranks.rank, self.ranks.size
         try:
             return self._workers.submit(cut, *share)
-        except BrokenProcessPool:  # one was killed; what was cut ahead fails too, and is asked for again
-            self._workers = self._start()
+        except BrokenProcessPool:
+            self.warn("a process that cuts windows was killed; others take its place")
+            self.restart()  # what was cut ahead fails too
             return self._workers.submit(cut, *share)
 
     def _cut_of(self, step: int) -> Batch:
-        """What a thread has cut; if it failed, for example because a disk did not answer, it gets another try."""
+        """What was cut for a step; if that failed, for example because a disk did not answer, it gets another try."""
+        future = self._ahead.pop(step, None) or self._submit(step)
         attempt = 1
         while True:
             try:
-                return self._ahead.pop(step).result()
+                return future.result()
             except Exception as error:
                 reason = f"{error}{NO_ROOM}" if "shared memory" in str(error) else str(error)
                 if attempt == ATTEMPTS:
                     raise AudioError(f"the audio of step {step} cannot be read: {reason}") from error
                 self.warn(f"the audio of step {step} could not be read, trying again: {reason}")
                 time.sleep(attempt * PAUSE)
-                self._ahead[step] = self._submit(step)
+                future = self._submit(step)
                 attempt += 1
 
 

@@ -1,6 +1,8 @@
 """Any step's batch can be had at any time, and a failing read is tried again."""
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -123,7 +125,29 @@ def test_a_killed_process_is_replaced():
             process.kill()
             process.join()
         assert [batches.batch(step).wav[0, 0, 0].item() for step in range(1, 9)] == list(range(1, 9))
-    assert all("could not be read, trying again" in warning for warning in warnings)
+
+
+class Dying(Steps):
+    """Its process is killed at step 1, unless one was already."""
+
+    def __init__(self, grave: Path):
+        super().__init__()
+        self.grave = grave
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
+        if step == 1 and not self.grave.exists():
+            self.grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(step, rank, num_ranks)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_what_a_killed_process_was_to_cut_is_not_told_batch_by_batch(tmp_path: Path):
+    warnings: list[str] = []
+    with cut_by_processes(Dying(tmp_path / "grave"), warnings) as batches:
+        assert [batches.batch(step).wav[0, 0, 0].item() for step in range(9)] == list(range(9))
+    assert warnings[-1] == "a process that cuts windows was killed; others take its place"
+    assert len(warnings) <= 2  # another of the batch that was waited for, if that was noticed first
 
 
 def test_a_container_without_shared_memory_is_told_what_to_do(speech: Path, tmp_path: Path):
