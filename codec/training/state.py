@@ -202,10 +202,11 @@ def _portable_bytes(tensor: Tensor) -> int:
 def save_portable(folder: Path, parts: dict[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
     """Write groups of tensors in 16 bit as `0.safetensors`, `1.safetensors`, ... of at most `PORTABLE_BYTES` each.
 
+    Those that `check_portable` refuses must not get here.
+
     Raises:
-        ModelError: see `check_portable`.
+        OSError: the system refuses, for example because the disk is full.
     """
-    check_portable(parts)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, dict[str, Tensor]]] = []
     room = 0
