@@ -47,11 +47,12 @@ def chosen(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_composes_and_builds(file):
+def test_every_file_composes_fits_together_and_builds(file):
     """On the meta device, where tensors have shapes and no memory, so that the largest are as cheap as the smallest."""
     if file.parts[0] == "hydra":
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs hydra-submitit-launcher")
     config = compose(chosen(file))
+    assert misfits(config) == []
     with torch.device("meta"):
         codec = Codec(config.model)
         Discriminators(config.adversary.discriminators)
