@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeVar
 
 from codec.errors import CodecError
@@ -15,6 +17,8 @@ Result = TypeVar("Result")
 
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_starting = threading.Lock()
+"""Held while the environment tells processes that start to use one thread, as all threads share it."""
 
 
 class Died(Exception):
@@ -22,63 +26,57 @@ class Died(Exception):
 
 
 def work(
-    function: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    jobs: int,
-    prepare: Callable[..., None] | None = None,
-    arguments: tuple[Any, ...] = (),
+    prepare: Callable[..., Callable[[Task], Result]], arguments: tuple[Any, ...], tasks: Sequence[Task], jobs: int
 ) -> Iterator[tuple[int, Result | Died]]:
     """Results as they come, with the number of their task.
 
     Args:
-        function: called with each task, of the module level or a `partial` of such; what it raises ends everything.
+        prepare: of the module level, called once in every process with `arguments`; gives the function that does a
+            task there. What either raises ends everything.
+        arguments: see `prepare`.
         tasks: each is sent to one process.
         jobs: number of processes, one thread each, of which no more start than there are tasks; 0 does the work in
             this process.
-        prepare: called once in every process with `arguments`, if given; what it raises ends everything.
-        arguments: see `prepare`.
 
     Raises:
-        CodecError: processes end as soon as they begin.
+        CodecError: processes end as soon as they begin, or may not be started here.
     """
     if not tasks:
         return
     if jobs == 0:
-        if prepare:
-            prepare(*arguments)
+        function = prepare(*arguments)
         for number, task in enumerate(tasks):
             yield number, function(task)
         return
     suspects = []
     with _Processes(min(jobs, len(tasks)), prepare, arguments) as processes:
-        for number, result in processes.share(function, tasks, range(len(tasks))):
+        for number, result in processes.share(tasks, range(len(tasks))):
             if isinstance(result, Died):
                 suspects.append(number)
             else:
                 yield number, result
     if suspects:  # tried again alone, as all together may have taken too much memory
         with _Processes(1, prepare, arguments) as processes:
-            yield from processes.share(function, tasks, suspects)
+            yield from processes.share(tasks, suspects)
 
 
 def work_in_batches(
-    function: Callable[[Sequence[Task]], Sequence[Result]],
+    prepare: Callable[..., Callable[[Sequence[Task]], Sequence[Result]]],
+    arguments: tuple[Any, ...],
     batches: Sequence[Sequence[Task]],
     jobs: int,
-    prepare: Callable[..., None] | None = None,
-    arguments: tuple[Any, ...] = (),
 ) -> Iterator[tuple[int, Sequence[Result | Died]]]:
     """The same for tasks that are done several at a time: a result of each, with the number of their batch.
 
     Those of a batch whose process has died are done one at a time, so that a crash costs only the one at fault.
     """
-    for number, results in work(function, batches, jobs, prepare, arguments):
+    for number, results in work(prepare, arguments, batches, jobs):
         if not isinstance(results, Died):
             yield number, results
         elif len(batches[number]) == 1:
             yield number, [results]
         else:
-            singly = dict(work_in_batches(function, [[task] for task in batches[number]], jobs, prepare, arguments))
+            singly = dict(work_in_batches(prepare, arguments, [[task] for task in batches[number]], jobs))
             yield number, [singly[place][0] for place in range(len(singly))]
 
 
@@ -88,11 +86,10 @@ class _Processes:
     They start from scratch, because a copy of a process with threads can hang.
     """
 
-    def __init__(self, jobs: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]):
+    def __init__(self, jobs: int, prepare: Callable[..., Any], arguments: tuple[Any, ...]):
+        if multiprocessing.current_process().daemon:
+            raise CodecError("this process may not start others, as it is a worker itself; jobs=0 needs none")
         self._prepare, self._arguments = prepare, arguments
-        # One thread each, of the libraries too; they read this when they are imported.
-        self._environment = {name: os.environ.get(name) for name in _THREADS}
-        os.environ.update(dict.fromkeys(_THREADS, "1"))
         self._pools = [self._new_pool() for _ in range(jobs)]
 
     def __enter__(self) -> "_Processes":
@@ -104,31 +101,23 @@ class _Processes:
                 for process in list(pool._processes.values()):  # `terminate_workers` from Python 3.14 on
                     process.terminate()
             pool.shutdown(cancel_futures=True)
-        for name, value in self._environment.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
-    def share(
-        self, function: Callable[[Task], Result], tasks: Sequence[Task], numbers: Sequence[int]
-    ) -> Iterator[tuple[int, Result | Died]]:
+    def share(self, tasks: Sequence[Any], numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """The results of the tasks of these numbers, as they come."""
         _require_start(self._pools)
         waiting, idle = list(numbers)[::-1], list(range(len(self._pools)))
-        running: dict[Future[Result], tuple[int, int]] = {}
+        running: dict[Future[Any], tuple[int, int]] = {}
         while waiting or running:
             while waiting and idle:
                 place, number = idle.pop(), waiting.pop()
                 try:
-                    future = self._pools[place].submit(_do, function, tasks[number])
+                    future = self._pools[place].submit(_do, tasks[number])
                 except BrokenProcessPool:  # it has died, of its last task or without one
                     self._renew(place)
-                    future = self._pools[place].submit(_do, function, tasks[number])
+                    future = self._pools[place].submit(_do, tasks[number])
                 running[future] = place, number
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 place, number = running.pop(future)
-                result: Result | Died
                 try:
                     result = future.result()
                 except BrokenProcessPool:
@@ -148,7 +137,18 @@ class _Processes:
 
 def _require_start(pools: Sequence[ProcessPoolExecutor]) -> None:
     """Start all processes, and refuse what would fail with every item, and so is no fault of any."""
-    starting = [pool.submit(os.getpid) for pool in pools]
+    with _starting:
+        # One thread each, of the libraries too; they read this when they are imported.
+        before = {name: os.environ.get(name) for name in _THREADS}
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
+        try:
+            starting = [pool.submit(os.getpid) for pool in pools]
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
     try:
         starting[0].result()
     except BrokenProcessPool as error:
@@ -158,20 +158,21 @@ def _require_start(pools: Sequence[ProcessPoolExecutor]) -> None:
         ) from error
 
 
-_mistake: BaseException | None = None
+_function: Callable[[Any], Any]  # of a process that `_Processes` has started
 
 
-def _begin(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    global _mistake
+def _begin(prepare: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
+    global _function
     follow_parent()
     try:
-        if prepare:
-            prepare(*arguments)
+        _function = prepare(*arguments)
     except Exception as error:  # raised with the first task, because here it would look like a crash
-        _mistake = error
+        _function = partial(_fail, error)
 
 
-def _do(function: Callable[[Task], Result], task: Task) -> Result:
-    if _mistake is not None:
-        raise _mistake
-    return function(task)
+def _fail(error: Exception, _: object) -> None:
+    raise error
+
+
+def _do(task: Any) -> Any:
+    return _function(task)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,28 +15,25 @@ import pytest
 from codec.errors import CodecError, ModelError
 from codec.workers import Died, work, work_in_batches
 
-_offset = 0
+
+def adding(offset: int) -> Callable[[int], int]:
+    return partial(add, offset)
 
 
-def prepare(offset: int) -> None:
-    global _offset
-    _offset = offset
-
-
-def add(task: int) -> int:
+def add(offset: int, task: int) -> int:
     if task == 3:
         os.kill(os.getpid(), signal.SIGSEGV)
     if task == 99:
         raise ValueError("a mistake of ours")
-    return task + _offset
+    return task + offset
 
 
 def test_in_this_process():
-    assert list(work(add, [1, 2], 0, prepare, (10,))) == [(0, 11), (1, 12)]
+    assert list(work(adding, (10,), [1, 2], 0)) == [(0, 11), (1, 12)]
 
 
 def test_crash_takes_only_its_own_item():
-    results = dict(work(add, [0, 1, 2, 3, 4, 5, 6, 7], 2, prepare, (10,)))
+    results = dict(work(adding, (10,), [0, 1, 2, 3, 4, 5, 6, 7], 2))
     assert isinstance(results.pop(3), Died)
     assert results == {number: number + 10 for number in (0, 1, 2, 4, 5, 6, 7)}
 
@@ -43,58 +42,59 @@ def test_crash_takes_only_its_own_item():
 def test_crashes_at_any_moment_are_survived():
     """Also while other processes are only starting, which is a matter of chance."""
     for _ in range(30):
-        results = dict(work(add, list(range(6)), 3, prepare, (10,)))
+        results = dict(work(adding, (10,), list(range(6)), 3))
         assert isinstance(results.pop(3), Died)
         assert results == {number: number + 10 for number in (0, 1, 2, 4, 5)}
 
 
-def add_all(tasks: list[int]) -> list[int]:
-    return [add(task) for task in tasks]
+def adding_all(offset: int) -> Callable[[list[int]], list[int]]:
+    return lambda tasks: [add(offset, task) for task in tasks]
 
 
 def test_crash_takes_only_its_own_item_of_a_batch():
-    results = dict(work_in_batches(add_all, [[0, 1], [2, 3, 4], [5]], 2, prepare, (10,)))
+    results = dict(work_in_batches(adding_all, (10,), [[0, 1], [2, 3, 4], [5]], 2))
     assert (results[0], results[2]) == ([10, 11], [15])
     first, crashed, last = results[1]
     assert (first, last) == (12, 14)
     assert isinstance(crashed, Died)
 
 
-def end(offset: int) -> None:
+def end() -> None:
     os._exit(1)
 
 
 @pytest.mark.parametrize("tasks", [[0], [0, 1]])
 def test_processes_that_cannot_begin_are_no_fault_of_an_item(tasks: list[int]):
     with pytest.raises(CodecError, match="end as soon as they begin: memory must suffice"):
-        list(work(add, tasks, 1, end, (0,)))
+        list(work(end, (), tasks, 1))
 
 
-def begin_three_times(starts: Path) -> None:
+def begin_three_times(starts: Path) -> Callable[[int], int]:
     with open(starts, "ab") as stream:
         stream.write(b".")
     if starts.stat().st_size > 3:
         os._exit(1)
+    return adding(0)
 
 
 def test_processes_that_cannot_begin_any_more_are_no_fault_of_an_item(tmp_path: Path):
     """Of four, as each of two crashes is tried again: the last one."""
     with pytest.raises(CodecError, match="end as soon as they begin: memory must suffice"):
-        list(work(add, [3, 3], 1, begin_three_times, (tmp_path / "starts",)))
+        list(work(begin_three_times, (tmp_path / "starts",), [3, 3], 1))
 
 
 def test_no_more_processes_start_than_there_are_tasks():
-    for _ in work(add, [0], 3, prepare, (10,)):
+    for _ in work(adding, (10,), [0], 3):
         assert len(multiprocessing.active_children()) == 1
 
 
-def own_number(task: int) -> int:
-    return os.getpid()
+def telling_its_number() -> Callable[[int], int]:
+    return lambda task: os.getpid()
 
 
 def test_process_that_dies_while_nobody_waits_for_it_loses_no_task():
     done = []
-    for number, process in work(own_number, range(6), 1, prepare, (0,)):
+    for number, process in work(telling_its_number, (), range(6), 1):
         if not done:
             os.kill(process, signal.SIGKILL)
             while is_there(process):
@@ -113,7 +113,7 @@ def is_there(process: int) -> bool:
 
 def test_exception_of_a_task_reaches_the_caller():
     with pytest.raises(ValueError, match="a mistake of ours"):
-        list(work(add, [99], 1, prepare, (0,)))
+        list(work(adding, (0,), [99], 1))
 
 
 def refuse(reason: str) -> None:
@@ -123,33 +123,44 @@ def refuse(reason: str) -> None:
 @pytest.mark.parametrize("jobs", [0, 1])
 def test_exception_of_the_preparation_reaches_the_caller(jobs):
     with pytest.raises(ModelError, match="no weights"):
-        list(work(add, [1], jobs, refuse, ("no weights",)))
+        list(work(refuse, ("no weights",), [1], jobs))
 
 
 def test_the_environment_is_as_before(monkeypatch):
-    """In which the processes are told to use one thread."""
+    """In which processes are told, when they start, to use one thread."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    assert list(work(threads_of_libraries, [0], 1)) == [(0, ("1", "1"))]
-    assert dict(os.environ) == before
+    for result in work(telling_threads_of_libraries, (), [0], 1):
+        assert result == (0, ("1", "1"))
+        assert dict(os.environ) == before
 
 
-def threads_of_libraries(task: int) -> tuple[str | None, str | None]:
-    return os.environ.get("OMP_NUM_THREADS"), os.environ.get("MKL_NUM_THREADS")
+def telling_threads_of_libraries() -> Callable[[int], tuple[str | None, str | None]]:
+    return lambda task: (os.environ.get("OMP_NUM_THREADS"), os.environ.get("MKL_NUM_THREADS"))
+
+
+def test_a_process_that_may_not_start_others_is_told_that_it_can_do_the_work_itself():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # of daemons, as the workers of a DataLoader are
+        with pytest.raises(CodecError, match="may not start others, as it is a worker itself; jobs=0 needs none"):
+            pool.apply(work_in_a_process)
+
+
+def work_in_a_process() -> None:
+    list(work(adding, (0,), [1], 1))
 
 
 @pytest.mark.parametrize("jobs", [0, 2])
 def test_without_tasks_nothing_is_prepared(jobs):
-    assert list(work(add, [], jobs, refuse, ("no weights",))) == []
+    assert list(work(refuse, ("no weights",), [], jobs)) == []
 
 
 def test_processes_end_with_their_parent():
     """A killed parent cannot end them. They hold its standard output, so this waits until they are gone."""
     code = """
-import os, signal
+import operator, os, signal
 from codec.workers import work
-for _ in work(len, [""], 1, len, ("",)):
+for _ in work(operator.itemgetter, (0,), ["task"], 1):
     print("working", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -164,6 +175,9 @@ def test_what_is_under_way_ends_with_an_interruption(tmp_path):
 import signal
 from codec.workers import work
 
+def staying():
+    return stay
+
 def stay(task):
     print("working", flush=True)
     signal.pause()
@@ -171,7 +185,7 @@ def stay(task):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
     try:
-        list(work(stay, [0], 1, len, ("",)))
+        list(work(staying, (), [0], 1))
     except KeyboardInterrupt:
         print("interrupted")
 """)

@@ -276,7 +276,7 @@ def _reconstruct(
     advance = _Advance("encoding and decoding", {task.id: task.reference for task in tasks}, progress)
     made, problems = {}, []
     arguments = (model, options.settings.device, options.refine)
-    for number, result in work(reconstruction.reconstruct, tasks, jobs, reconstruction.prepare, arguments):
+    for number, result in work(reconstruction.prepare, arguments, tasks, jobs):
         id = tasks[number].id
         if isinstance(result, Died):
             problems.append(Problem(id, "", str(result)))
@@ -305,7 +305,7 @@ def _score(
     rows, problems = [], []
     # What there was to fetch is here by now.
     arguments = (plan.names, replace(options.settings, allow_download=False))
-    for number, row in work(scoring.score, tasks, _jobs(options), scoring.prepare, arguments):
+    for number, row in work(scoring.prepare, arguments, tasks, _jobs(options)):
         id = items[number].id
         if isinstance(row, Died):
             problems.append(Problem(id, "", str(row)))

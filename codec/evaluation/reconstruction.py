@@ -1,6 +1,7 @@
 """A model's output for a data set: sound files and code files, and what is known of them besides."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,34 +42,29 @@ class Task:
     known: Reconstruction | None  # of an earlier run
 
 
-_model = _device = ""  # of this process
-_refine = 0
-
-
-def prepare(model: str, device: str, refine: int) -> None:
-    """Load the model, once in a process."""
+def prepare(model: str, device: str, refine: int) -> Callable[[Task], Reconstruction]:
+    """`reconstruct` with these arguments, where the model is loaded."""
     from codec.files import load_model
 
-    global _model, _device, _refine
-    _model, _device, _refine = model, device, refine
     load_model(model, device)  # which keeps it
+    return partial(reconstruct, model, device, refine)
 
 
-def reconstruct(task: Task) -> Reconstruction:
+def reconstruct(model: str, device: str, refine: int, task: Task) -> Reconstruction:
     """Encode, decode and encode again; what an earlier run has done already is taken from there."""
     from codec.bitstream import read_codes
     from codec.files import decode_file, encode_file, load_model
 
     try:
-        key = f"{file_sum(task.reference)} {load_model(_model, _device)[0].fingerprint} {_device} {task.peak}"
-        key += f" {_refine}" if _refine else ""
+        key = f"{file_sum(task.reference)} {load_model(model, device)[0].fingerprint} {device} {task.peak}"
+        key += f" {refine}" if refine else ""
         if task.known and task.known.key == f"{key} {_output_sums(task)}":
             return task.known
         for path in (task.estimate, task.codes):
             path.parent.mkdir(parents=True, exist_ok=True)
-        encode = partial(encode_file, model=_model, device=_device, refine=_refine, overwrite=True)
+        encode = partial(encode_file, model=model, device=device, refine=refine, overwrite=True)
         encoded = encode(task.reference, task.codes)
-        decoded = decode_file(task.codes, task.estimate, model=_model, device=_device, overwrite=True)
+        decoded = decode_file(task.codes, task.estimate, model=model, device=device, overwrite=True)
         if task.peak is not None:
             _cut(task.estimate, task.peak)
         with tempfile.TemporaryDirectory(prefix="codec-") as folder:

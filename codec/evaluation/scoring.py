@@ -1,7 +1,8 @@
 """All metrics of one pair of files, as one task of a worker process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 
 from codec.errors import CodecError, sentence
@@ -40,17 +41,14 @@ class Task:
     known: Row | None  # of an earlier run
 
 
-_metrics: dict[str, Metric] = {}  # of this process, by identity
+def prepare(names: Sequence[str], settings: Settings) -> Callable[[Task], Row]:
+    """`score` with these metrics, made once in a process."""
+    return partial(score, {METRICS[name].identity(settings): METRICS[name](settings) for name in names})
 
 
-def prepare(names: Sequence[str], settings: Settings) -> None:
-    """Make the metrics, once in a process."""
-    _metrics.clear()
-    _metrics.update({METRICS[name].identity(settings): METRICS[name](settings) for name in names})
-
-
-def score(task: Task) -> Row:
-    """The row of a pair; what an earlier run has found for the same files and text is taken from there."""
+def score(metrics: Mapping[str, Metric], task: Task) -> Row:
+    """The row of a pair, by metrics that are named by their identity; what an earlier run has found for the same files
+    and text is taken from there."""
     item = task.item
     row = Row(item.id)
     try:
@@ -60,7 +58,7 @@ def score(task: Task) -> Row:
         if task.known and task.known.key == row.key:
             known = {name: why for name, why in task.known.undefined.items() if not why.startswith(_FAILED)}
             row = replace(task.known, scores=dict(task.known.scores), undefined=known)
-        missing = {name: metric for name, metric in _metrics.items() if name not in {*row.scores, *row.undefined}}
+        missing = {name: metric for name, metric in metrics.items() if name not in {*row.scores, *row.undefined}}
         if not missing:
             return row
         pair, row.surplus = load_pair(item, task.tolerance, task.delay)

@@ -5,9 +5,8 @@ need no second look at the audio.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -135,7 +134,7 @@ def survey(
         with naming(journal), open(journal, "ab") as stream:
             # The line break ends a line that a kill has cut.
             stream.write(("\n" * bool(stream.tell()) + json.dumps({"version": _VERSION}) + "\n").encode())
-            for number, measured in work_in_batches(partial(_measure_all, headers_only=headers_only), batches, jobs):
+            for number, measured in work_in_batches(_prepare, (headers_only,), batches, jobs):
                 for path, found in zip(batches[number], measured, strict=True):
                     # What is not known to be as it was is measured again the next time.
                     results[path] = Measurement(0, 0, str(found)) if isinstance(found, Died) else found
@@ -146,8 +145,8 @@ def survey(
     return [results[path] for path in paths]
 
 
-def _measure_all(paths: Sequence[Path], headers_only: bool) -> list[Measurement]:
-    return [measure(path, headers_only) for path in paths]
+def _prepare(headers_only: bool) -> Callable[[Sequence[Path]], list[Measurement]]:
+    return lambda paths: [measure(path, headers_only) for path in paths]
 
 
 def _read_journal(path: Path) -> dict[str, Measurement]:

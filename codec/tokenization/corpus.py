@@ -7,8 +7,9 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -332,7 +333,7 @@ def _encode_all(
 ) -> Iterator[tuple[int, str, Encoded]]:
     """(shard, id, result) of each recording, in the order in which they are finished."""
     tasks = [recordings for _, recordings in batches]
-    for number, results in work_in_batches(_encode, tasks, jobs, _prepare, arguments):
+    for number, results in work_in_batches(_prepare, arguments, tasks, jobs):
         shard, recordings = batches[number]
         for recording, result in zip(recordings, results, strict=True):
             if isinstance(result, Died):
@@ -375,28 +376,25 @@ def _write(target: Path, number: int, shard: Sequence[Recording], encoded: dict[
     return sum(result[1] for result in encoded.values() if not isinstance(result, Unusable))
 
 
-_codec: Codec
-_precision: str
-_refine: int
+def _prepare(
+    model: str | os.PathLike[str], device: str, precision: str, refine: int
+) -> Callable[[Sequence[Recording]], list[Encoded]]:
+    return partial(_encode, weights.load(model, device), precision, refine)
 
 
-def _prepare(model: str | os.PathLike[str], device: str, precision: str, refine: int) -> None:
-    """What each process does first."""
-    global _codec, _precision, _refine
-    _codec, _precision, _refine = weights.load(model, device), precision, refine
-
-
-def _encode(recordings: Sequence[Recording]) -> list[Encoded]:
+def _encode(codec: Codec, precision: str, refine: int, recordings: Sequence[Recording]) -> list[Encoded]:
     paths = [Path(recording.path) for recording in recordings]
     files = [file_state(path) for path in paths]  # before they are read: what changes meanwhile is tried again
-    results = encode_sounds(paths, _codec, _precision, _refine)
-    return [_judged(*each) for each in zip(recordings, files, results, strict=True)]
+    results = encode_sounds(paths, codec, precision, refine)
+    return [_judged(codec.sample_rate, *each) for each in zip(recordings, files, results, strict=True)]
 
 
-def _judged(recording: Recording, file: str, result: tuple[np.ndarray, int] | CodecError | OSError) -> Encoded:
+def _judged(
+    sample_rate: int, recording: Recording, file: str, result: tuple[np.ndarray, int] | CodecError | OSError
+) -> Encoded:
     if isinstance(result, CodecError | OSError):
         return Unusable(sentence(result).removeprefix(f"{Path(recording.path)}: "), file)
-    seconds = result[1] / _codec.sample_rate
+    seconds = result[1] / sample_rate
     if recording.seconds is not None and abs(seconds - recording.seconds) > _TOLERANCE:
         reason = f"has {seconds:.2f} s, the list says {recording.seconds:.2f} s; prepare the corpus again"
         return Unusable(reason, file)

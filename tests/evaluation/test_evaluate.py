@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -378,8 +379,8 @@ def test_encoding_again_leaves_no_file_and_harms_none(model_directory, data, tmp
     """The codes of an utterance talk0.again are made in another process at the same time."""
     (tmp_path / "talk0.again.codes").write_bytes(b"of another")
     estimate, codes = tmp_path / "talk0.wav", tmp_path / "talk0.codes"
-    reconstruction.prepare(str(model_directory), "cpu", 0)
-    made = reconstruction.reconstruct(reconstruction.Task("talk0", data / "talk0.wav", estimate, codes, None, None))
+    task = reconstruction.Task("talk0", data / "talk0.wav", estimate, codes, None, None)
+    made = reconstruction.prepare(str(model_directory), "cpu", 0)(task)
     assert made.problem is None
     assert (tmp_path / "talk0.again.codes").read_bytes() == b"of another"
     assert {path.name for path in tmp_path.glob("*.*")} == {"talk0.wav", "talk0.codes", "talk0.again.codes"}
@@ -419,6 +420,27 @@ def test_estimates_are_not_replaced_by_what_is_made_of_them(model_directory, dat
         with pytest.raises(ConfigError, match=r"talk0\.wav: lies within .*out; name another folder for the results"):
             evaluate_model(model_directory, again, output=tmp_path / "out", options=FAST)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
+def test_calls_in_several_threads_have_models_and_metrics_of_their_own(
+    model_directory, other_model_directory, data, tmp_path
+):
+    others = {}
+
+    def evaluate_another(stage: str) -> None:
+        others[stage] = evaluate_model(other_model_directory, data, options=Options(metrics=("mel",), jobs=0))
+
+    def call_another(stage: str, done: float, total: float) -> None:
+        if 0 < done < total and stage not in others:
+            thread = Thread(target=evaluate_another, args=(stage,))
+            thread.start()
+            thread.join()
+
+    found = evaluate_model(model_directory, data, options=FAST, progress=call_another)
+    alone = evaluate_model(model_directory, data, options=FAST)
+    assert len(others) == 2
+    assert all(found.values(column) == alone.values(column) for column in ("mel", "si_sdr"))
+    assert all(other.values("mel") != alone.values("mel") for other in others.values())
 
 
 def test_unreadable_input_of_a_model_is_listed(model_directory, data):

@@ -27,9 +27,9 @@ def test_a_gpu_is_used_by_this_process_alone(tmp_path, speech, model_directory, 
     def choose_as_if_there_were_a_gpu(name):
         return torch.device(best) if name == device else choose(name)
 
-    def work_here(function, tasks, jobs, prepare, arguments):
+    def work_here(prepare, arguments, tasks, jobs):
         found.append((jobs, arguments[1]))
-        return work_in_batches(function, tasks, 0, prepare, (arguments[0], "cpu", *arguments[2:]))
+        return work_in_batches(prepare, (arguments[0], "cpu", *arguments[2:]), tasks, 0)
 
     monkeypatch.setattr(corpus.weights, "choose_device", choose_as_if_there_were_a_gpu)
     monkeypatch.setattr(corpus, "work_in_batches", work_here)
@@ -57,9 +57,9 @@ def test_short_recordings_of_a_folder_go_together_and_long_ones_alone(
     monkeypatch.setattr("codec.files.MAX_SECONDS_AT_ONCE", 4.01)  # room for both long ones is not there
     given = []
 
-    def work_here(function, tasks, jobs, prepare, arguments):
+    def work_here(prepare, arguments, tasks, jobs):
         given.extend([recording.id for recording in task] for task in tasks)
-        return work_in_batches(function, tasks, 0, prepare, arguments)
+        return work_in_batches(prepare, arguments, tasks, 0)
 
     monkeypatch.setattr(corpus, "work_in_batches", work_here)
     tokenize(folder, tmp_path / "tokens", model=str(model_directory), jobs=jobs)
@@ -74,8 +74,8 @@ def test_a_crash_costs_only_the_recording_at_fault(tmp_path, speech, model_direc
     for name in "abc":
         (tmp_path / "sounds" / f"{name}.flac").symlink_to(speech)
 
-    def work_with_a_crash(function, tasks, jobs, prepare, arguments):
-        for number, results in work_in_batches(function, tasks, 0, prepare, arguments):
+    def work_with_a_crash(prepare, arguments, tasks, jobs):
+        for number, results in work_in_batches(prepare, arguments, tasks, 0):
             ids = [recording.id for recording in tasks[number]]
             yield number, [Died("it died") if id == "b" else result for id, result in zip(ids, results, strict=True)]
 

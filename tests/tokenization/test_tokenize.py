@@ -12,6 +12,7 @@ import sys
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -220,6 +221,19 @@ def test_progress_tells_of_shards_that_are_checked_and_of_what_is_left_to_encode
         steps.clear()
     inspect(str(tmp_path / "tokens"), lambda *step: steps.append(step))
     assert steps == checked
+
+
+def test_calls_in_several_threads_have_a_model_each(manifest, tmp_path, model_directory, other_model_directory):
+    def call_another(step: str, done: float, total: float) -> None:
+        if (step, done) == ("encoded", 1):
+            thread = Thread(target=tokens_of, args=(manifest, tmp_path / "other", other_model_directory))
+            thread.start()
+            thread.join()
+
+    tokens_of(manifest, tmp_path / "one", model_directory, progress=call_another)
+    for name, model in (("one", model_directory), ("other", other_model_directory)):
+        tokens_of(manifest, tmp_path / f"{name} alone", model)
+        assert content(tmp_path / name) == content(tmp_path / f"{name} alone")
 
 
 def test_what_is_there_is_not_made_again(manifest, tmp_path, model_directory, monkeypatch):
