@@ -10,7 +10,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -105,7 +104,8 @@ def encode_file(
     Args:
         source: any sample rate and number of channels; "-" for standard input.
         target: .codes, .npy, .json or .txt; "-" for standard output. It appears when it is complete.
-        model: name of a boxed model, directory, Hub id, or a loaded model. The last one loaded by name is kept.
+        model: name of a boxed model, directory, Hub id, or a loaded model. The last one loaded by name is kept; a
+            process that is forked then may hang in it, see `codec.load`.
         device: "cpu", "cuda", "mps" or "auto"; of no meaning for a loaded model.
         precision: of the network's large products, "float32" or "bf16": faster where the processor has instructions
             for it. Most codes differ then, as each depends on those before it.
@@ -608,12 +608,12 @@ def _estimate_seconds(source: str | os.PathLike[str], reader: CodeReader) -> flo
     return os.path.getsize(source) * 8 / (reader.header.bitrate * 1000)
 
 
-def _arithmetic(codec: Codec, precision: str) -> AbstractContextManager[object]:
-    """The context in which the network runs.
+def _arithmetic(codec: Codec, precision: str) -> torch.autocast:
+    """The context in which the network runs, whatever the caller's.
 
     Raises:
         ConfigError: unknown precision.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-    return torch.autocast(codec.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    return torch.autocast(codec.device.type, torch.bfloat16, enabled=precision == "bf16")

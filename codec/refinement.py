@@ -53,14 +53,16 @@ class RefiningEncoder(OfModel):
             they find, no stretch gets a larger loss than with the codes that the encoder would go on with.
 
     Raises:
-        ModelError: the model is of another family, or was loaded in inference mode.
+        ModelError: the model is of another family, in training mode, or was made in inference mode.
         ConfigError: no such number of steps.
     """
 
     def __init__(self, codec: Codec, steps: SupportsIndex):
         require_refinable(checked_model(codec).config)
         if any(tensor.is_inference() for tensor in codec.state_dict().values()):
-            raise ModelError("codes can be refined only for models that were loaded outside torch.inference_mode")
+            raise ModelError("codes can be refined only for models that were made outside torch.inference_mode")
+        if codec.training:  # where the decoder draws other noise each time
+            raise ModelError("codes can be refined only for models in eval mode; call model.eval()")
         self.codec, self.steps = codec, refining_steps(steps)
         with _recording(), torch.device("cpu"):
             self.listener = Listener(codec.sample_rate).to(codec.device)

@@ -72,7 +72,7 @@ class _Stream(OfModel):
             ModelError: streams of published models, which have none.
         """
         names = {module: name for name, module in self.codec.named_modules()}
-        return {names[module]: memory for module, memory in self._portable().items()}
+        return {names[module]: tuple(map(torch.clone, memory)) for module, memory in self._portable().items()}
 
     def load_state_dict(self, state: Mapping[str, tuple[Tensor, ...]]) -> None:
         """Go on where a stream of the same kind and model was, in another process or on another device.
@@ -162,7 +162,8 @@ class _Signals(_Stream):
             )
         selected = copy.copy(self)
         if numbers:
-            selected._state = select_rows(self._portable(), numbers)
+            with torch.inference_mode():  # as in `push`: a compiled step takes other tensors for another program
+                selected._state = select_rows(self._portable(), numbers)
         else:
             selected.reset()
         return selected
@@ -195,7 +196,8 @@ class _Signals(_Stream):
             )
         joined = copy.copy(self)
         if streams:
-            joined._state = join_rows([stream._portable() for stream in streams])
+            with torch.inference_mode():  # see `select`
+                joined._state = join_rows([stream._portable() for stream in streams])
         return joined
 
     def _checked_number(self, signals: Tensor) -> Tensor:

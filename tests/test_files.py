@@ -327,6 +327,9 @@ def test_bf16_moves_few_codes_and_little_sound(codec, sound, tmp_path, monkeypat
     exact, rounded = (read(tmp_path / f"{precision}.wav") for precision in files.PRECISIONS)
     assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
     assert not torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", torch.bfloat16):  # of a caller, who says what is wanted all the same
+        files.encode_file(sound, tmp_path / "again.codes", model=codec)
+    assert np.array_equal(read_codes(tmp_path / "again.codes").codes, codes[0])
     with pytest.raises(ConfigError, match="precision must be float32 or bf16, got 'fp8'"):
         files.encode_file(sound, tmp_path / "a.codes", model=codec, precision="fp8")
     assert not (tmp_path / "a.codes").exists()

@@ -228,11 +228,20 @@ def test_codes_are_refined_in_16_bit_arithmetic_too(tiny: Codec, sound: Path, tm
     assert report.num_frames == 75
 
 
-def test_model_that_was_loaded_in_inference_mode_is_refused(model_directory: Path) -> None:
+def test_models_without_gradients_or_with_other_noise_each_time_are_refused(tiny: Codec) -> None:
     with torch.inference_mode():
-        model = weights.load(model_directory)
-    with pytest.raises(ModelError, match="loaded outside"):
-        RefiningEncoder(model, 1)
+        made = Codec(tiny.config)
+    with pytest.raises(ModelError, match="made outside"):
+        RefiningEncoder(made.eval(), 1)
+    with pytest.raises(ModelError, match=r"in eval mode; call model\.eval\(\)"):
+        RefiningEncoder(copy.deepcopy(tiny).train(), 1)
+
+
+def test_model_that_was_loaded_in_inference_mode_is_like_any_other(tiny: Codec, wav: Tensor, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        weights.save(tiny, tmp_path / "model")
+        model = weights.load(tmp_path / "model")
+    assert torch.equal(refine(model, wav[:9000], 1), refine(tiny, wav[:9000], 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -521,8 +521,24 @@ def test_compiled_networks_are_those_that_streams_run(codec: Codec):
     assert len(graphs) < 8  # else torch gives up and runs it as it is
 
 
+def test_what_is_remembered_of_joined_and_selected_signals_is_of_the_same_kind(codec: Codec):
+    """Else a compiled decoder takes them for something new, and compiles another program."""
+    decoder = StreamDecoder(codec)
+    decoder.push(torch.tensor([[1], [2]]))
+    for stream in (decoder, decoder.join(decoder), decoder.select([1])):
+        assert all(leaf.is_inference() for leaf in tree_leaves(list(stream._state.values())))
+
+
 def test_an_empty_signal_has_no_codes(codec: Codec):
     assert len(StreamEncoder(codec).flush()) == 0
+
+
+@pytest.mark.parametrize("num_codes", [1, 120, 127, 128, 1000])
+def test_a_state_holds_only_what_is_remembered(codec: Codec, num_codes: int):
+    decoder = StreamDecoder(codec)
+    decoder.push(torch.zeros(num_codes, dtype=torch.int64))
+    for kept in itertools.chain(*decoder.state_dict().values()):
+        assert kept.untyped_storage().nbytes() == kept.nbytes
 
 
 def test_what_streams_keep_in_memory_does_not_grow(codec: Codec):
@@ -579,7 +595,7 @@ def test_unusable_input_is_refused(codec: Codec):
     half = copy.deepcopy(codec).half()
     for use in (lambda: half.encode(torch.zeros(1, 1, 1000)), lambda: half.decode(torch.zeros(1, 3).long()),
                 lambda: StreamEncoder(half), lambda: StreamDecoder(half)):  # fmt: skip
-        with pytest.raises(ModelError, match=r"must be float32, they are torch\.float16; use torch\.autocast"):
+        with pytest.raises(ModelError, match=r"must be float32, got torch\.float16; use torch\.autocast"):
             use()
     with pytest.raises(AudioError, match="NaN"):
         StreamEncoder(codec).push(torch.tensor([0.0, float("nan")]))
@@ -593,8 +609,9 @@ def test_unusable_input_is_refused(codec: Codec):
             StreamEncoder(codec).push(wav)
         with pytest.raises(AudioError, match="audio must be"):
             codec.encode(wav[None, None])
-    with pytest.raises(AudioError, match=r"lengths must be integers of shape \(B,\)"):
-        codec.encode(torch.zeros(2, 1, 100), torch.tensor([[100], [50]]))
+    for lengths in (torch.tensor([[100], [50]]), torch.tensor([True, True]), torch.tensor([100j, 50])):
+        with pytest.raises(AudioError, match=r"lengths must be integers of shape \(B,\)"):
+            codec.encode(torch.zeros(2, 1, 100), lengths)
     with pytest.raises(AudioError, match=r"lengths must be a torch\.Tensor, got list"):
         codec.encode(torch.zeros(2, 1, 100), [100, 50])
     with pytest.raises(ModelError, match=r"as a torch\.Tensor, got ndarray"):

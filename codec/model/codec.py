@@ -16,7 +16,7 @@ from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import NO_SAMPLE, SpectralEncoder, SpectralEncoderConfig
 from codec.model.layers import MAX_FRAMES
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
-from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig, require_values
+from codec.model.quantizer import VQ, Quantizer, SimVQ, SimVQConfig, VQConfig, are_integers, require_values
 from codec.model.rivals import (
     EMAVQ,
     FSQ,
@@ -372,13 +372,13 @@ class Codec(Rates, nn.Module):
 
     def require_float32(self) -> None:
         """Raises ModelError where the weights were brought to another type, in which the parts do not fit together."""
-        if (dtype := next(self.parameters()).dtype) != torch.float32:
-            raise ModelError(f"the weights must be float32, they are {dtype}; use torch.autocast for 16-bit arithmetic")
+        for dtype in {parameter.dtype for parameter in self.parameters()} - {torch.float32}:
+            raise ModelError(f"the weights must be float32, got {dtype}; use torch.autocast for 16-bit arithmetic")
 
     def _ends(self, lengths: Tensor, num_items: int, longest: int, smallest: int) -> list[int]:
         if not isinstance(lengths, Tensor):
             raise AudioError(f"lengths must be a torch.Tensor, got {type(lengths).__name__}; use torch.tensor(...)")
-        if lengths.ndim != 1 or lengths.is_floating_point():
+        if lengths.ndim != 1 or not are_integers(lengths):
             raise AudioError(f"lengths must be integers of shape (B,), got {lengths.dtype} {tuple(lengths.shape)}")
         ends = [int(length) for length in lengths]
         if len(ends) != num_items or min(ends) < smallest or max(ends) > longest:

@@ -33,4 +33,4 @@ def lag_correlation(stretches: Tensor, num_lags: int) -> Tensor:
     energy = where_float64_is(stretches.square()).cumsum(-1, dtype=torch.float64).to(stretches)
     energy = F.pad(energy, (1, 0))
     energy = (energy[..., width:] - energy[..., :-width]).flip(-1)  # (..., num_lags)
-    return correlation / (energy * energy[..., :1]).sqrt().clamp(min=1e-7)
+    return correlation / (energy * energy[..., :1]).clamp(min=1e-14).sqrt()  # of 0 it would have no gradient

@@ -132,7 +132,8 @@ class Quantizer(nn.Module):
             ModelError: in eval mode, if it has NaN or infinite values.
         """
         if self.training:
-            return self.make_effective_codebook()
+            with self._outside_autocast():
+                return self.make_effective_codebook()
         return self._derive("codebook", self._make_checked_codebook)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
@@ -175,7 +176,10 @@ class Quantizer(nn.Module):
         Raises:
             ModelError: as for `forward`.
         """
-        return self(latent).codes
+        vectors = self._checked(latent)
+        with torch.autocast(latent.device.type, enabled=False):
+            codes = self.search(vectors.reshape(-1, self.codebook_dim))
+        return codes.view(vectors.shape[:-1])
 
     def finish(self, state: State) -> Tensor:
         """The codes that are still due once all pieces of a latent were given to `encode`: (B, n) int64, or (1, 0)."""
@@ -228,7 +232,7 @@ class Quantizer(nn.Module):
         Raises:
             ModelError: no integers, a sparse tensor or one without values, or a code outside [0, K).
         """
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        if not are_integers(codes):
             raise ModelError(f"codes must be integers, got {codes.dtype}")
         require_values(codes, "codes", ModelError)
         codes = codes.long()
@@ -322,10 +326,14 @@ class Quantizer(nn.Module):
     def _derive(self, name: str, make: Callable[[], Derived]) -> Derived:
         """What `make` gives, without gradient; in eval mode made once and kept under its name."""
         # What was made in inference mode could never take part in a gradient.
-        with torch.inference_mode(False), torch.no_grad(), full_float32():
+        with torch.inference_mode(False), torch.no_grad(), self._outside_autocast(), full_float32():
             if self.training:  # fused optimizers change parameters without torch's count of changes seeing it
                 return make()
             return self._kept[name].get(self._sources(), make)
+
+    def _outside_autocast(self) -> torch.autocast:
+        sources = self._sources()
+        return torch.autocast(sources[0].device.type if sources else "cpu", enabled=False)
 
     def _sources(self) -> tuple[Tensor, ...]:
         return (*self.parameters(), *self.buffers())
@@ -573,6 +581,11 @@ def require_values(tensor: Tensor, what: str, refusal: type[CodecError]) -> None
     """Raises `refusal` for sparse tensors and those of the meta device, in which there are no values to look at."""
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         raise refusal(f"{what} must be a dense tensor with values, got {tensor.layout} on device {tensor.device}")
+
+
+def are_integers(values: Tensor) -> bool:
+    """Whether its type is one of integers, of which bool is none."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def are_usable(values: Tensor) -> Tensor:

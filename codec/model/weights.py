@@ -23,6 +23,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.output import check_path, open_output, write_json, write_text
 
 
+@torch.inference_mode(False)  # or it could neither be trained nor refine codes
 def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = "cpu") -> Codec:
     """A trained model in eval mode.
 

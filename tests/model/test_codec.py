@@ -161,8 +161,20 @@ def test_unusable_audio_is_refused(codec: Codec, wav: torch.Tensor, message: str
 
 
 def test_weights_of_16_bits_are_refused(codec: Codec):
-    with pytest.raises(ModelError, match=r"must be float32, they are torch\.float16; use torch\.autocast"):
+    with pytest.raises(ModelError, match=r"must be float32, got torch\.float16; use torch\.autocast"):
         copy.deepcopy(codec).half()(noise(1, 1, 640).half())
+    in_part = copy.deepcopy(codec)
+    in_part.decoder.half()
+    with pytest.raises(ModelError, match=r"must be float32, got torch\.float16; use torch\.autocast"):
+        in_part.decode(torch.zeros(1, 3).long())
+
+
+def test_silence_in_sound_has_a_gradient(codec: Codec):
+    """Through the encoder, as where a latent is part of another model's loss."""
+    wav = torch.cat([noise(1, 1, 6400), torch.zeros(1, 1, 6400)], dim=2).requires_grad_()
+    codec.encoder(wav).square().sum().backward()
+    assert torch.isfinite(wav.grad).all()
+    assert wav.grad.abs().max() > 0
 
 
 def test_a_training_loop_without_value_checks_looks_at_no_samples(codec: Codec):

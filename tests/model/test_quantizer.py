@@ -482,6 +482,20 @@ def test_search_runs_in_float32_under_autocast(quantizer: SimVQ):
     assert torch.equal(under_autocast.codes, quantizer(latent).codes)
 
 
+@pytest.mark.parametrize("is_training", [False, True], ids=["eval", "training"])
+def test_codes_stand_for_float32_under_autocast(is_training: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # with it products know no autocast
+    quantizers = [SimVQ(K, D).train(is_training) for _ in range(2)]
+    quantizers[1].load_state_dict(quantizers[0].state_dict())
+    codes = torch.arange(K)[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        under_autocast = quantizers[0].lookup(codes)
+    with torch.no_grad():
+        assert under_autocast.dtype == torch.float32
+        assert torch.equal(under_autocast, quantizers[1].lookup(codes))
+        assert torch.equal(quantizers[0].lookup(codes), quantizers[1].lookup(codes))
+
+
 def test_usage_loss_is_what_soft_assignments_lack_of_even_use():
     """Against the formula in float64, one vector after the other."""
     torch.manual_seed(0)

@@ -139,6 +139,17 @@ def test_matching_lays_the_codes_over_the_latents(kind: str):
     assert len(output.codes.unique()) > K / 2
 
 
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_encoding_teaches_nothing_in_training_either(kind: str):
+    quantizer, latent = make(kind).train(), latents(200)
+    quantizer(latent)
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    codes = quantizer.encode(latent)
+    for name, tensor in quantizer.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert torch.equal(codes, quantizer.eval().encode(latent))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_matching_leaves_out_what_is_broken(kind: str, value: float):
