@@ -74,16 +74,17 @@ def is_folder_name(path: str | os.PathLike[str]) -> bool:
 
 
 def require_outside(target: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
-    """Refuse to write sound below the folder it is made from.
+    """Refuse to write sound into the folder it is made from, or below it.
 
     Raises:
-        CodecError: `target` lies within the folder `source`.
+        CodecError: `target` is the folder `source`, or lies within it.
     """
     inner, outer = os.path.realpath(target), os.path.realpath(source)
-    if os.path.isdir(outer) and inner != outer and inner.startswith(os.path.join(outer, "")):
+    if os.path.isdir(outer) and os.path.join(inner, "").startswith(os.path.join(outer, "")):
+        place = "is the folder of the originals" if inner == outer else f"lies within {os.fspath(source)}"
         raise CodecError(
-            f"{os.fspath(target)}: lies within {os.fspath(source)}, so its sound would be taken for more of it the "
-            f"next time; name a folder outside"
+            f"{os.fspath(target)}: {place}, so its sound would be taken for more of them the next time; name a folder "
+            f"outside"
         )
 
 
@@ -134,7 +135,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", os.fspath(folder))
     if os.path.lexists(path) and not overwrite:
-        message = "already exists; allow replacing it (--overwrite, overwrite=True) or choose another name"
+        message = "already exists; choose another name, or replace it (--overwrite, in Python overwrite=True)"
         raise FileExistsError(errno.EEXIST, message, os.fspath(path))
 
 

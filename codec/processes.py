@@ -1,9 +1,29 @@
 """What a process owes to the one that started it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+LEFT_TO_PARENT = {signal.SIGINT} | ({signal.SIGUSR1} if hasattr(signal, "SIGUSR1") else set())
+"""Ctrl-C, and what batch systems send to every process."""
+
+
+@contextlib.contextmanager
+def starting_processes() -> Iterator[None]:
+    """Within, processes start that hear nothing of Ctrl-C before `follow_parent`; the caller hears of it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let signals through again, once they are held
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent() -> None:
@@ -18,8 +38,9 @@ def follow_parent() -> None:
         parent.join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):  # which batch systems send to every process
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in LEFT_TO_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)  # see `starting_processes`
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=watch, daemon=True).start()

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from codec.errors import CodecError
-from codec.processes import follow_parent
+from codec.processes import follow_parent, starting_processes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -142,7 +142,8 @@ def _require_start(pools: Sequence[ProcessPoolExecutor]) -> None:
         before = {name: os.environ.get(name) for name in _THREADS}
         os.environ.update(dict.fromkeys(_THREADS, "1"))
         try:
-            starting = [pool.submit(os.getpid) for pool in pools]
+            with starting_processes():
+                starting = [pool.submit(os.getpid) for pool in pools]
         finally:
             for name, value in before.items():
                 if value is None:

@@ -295,7 +295,7 @@ def test_several_files_go_into_a_folder(run, speech):
     assert "two/a.flac: would be written to out/a.codes, as one/a.flac was" in run.err
     left = {"one", "two", "out"}
     for last, message in (
-        ("new", "there is no such folder; name it new/ to have it made"),
+        ("new", "there is no such folder for several files; name it new/ to make it"),
         ("two/b.flac", "is a file; several files need a folder"),
     ):
         assert message in run.refuses("encode", "one/a.flac", "two/a.flac", last, "--model", run.model, left=left)
@@ -340,12 +340,50 @@ def test_two_files_for_one_output_are_refused(run, speech):
     assert "in/a.wav: would be written to codes/a.codes, as in/a.flac was" in run.err
 
 
+def test_control_characters_of_a_name_do_not_reach_the_terminal(run, speech):
+    shutil.copy(speech, "a\x1b[31m\tred.flac")
+    assert run("encode", "a\x1b[31m\tred.flac", "a.codes", "--model", run.model) == 0
+    assert run.err.startswith("a\\x1b[31m\\tred.flac -> a.codes: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["encode", "-dash.wav", "a.codes"], "No such option '-d'; a file -name is given as ./-name; see codec encode"),
+        (["train", "--steps", "3"], "; a setting is given as key=value; see codec train --help"),
+        (["import", "a", "b"], "Missing option '--from'. Choose from: wavtokenizer, simvq; see codec import --help"),
+    ],
+)
+def test_options_that_are_none_or_missing_are_told_in_one_line(run, arguments, said):
+    assert said in run.refuses(*arguments, left=set())
+
+
+def test_outputs_that_exist_are_told_with_the_way_to_pass_over_them(run, speech):
+    Path("in").mkdir()
+    shutil.copy(speech, "in/a.flac")
+    assert run("encode", "in", "out", "--model", run.model) == 0
+    assert run("encode", "in", "out", "--model", run.model) == 2
+    assert run.err.endswith("codec: 1 of 1 file could not be used; --skip-existing passes over outputs that exist\n")
+    assert run("encode", "in", "out", "--model", run.model, "--skip-existing") == 0
+
+
+def test_codes_are_not_written_to_a_terminal(run, speech, model_directory):
+    pty = pytest.importorskip("pty", reason="needs terminals")
+    mine, its = pty.openpty()
+    command = [sys.executable, "-m", "codec", "encode", str(speech), "-", "--model", run.model]
+    done = subprocess.run(command, stdout=its, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(its)
+    os.close(mine)
+    assert done.returncode == 2
+    assert "would fill the terminal with bytes; pipe it into a program, or name a file" in done.stderr
+
+
 def test_no_input_is_written_over(run, speech):
     Path("in").mkdir()
     write_sound("in/a.flac", np.full(400, 0.1))
     write_sound("in/a.wav", np.zeros(400))
     before = Path("in/a.wav").read_bytes()
-    assert run("roundtrip", "in", "in", "--model", run.model, "--quiet", "--overwrite") == 2
+    assert run("roundtrip", "in/a.flac", "in/a.wav", "in", "--model", run.model, "--quiet", "--overwrite") == 2
     assert "in/a.flac: would be written over in/a.wav, another input; name another folder" in run.err
     assert Path("in/a.wav").read_bytes() == before
 
@@ -699,9 +737,11 @@ def test_sound_is_not_written_where_it_would_be_read_the_next_time(run, speech):
     for arguments in (["roundtrip", "in", "in/heard"], ["evaluate", "--data", "in", "--output", "in/scores"]):
         said = run.refuses(*arguments, "--model", run.model, left={"in"})
         assert said == (
-            f"{arguments[-1]}: lies within in, so its sound would be taken for more of it the next time; "
+            f"{arguments[-1]}: lies within in, so its sound would be taken for more of them the next time; "
             f"name a folder outside"
         )
+    said = run.refuses("roundtrip", "in", "in", "--model", run.model, left={"in"})
+    assert said.startswith("in: is the folder of the originals, so its sound would be taken for more of them")
     assert os.listdir("in") == ["a.flac"]
     Path("in/deep").mkdir()
     shutil.copy(speech, "in/deep/b.flac")

@@ -42,8 +42,9 @@ def differences(one: Config, other: Config) -> set[str]:
 
 
 def chosen(file: Path) -> list[str]:
-    """The override that chooses a file of configs/."""
-    return [] if file == Path("config") else [f"{file.parent.as_posix()}={file.name}"]
+    """The overrides that choose a file of configs/."""
+    overrides = [] if file == Path("config") else [f"{file.parent.as_posix()}={file.name}"]
+    return [*overrides, "training.init="] if file == Path("recipe/finetune") else overrides  # which must be named
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -109,7 +110,7 @@ def composed_without(own_configs: Path) -> Callable[..., dict[str, Any]]:
         package = text.splitlines()[0] if text.startswith("# @package") else ""
         text = f"{package}\n{OmegaConf.to_yaml(OmegaConf.create(values))}"
         (own_configs / file).with_suffix(".yaml").write_text(text)
-        return OmegaConf.to_container(settings._hydra(chosen(file)))
+        return OmegaConf.to_container(settings._hydra(chosen(file)[:1]))
 
     return composed
 

@@ -196,3 +196,31 @@ if __name__ == "__main__":
             assert process.communicate(timeout=60) == ("interrupted\n", None)
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs groups of processes")
+def test_processes_that_are_still_starting_say_nothing_of_an_interruption(tmp_path):
+    """Which a terminal sends to all of them."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import operator, signal
+from codec.workers import work
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        list(work(operator.itemgetter, (0,), ["task"], 1))
+    except KeyboardInterrupt:
+        print("interrupted")
+else:
+    print("starting", flush=True)
+    signal.pause()
+""")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, script], **options) as process:
+        assert process.stdout.readline() == "starting\n"
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            assert process.communicate(timeout=60) == ("interrupted\n", "")
+        finally:
+            process.kill()

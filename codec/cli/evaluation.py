@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from codec.cli.options import (
     Name,
@@ -99,8 +100,11 @@ def evaluate(
     if refine and model is None:
         raise click.UsageError("--refine is for the codes of --model")
     if compare:
-        if model or data:
-            raise click.UsageError("--compare takes outputs of this command, and nothing to score beside them")
+        context = click.get_current_context()
+        given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if unused := given - {"folders", "compare", "output", "as_json", "quiet"}:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
+            raise click.UsageError(f"--compare takes outputs of this command, and scores nothing: leave out {listed}")
         _compare(folders, output, as_json, quiet)
         return
     if (len(folders), model is None, data is None) not in ((2, True, True), (0, False, False)):

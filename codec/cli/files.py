@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -153,24 +154,31 @@ def decode(
 
 
 def _decode_tokens(job: _Job, source: str, chosen: tuple[str, ...], how: dict[str, Any]) -> None:
-    """Decode utterances of a folder of tokens, all or those that are chosen by their ids."""
+    """Decode utterances of a folder of tokens, all or those of the chosen ids; a single one may go to a file."""
+    from codec.audio import OUTPUT_FORMATS
     from codec.files import decode_codes, load_for
     from codec.manifest import require_file_names
     from codec.tokenization.shards import Tokens
 
     tokens = Tokens(source)
     wanted = dict.fromkeys([_stored_id(id, tokens, source) for id in chosen] or tokens)
+    if not wanted:
+        raise CodecError(f"{source}: has no utterances")
     require_file_names(wanted, source)
     ids = {str(Path(source) / id): id for id in wanted}
-    pairs = [(Path(source) / id, Path(job.files[1]) / f"{id}{job.suffix}") for id in wanted]
-    if not pairs:
-        raise CodecError(f"{source}: has no utterances")
 
     def one(name: str, output: str, progress: Any) -> dict[str, Any]:
         reader, num_samples = tokens.reader(ids[name]), tokens.places[ids[name]].samples
         seconds = num_samples / tokens.info.sample_rate
         return _told_of_sound(decode_codes(reader, name, output, seconds=seconds, progress=progress, **how))
 
+    target = job.files[1]
+    is_file = target == STANDARD_STREAM or Path(target).suffix in OUTPUT_FORMATS.values()
+    if len(chosen) == 1 and is_file and not (os.path.isdir(target) or is_folder_name(target)):
+        if not (job.skip_existing and os.path.isfile(target)):
+            _each(dataclasses.replace(job, files=(tuple(ids), target)), tuple, tuple, one)
+        return
+    pairs = [(Path(name), Path(target) / f"{id}{job.suffix}") for name, id in ids.items()]
     begin = partial(load_for, tokens.info.header, how["model"], how["device"], how["force"], source)
     _each(job, lambda: pairs, begin, one)
 
@@ -261,6 +269,8 @@ def _each(
         raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if job.as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
+    if target == STANDARD_STREAM and sys.stdout.isatty():
+        raise click.UsageError("OUTPUT - would fill the terminal with bytes; pipe it into a program, or name a file")
     if is_folder_name(target) and Path(target).is_file():
         raise CodecError(f"{target}: is a file, though its name ends as that of a folder; leave out the {os.sep}")
     if not more and not os.path.isdir(source):
@@ -271,7 +281,7 @@ def _each(
     if os.path.exists(target) and not os.path.isdir(target):
         raise CodecError(f"{target}: is a file; several files need a folder")
     if more and not (os.path.isdir(target) or is_folder_name(target)):  # maybe OUTPUT was forgotten
-        raise CodecError(f"{target}: there is no such folder; name it {target}{os.sep} to have it made")
+        raise CodecError(f"{target}: there is no such folder for several files; name it {target}{os.sep} to make it")
     pairs = list(find_pairs())
     if not (job.skip_existing and all(output.is_file() for _, output in pairs)):
         begin()
@@ -308,7 +318,7 @@ def _folder_of(output: Path) -> Iterator[None]:
 
 
 def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, str, str], None]) -> None:
-    num_bad = 0
+    num_bad = num_there = 0
     taken: dict[Path | tuple[int, int], Path] = {}
     inputs = {os.path.realpath(file): file for file, _ in pairs} if job.overwrite else {}
     for number, (file, output) in enumerate(pairs, 1):
@@ -328,11 +338,13 @@ def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, 
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             num_bad += 1
+            num_there += isinstance(error, FileExistsError)
             complain(sentence(error))
             if job.as_json:
                 click.echo(json.dumps({"source": str(file), "error": sentence(error)}))
     if num_bad:
-        raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used")
+        advice = "; --skip-existing passes over outputs that exist" if num_there else ""
+        raise Failed(f"{num_bad} of {count(len(pairs), 'file')} could not be used{advice}")
 
 
 def _claim(output: Path, file: Path, taken: dict[Path | tuple[int, int], Path]) -> None:

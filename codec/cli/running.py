@@ -5,6 +5,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -21,6 +22,7 @@ BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
 PIPE_CLOSED = 141  # exit code
 STOP_SIGNALS = {signal.SIGTERM, *(getattr(signal, name, signal.SIGTERM) for name in ("SIGHUP", "SIGUSR1"))}
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # characters but for line breaks
 SIGNALLED = {128 + number for number in STOP_SIGNALS}  # exit codes
 
 
@@ -74,16 +76,20 @@ def exit_code(main: Callable[[], object]) -> int:
         return BAD_INPUT
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "codec"
-        return complain(f"{error.format_message().rstrip('.')}; see {command} --help")
+        message = " ".join(error.format_message().split()).rstrip(".")
+        if isinstance(error, click.NoSuchOption):
+            what = "setting is given as key=value" if command.endswith("train") else "file -name is given as ./-name"
+            message += f"; a {what}"
+        return complain(f"{message}; see {command} --help")
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__  # of what click makes of an interruption
-        complain(str(cause) if isinstance(cause, Stopped) else "interrupted; what was not complete is not there")
+        complain(str(cause) if isinstance(cause, Stopped) else "interrupted; unfinished files were removed")
         return INTERRUPTED
     except SystemExit as error:
         if error.code in SIGNALLED:
-            complain("stopped; what was not complete is not there")
+            complain("stopped; unfinished files were removed")
         raise
     except (PipeClosed, BrokenPipeError):
         _give_up_output()
@@ -173,9 +179,12 @@ def complain(sentence: str) -> int:
 
 
 def tell(text: object) -> None:
-    """Write to standard error as far as that takes it; the exit code must not depend on it."""
+    """Write to standard error as far as that takes it; the exit code must not depend on it.
+
+    Control characters, which names of files may have, would do to a terminal what nobody asked for.
+    """
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text)), err=True)
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -125,6 +125,8 @@ def conclude(
     outcome = Outcome(folder, list(parts), chosen, list(warnings), [])
     for part in parts:
         _judge(part, config.max_damaged, outcome)
+    if not chosen and not outcome.problems:
+        outcome.warnings.append("nothing is new, so there is no list")
     if config.strict:
         outcome.problems, outcome.warnings = outcome.problems + outcome.warnings, []
     folder.mkdir(parents=True, exist_ok=True)

@@ -213,7 +213,8 @@ def list_recordings(source: Path) -> list[Recording]:
     sounds, mistakes = sounds_by_id(source)
     if mistakes:
         more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
-        raise CorpusError("; ".join(reason for _, reason in mistakes[:MAX_NAMED]) + more)
+        advice = "; codec prepare folder makes a list without such files"
+        raise CorpusError("; ".join(reason for _, reason in mistakes[:MAX_NAMED]) + more + advice)
     return [Recording(id, str(path), None, speaker_of(path.relative_to(source)), "") for id, path in sounds.items()]
 
 

@@ -284,4 +284,4 @@ def differences(saved: Any, present: Any, name: str = "") -> list[str]:
 
 def _brief(value: Any) -> str:
     """A value, or for a whole group of settings only that it is set."""
-    return "set" if isinstance(value, dict) else "null" if value is None else str(value)
+    return "set" if isinstance(value, dict) else "null" if value is None else str(value) or "empty"

@@ -13,7 +13,7 @@ import pytest
 
 from codec import audio
 from codec.cli import run
-from codec.errors import AudioError, ConfigError
+from codec.errors import AudioError, CodecError, ConfigError
 from codec.evaluation import reconstruction
 from codec.evaluation.comparison import compare
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
@@ -416,9 +416,10 @@ def test_output_that_another_run_has_left_is_made_again(model_directory, other_m
 def test_estimates_are_not_replaced_by_what_is_made_of_them(model_directory, data, tmp_path):
     evaluate_model(model_directory, data, output=tmp_path / "out", options=FAST)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
-    for again in (tmp_path / "out" / "estimates", tmp_path / "out"):
-        with pytest.raises(ConfigError, match=r"talk0\.wav: lies within .*out; name another folder for the results"):
-            evaluate_model(model_directory, again, output=tmp_path / "out", options=FAST)
+    with pytest.raises(ConfigError, match=r"talk0\.wav: lies within .*out; name another folder for the results"):
+        evaluate_model(model_directory, tmp_path / "out" / "estimates", output=tmp_path / "out", options=FAST)
+    with pytest.raises(CodecError, match="out: is the folder of the originals"):
+        evaluate_model(model_directory, tmp_path / "out", output=tmp_path / "out", options=FAST)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 
 
@@ -507,6 +508,7 @@ def test_command_is_strict_when_asked(folders, capsys):
         (["a", "b", "--model", "m"], "name two folders"),
         (["--model", "m"], "name two folders"),
         (["a", "b", "--data", "d"], "name two folders"),
+        (["--compare", "a", "b", "--strict", "--metrics", "mel"], "scores nothing: leave out --metrics, --strict"),
         (["a", "b"], "a: no such folder"),
         (["a", "b", "--metrics", "nonsense"], "unknown metric 'nonsense'"),
         (["--model", "no-such-model", "--data", "a"], "unknown model"),

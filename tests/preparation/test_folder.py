@@ -197,6 +197,11 @@ def test_what_an_earlier_list_has_and_what_is_named_is_left_out(folder, tmp_path
     assert run([*arguments, *by_part, "--exclude", lists[1]]) == 0  # although nothing is new in one of the parts
     assert {path.name for path in (tmp_path / "parts").glob("*.tsv")} == {"fay.tsv", "rejected.tsv"}
     capsys.readouterr()
+    (tmp_path / "some.txt").write_text("fay/10\nfay/11\nfay/12\nfay/13\n")
+    everything = ["--out", str(tmp_path / "none"), "--exclude", lists[0], "--exclude", lists[1]]
+    assert run([*arguments, *everything]) == 0
+    assert "warning: nothing is new, so there is no list\n" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "none").glob("*.tsv")} == {"rejected.tsv"}
     (tmp_path / "some.txt").write_text("10.wav\n")
     assert run([*arguments, "--exclude", lists[1]]) == 0
     assert f"warning: {lists[1]}: names no file of {folder}" in capsys.readouterr().err

@@ -163,6 +163,12 @@ def test_single_utterances_are_decoded_by_id(recordings, tmp_path, model_directo
     assert run([*arguments, "--id", "ben/3", "--id", "anna/0", "--id", "ben/3"]) == 0
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.wav")}
     assert found == {"anna/0.wav", "ben/3.wav"}
+    arguments[2] = str(tmp_path / "one.wav")
+    assert run([*arguments, "--id", "ben/3"]) == 0
+    assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "out" / "ben" / "3.wav").read_bytes()
+    assert run([*arguments, "--id", "ben/3"]) == 2
+    assert run([*arguments, "--id", "ben/3", "--skip-existing"]) == 0
+    assert "one.wav: already exists" in capsys.readouterr().err
     assert run(["decode", str(recordings), str(tmp_path / "more"), "--id", "ben/3"]) == 2
     assert "--id is for a folder that codec tokenize has made, which" in capsys.readouterr().err
 

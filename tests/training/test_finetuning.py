@@ -91,7 +91,7 @@ def test_discriminators_that_are_missing_or_never_join_are_told(first: Trainer, 
     assert "are not here, new ones learn from step 20000 on" in log
     assert "none join: they would at step 20000, and training ends at 2; set training.adversarial_start" in log
     assert not surprises(compose(["training.init=stream"]))
-    assert compose(["recipe=finetune"]).training.adversarial_start == 0
+    assert compose(["recipe=finetune", "training.init=stream"]).training.adversarial_start == 0
 
 
 def test_discriminators_of_the_start_that_never_take_part_are_told():
@@ -126,8 +126,8 @@ def test_the_recipe_weighs_a_relative_commitment_so_that_it_does_not_drown_the_s
 
 def test_the_recipe_weighs_an_absolute_commitment_as_published():
     for model in ("simvq-4k", "wavtokenizer-75"):
-        assert commitment_weight(compose(["recipe=finetune", f"model={model}"])) == 1000
-    assert commitment_weight(compose(["recipe=finetune", "training.commitment_weight=3"])) == 3
+        assert commitment_weight(compose(["recipe=finetune", f"model={model}", "training.init="])) == 1000
+    assert commitment_weight(compose(["recipe=finetune", "training.commitment_weight=3", "training.init=stream"])) == 3
 
 
 def test_discriminators_that_never_joined_are_not_kept(tiny_run: list[str], tmp_path: Path):
