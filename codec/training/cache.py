@@ -20,7 +20,7 @@ from codec.errors import AudioError, ConfigError
 from codec.input import read_json
 from codec.manifest import read_manifest, speaker_of
 from codec.output import exists, open_output, write_json
-from codec.processes import follow_parent
+from codec.processes import follow_parent, starting_processes
 from codec.progress import Progress
 
 INDEX_NAME = "clips.json"
@@ -194,7 +194,10 @@ def _decode_all(paths: list[Path], sample_rate: int, is_small: bool) -> Generato
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_cores(), context, follow_parent) as pool:
         for start in range(0, len(paths), FILES_IN_FLIGHT):
-            yield from pool.map(_decode, paths[start : start + FILES_IN_FLIGHT], repeat(sample_rate), chunksize=8)
+            some = paths[start : start + FILES_IN_FLIGHT]
+            with starting_processes():
+                decoded = pool.map(_decode, some, repeat(sample_rate), chunksize=8)
+            yield from decoded
 
 
 def _decode(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:

@@ -257,6 +257,18 @@ def _discriminators_lose(record: Record) -> Finding | None:
     )
 
 
+def _no_quantizer(record: Record) -> Finding | None:
+    start, steps = record.setting("training.quantizer_start", 0), record.setting("training.steps", 0)
+    if record.setting("training.init", "") or not 0 < steps <= start:
+        return None
+    return Finding(
+        "no quantizer",
+        True,
+        f"training.steps {steps} end before training.quantizer_start {start}, so codes of this model mean nothing",
+        "more training.steps, or a smaller training.quantizer_start",
+    )
+
+
 def _divergence(record: Record) -> Finding | None:
     smooth = _smooth(record.values("loss/mel"))
     if len(smooth) < 2 * RECENT or smooth[-1] < 1.3 * min(smooth):
@@ -437,6 +449,7 @@ FAILURES: tuple[Callable[[Record], Finding | None], ...] = (
     _broken_steps,
     _collapse,
     _few_codes,
+    _no_quantizer,
     _discriminators_win,
     _discriminators_lose,
     _divergence,

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from codec.errors import AudioError
-from codec.processes import follow_parent
+from codec.processes import follow_parent, starting_processes
 from codec.training.data import Batch, WindowSampler
 from codec.training.distributed import Ranks
 
@@ -98,7 +98,8 @@ class Loader:
         cut = _cut if self.num_workers else self.sampler.batch
         share = step, self.ranks.rank, self.ranks.size
         try:
-            return self._workers.submit(cut, *share)
+            with starting_processes():
+                return self._workers.submit(cut, *share)
         except BrokenProcessPool:
             self.warn("a process that cuts windows was killed; others take its place")
             self.restart()  # what was cut ahead fails too

@@ -1,6 +1,7 @@
 """All settings of a training run, and whether they fit together: every mistake is found before anything is built."""
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -157,6 +158,9 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
     run = Path(config.training.run)
     if run.exists() and not run.is_dir():
         yield f"training.run must name a folder, {run} is a file"
+    above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if above.is_dir() and not os.access(above, os.W_OK):  # told before speech is decoded for hours
+        yield f"training.run: {above} cannot be written to"
     if (run / catalogue.WEIGHTS_NAME).exists():
         yield f"training.run: {run} holds a model, which training would damage; choose another folder"
     if data.batch_size % num_processes:

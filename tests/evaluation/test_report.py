@@ -328,7 +328,8 @@ def test_what_depends_on_the_sample_rate_is_not_compared_across_rates(two, folde
 
 def test_nothing_is_scored_beside_a_comparison(two, capsys):
     assert run(["evaluate", "--model", "stream", "--data", str(two[0]), "--compare", *map(str, two)]) == 2
-    assert "--compare takes outputs of this command, and scores nothing: leave out --data, --model" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--compare takes outputs of this command, and scores nothing: leave out --data, --model" in said
 
 
 def test_other_references_are_refused(two, folders):

@@ -109,6 +109,7 @@ FAILED: dict[str, tuple[Callable[[int, Values], Values], dict[str, Any]]] = {
     "NaN bursts": (bursts, {}),
     "codebook collapse": (after(3000, codes__perplexity=200.0), {}),
     "low perplexity": (after(0, codes__perplexity=30.0), {}),
+    "no quantizer": (after(STEPS), {"training__quantizer_start": 2 * STEPS}),
     "winning discriminators": (after(3000, discriminators__lead=0.97), {}),
     "losing discriminators": (after(1000, discriminators__lead=0.004), {}),
     "diverging loss": (diverging, {}),

@@ -1,8 +1,10 @@
 """Mistakes in the settings of a run are all named at once, before anything is built."""
 
-from dataclasses import asdict
+import os
+from dataclasses import os
 from pathlib import Path
 
+import asdict
 import pytest
 import yaml
 
@@ -392,6 +394,13 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
         "training.disturbance_weight needs windows of at least 0.032 s, data.window_seconds gives 0.01",
         "training.intelligibility_weight needs windows of at least 0.396542 s, data.window_seconds gives 0.01",
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to every folder")
+def test_a_run_that_cannot_be_written_is_refused_before_speech_is_decoded(training_folder: Path, tmp_path: Path):
+    (tmp_path / "above").mkdir(0o500)
+    overrides = [f"data.train={training_folder}", f"training.run={tmp_path}/above/run"]
+    assert mistakes(overrides) == [f"training.run: {tmp_path}/above cannot be written to"]
 
 
 @pytest.mark.parametrize(
