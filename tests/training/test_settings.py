@@ -1,10 +1,9 @@
 """Mistakes in the settings of a run are all named at once, before anything is built."""
 
 import os
-from dataclasses import os
+from dataclasses import asdict
 from pathlib import Path
 
-import asdict
 import pytest
 import yaml
 
