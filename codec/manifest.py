@@ -86,6 +86,8 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     Raises:
         CorpusError: see `read_manifest`.
     """
+    if Path(path).suffix.lower() in audio.INPUT_SUFFIXES:
+        raise CorpusError(f"{path}: is named as a sound file, a manifest or a folder is meant")
     folder, number = os.path.dirname(path), 1
     lines_of: dict[str, int] = {}
     try:

@@ -198,3 +198,8 @@ def test_id_that_leaves_a_folder_on_windows_cannot_name_a_file_there(id, monkeyp
 def test_unknown_speakers_are_told_apart():
     assert is_unknown("libritts_unknown")
     assert not is_unknown(utterance().speaker)
+
+
+def test_a_sound_file_is_no_manifest(tmp_path):
+    with pytest.raises(CorpusError, match=r"talk\.wav: is named as a sound file, a manifest or a folder is meant"):
+        read_manifest(tmp_path / "talk.wav")

@@ -219,7 +219,7 @@ def tokenize(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
     elif not quiet:
-        already = f", {report.num_found} of them were there already" if report.num_found else ""
+        already = f", {report.num_found} of which were there already" if report.num_found else ""
         speed = f" ({report.new_seconds / report.elapsed_seconds:.1f} x real time)" if report.new_seconds else ""
         tell(
             f"{target}: {count(report.num_utterances, 'utterance')}, {report.seconds / 3600:.2f} hours, "

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from codec import audio
 from codec.cores import num_cores
 from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
 from codec.files import DEFAULT_MODEL, MAX_AT_ONCE, PRECISIONS, encode_sounds, group_alike
@@ -201,8 +200,6 @@ def list_recordings(source: Path) -> list[Recording]:
         AudioError: the folder has none.
         CorpusError: there is no such folder or manifest, the manifest is not one, or a file has no id of its own.
     """
-    if source.suffix.lower() in audio.INPUT_SUFFIXES and source.is_file():
-        raise CorpusError(f"{source}: is a sound file, a manifest or a folder is meant; codec encode takes it")
     if source.is_file():
         return [
             Recording(id, path, num_samples / sample_rate, speaker, part)

@@ -725,7 +725,7 @@ def test_two_files_of_one_id_are_refused(tmp_path, speech, model_directory):
         (["SOURCE", "OUT", "--share", "1/1" + "0" * 5000], "--share takes I/N, for example 2/8, got 1/1000"),
         (["SOURCE", "OUT", "--shard", "0"], "a shard must have at least 1 utterance, got 0"),
         (["nowhere", "OUT"], "nowhere: no such folder or manifest"),
-        (["SOUND", "OUT"], "0.wav: is a sound file, a manifest or a folder is meant; codec encode takes it"),
+        (["SOUND", "OUT"], "0.wav: is named as a sound file, a manifest or a folder is meant"),
         (["SOURCE", "SOUND"], "0.wav: is a file; name a folder for the tokens"),
         (["EMPTY", "OUT"], "has no sound files"),
     ],
