@@ -65,7 +65,8 @@ class _Job:
 @click.option(
     "--format",
     type=click.Choice(["codes", "npy", "json", "txt"]),
-    help="Where the suffix of OUTPUT does not tell it; npy and txt hold neither the model nor the exact length.",
+    help="Where the suffix of OUTPUT does not tell it; npy and txt hold neither the model nor the exact length.  "
+    "[default: codes]",
 )
 @option_refine
 @options_of_files
@@ -73,8 +74,8 @@ def encode(model: str, format: str | None, refine: int, device: str, precision: 
     """Turn speech into codes.
 
     INPUT is one or more sound files (wav, flac, ogg, opus, mp3 ...), a folder, or - for standard input. OUTPUT is a
-    file ending in .codes, .npy, .json or .txt, a folder, or - for standard output. A new folder's name ends in /,
-    unless INPUT is a folder too.
+    file ending in .codes, .npy, .json or .txt, a folder, or - for standard output. To have a folder made, end its name
+    in /; of a folder as INPUT, OUTPUT always is one.
     """
     from codec.audio import find_sounds
     from codec.code_files import CODE_FORMATS
@@ -121,9 +122,9 @@ def decode(
     """Turn codes back into speech.
 
     INPUT is one or more files ending in .codes, .npy, .json or .txt, a folder of them, a folder made by codec
-    tokenize, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. A
-    new folder's name ends in /, unless INPUT is a folder too. From a pipe, .codes are decoded as they arrive, the other
-    formats once they have ended.
+    tokenize, or - for standard input. OUTPUT is a sound file (wav, flac, ogg), a folder, or - for standard output. To
+    have a folder made, end its name in /; of a folder as INPUT, OUTPUT always is one, unless --id chooses a single
+    utterance. From a pipe, .codes are decoded as they arrive, the other formats once they have ended.
     """
     from codec.audio import OUTPUT_FORMATS
     from codec.files import decode_file, load_model
@@ -204,8 +205,8 @@ def _told_of_sound(report: "DecodeReport") -> dict[str, Any]:
 def roundtrip(model: str, format: str | None, refine: int, device: str, precision: str, **shared: Any) -> None:
     """Turn speech into codes and back, to hear what is left of it.
 
-    INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder. A
-    new folder's name ends in /, unless INPUT is a folder too.
+    INPUT and OUTPUT are sound files, folders, or - for standard input and output; several files go into a folder. To
+    have a folder made, end its name in /; of a folder as INPUT, OUTPUT always is one.
     """
     from codec.audio import OUTPUT_FORMATS, find_sounds
     from codec.files import roundtrip_file

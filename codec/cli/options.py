@@ -77,8 +77,8 @@ option_precision = click.option(
     type=click.Choice(["float32", "bf16"]),
     default="float32",
     show_default=True,
-    help="Of the network's large products; bf16 is faster on some processors. Most codes made with it differ, and "
-    "sound decoded with it a little.",
+    help="Arithmetic of the large matrix products; bf16 is faster on some processors, changes most codes, and decoded "
+    "sound a little.",
 )
 option_refine = click.option(
     "--refine",
@@ -104,7 +104,7 @@ option_max_damaged = click.option(
 option_sound_format = click.option(
     "--format",
     type=click.Choice(["wav", "flac", "ogg", "wav-float"]),
-    help="Where the suffix of OUTPUT does not tell it.",
+    help="Where the suffix of OUTPUT does not tell it.  [default: wav]",
 )
 option_overwrite = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 option_skip = click.option("--skip-existing", is_flag=True, help="Leave existing files as they are, and go on.")

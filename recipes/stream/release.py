@@ -185,7 +185,8 @@ def score_rows(summary: dict) -> list[str]:
         if column["num"]:
             low, high, digits = column["low"], column["high"], column["digits"]
             interval = "" if low is None else f"{low:.{digits}f} .. {high:.{digits}f}"
-            rows.append(f"| {column['label']} | {column['mean']:.{digits}f} | {interval} | {column['num']} |")
+            unit = f" ({column['unit']})" if column["unit"] else ""
+            rows.append(f"| {column['label']}{unit} | {column['mean']:.{digits}f} | {interval} | {column['num']} |")
     return rows
 
 
@@ -213,12 +214,16 @@ def card(
 The model in the box: speech at {model.sample_rate} Hz to {model.frame_rate:g} codes/s of {model.bits_per_code} bits,
 {model.bitrate:g} kbit/s, causal and streaming. Encoder {parameters["encoder"]:.2f} M parameters, decoder
 {parameters["decoder"]:.2f} M, SimVQ with K = {model.codebook_size} codes of {model.quantizer.codebook_dim} dimensions
-for what the last {model.quantizer.memory} codes do not tell, chosen among {model.quantizer.num_paths} sequences with a
-delay of {model.quantizer.delay} frames. The weights are averages over training, stored in 16 bits. Fingerprint
-`{model.fingerprint}`.
+for the error of a prediction from the last {model.quantizer.memory} codes, chosen by a beam search among
+{model.quantizer.num_paths} sequences, {model.quantizer.delay} frames late. The weights are averages over training,
+stored in 16 bits. Fingerprint `{model.fingerprint}`.
+
+    codec encode talk.wav talk.codes
+    codec decode talk.codes again.wav
 
 **How good it is.** It was trained for hours on a CPU and minutes on a GPU, not for days on GPUs: the words come
-through, but the sound is rough. The table shows how far it is from the state of the art.
+through, but the sound is rough. WavTokenizer at the same rate reports PESQ 2.37 and STOI 0.914 on LibriTTS test-clean
+([arXiv:2408.16532](https://arxiv.org/abs/2408.16532)).
 
 ## Scores
 
