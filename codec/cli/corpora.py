@@ -193,10 +193,10 @@ def tokenize(
     codec prepare folder recordings --out lists
     codec tokenize lists/all.tsv tokens
 
-    OUT_DIR gets shards: a numpy array and a table for every --shard utterances. Run again, the command makes what is missing; with
-    --share, several machines or GPUs split a corpus between them. Utterances that cannot be used are listed in
-    OUT_DIR/*.failed.tsv, and tried again once their files have changed; up to --max-damaged of a share may fail. On a
-    GPU the default is --jobs 0.
+    OUT_DIR gets shards: a numpy array and a table for every --shard utterances. Run again, the command makes what is
+    missing; with --share, several machines or GPUs split a corpus between them. Utterances that cannot be used are
+    listed in OUT_DIR/*.failed.tsv, and tried again once their files have changed; up to --max-damaged of a share may
+    fail. On a GPU the default is --jobs 0.
     """
     from codec.limits import excess
     from codec.tokenization.corpus import tokenize as tokenize_corpus

@@ -24,10 +24,10 @@ def train(settings: tuple[str, ...], multirun: bool, show: bool) -> None:
     \b
     codec train recipe=stream-cpu data.train=FOLDER training.run=runs/mine
 
-    Settings are those of configs/, composed by hydra; --show prints them. The model is written to RUN/last, and to RUN/best the one with
-    the highest mean STOI on data.validation so far. Run again with the same training.run, it resumes exactly from its
-    last saved state. On several GPUs: torchrun --nproc-per-node 4 -m codec train ... With --multirun, each run has a
-    folder below training.run.
+    Settings are those of configs/, composed by hydra; --show prints them. The model is written to RUN/last, and to
+    RUN/best the one with the highest mean STOI on data.validation so far. Run again with the same training.run, it
+    resumes exactly from its last saved state. On several GPUs: torchrun --nproc-per-node 4 -m codec train ... With
+    --multirun, each run has a folder below training.run.
     """
     try:
         from codec.config import compose, sweep, to_yaml
