@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -64,7 +65,7 @@ class EncodeReport:
     num_frames: int
     peak: float  # largest magnitude of what is encoded, mono at the model's sample rate; full scale is 1
     channels_cancel: bool  # so that little is left of them in the mean, which is encoded
-    num_bytes: int | None  # of the target; None where it is a pipe
+    num_bytes: int | None  # of the target; None where it is a pipe, or was moved at once
     payload_bitrate: float  # of the codes alone, kbit/s
     bitrate: float | None  # of the whole file, kbit/s
     elapsed_seconds: float
@@ -139,7 +140,10 @@ def encode_file(
                 writer.write(codes)
             writer.close(counted.num_samples)
     seconds = counted.num_samples / codec.sample_rate
-    num_bytes = None if is_stream(target) else os.path.getsize(target)
+    num_bytes = None
+    if not is_stream(target):
+        with suppress(FileNotFoundError):  # whoever waited for it may have moved it
+            num_bytes = os.path.getsize(target)
     return EncodeReport(
         source=os.fspath(source),
         target=os.fspath(target),
@@ -547,12 +551,12 @@ def load_model(model: str | os.PathLike[str] | Codec, device: str | torch.device
             f"a model as codec.load gives it, or its name or directory, is meant, got {type(model).__name__}"
         )
     directory = catalogue.resolve(model).resolve()
-    changed = (directory / catalogue.WEIGHTS_NAME).stat().st_mtime_ns
+    changed = tuple((directory / name).stat().st_mtime_ns for name in (catalogue.CONFIG_NAME, catalogue.WEIGHTS_NAME))
     return _load_directory(directory, str(device), changed), fit_name(catalogue.name_of(model))
 
 
 @functools.lru_cache(maxsize=1)
-def _load_directory(directory: Path, device: str, changed: int) -> Codec:
+def _load_directory(directory: Path, device: str, changed: tuple[int, ...]) -> Codec:
     return weights.load(directory, device)
 
 

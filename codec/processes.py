@@ -4,20 +4,22 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 
-LEFT_TO_PARENT = {signal.SIGINT} | ({signal.SIGUSR1} if hasattr(signal, "SIGUSR1") else set())
+LEFT_TO_PARENT = {signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)}
 """Ctrl-C, and what batch systems send to every process."""
 
 
 @contextlib.contextmanager
 def starting_processes() -> Iterator[None]:
     """Within, processes start that hear nothing of Ctrl-C before `follow_parent`; the caller hears of it afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if sys.platform == "win32":  # where signals cannot be held
         yield
         return
+    from multiprocessing import resource_tracker
+
     resource_tracker.ensure_running()  # which would let signals through again, once they are held
     before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
     try:
@@ -40,7 +42,7 @@ def follow_parent() -> None:
 
     for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)  # see `starting_processes`
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=watch, daemon=True).start()

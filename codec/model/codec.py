@@ -177,7 +177,7 @@ class Codec(Rates, nn.Module):
     """
 
     encoder: Any
-    quantizer: Any
+    quantizer: Quantizer
     decoder: Any
     _fingerprint: str = ""
     _named: tuple[Any, ...] = ()  # the weights that have this name, see `identities`
@@ -305,7 +305,8 @@ class Codec(Rates, nn.Module):
         num_frames = list(map(self.num_frames, ends))
         if self.is_streamable:
             inside = torch.arange(wav.shape[-1], device=wav.device) < torch.tensor(ends, device=wav.device)[:, None]
-            found = self.quantizer.encode(self.encoder(wav.where(inside[:, None], NO_SAMPLE)), num_frames=num_frames)
+            latent = self.encoder(wav.where(inside[:, None], NO_SAMPLE))
+            found = list(self.quantizer.encode(latent, num_frames=num_frames))
         else:  # whole-clip layers would let the padding change the codes: one item at a time
             items = zip(wav.split(1), ends, strict=True)
             found = [self.quantizer.encode(self.encoder(item[..., :end]))[0] for item, end in items]
@@ -420,8 +421,9 @@ def check_samples(wav: Tensor, checks_values: bool = True) -> None:
         raise AudioError(f"the audio has samples of {wav.abs().max():g}, full scale is 1; divide by its largest value")
 
 
-def _build_quantizer(config: Any) -> nn.Module:
+def _build_quantizer(config: Any) -> Quantizer:
     settings = {setting.name: getattr(config, setting.name) for setting in fields(config) if setting.name != "kind"}
     if config.kind not in QUANTIZERS:
         add_quantizers_of_others()
-    return QUANTIZERS[config.kind][1](**settings)
+    quantizer: Quantizer = QUANTIZERS[config.kind][1](**settings)
+    return quantizer
