@@ -310,9 +310,10 @@ def test_pictures_of_a_release_are_of_any_sound_files(release: ModuleType, speec
 
 
 def test_scores_of_a_single_file_have_no_interval(release: ModuleType):
-    column = {"label": "PESQ", "mean": 2.0, "digits": 2}
-    metrics = {"a": column | {"num": 1, "low": None, "high": None}, "b": column | {"num": 9, "low": 1.5, "high": 2.5}}
-    assert release.score_rows({"metrics": metrics}) == ["| PESQ | 2.00 |  | 1 |", "| PESQ | 2.00 | 1.50 .. 2.50 | 9 |"]
+    column = {"label": "PESQ", "unit": "", "mean": 2.0, "digits": 2, "num": 1, "low": None, "high": None}
+    metrics = {"a": column, "b": column | {"unit": "dB", "num": 9, "low": 1.5, "high": 2.5}}
+    rows = ["| PESQ | 2.00 |  | 1 |", "| PESQ (dB) | 2.00 | 1.50 .. 2.50 | 9 |"]
+    assert release.score_rows({"metrics": metrics}) == rows
 
 
 def test_a_card_tells_the_data_that_it_is_given_and_what_the_runs_did(release: ModuleType):
