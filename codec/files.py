@@ -620,4 +620,5 @@ def _arithmetic(codec: Codec, precision: str) -> torch.autocast:
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-    return torch.autocast(codec.device.type, torch.bfloat16, enabled=precision == "bf16")
+    is_bf16 = precision == "bf16"
+    return torch.autocast(codec.device.type, torch.bfloat16 if is_bf16 else None, enabled=is_bf16)

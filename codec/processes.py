@@ -14,13 +14,13 @@ LEFT_TO_PARENT = {signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)}
 
 @contextlib.contextmanager
 def starting_processes() -> Iterator[None]:
-    """Within, processes start that hear nothing of Ctrl-C before `follow_parent`; the caller hears of it afterwards."""
+    """Within, processes start that hear nothing of Ctrl-C before `follow_parent`; the caller hears of it afterwards.
+
+    Their pool must have been made before: it starts a process of its own, which lets signals through again.
+    """
     if sys.platform == "win32":  # where signals cannot be held
         yield
         return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # which would let signals through again, once they are held
     before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
     try:
         yield

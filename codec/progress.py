@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,9 @@ SecondsProgress = Callable[[float, float | None], None]
 _SECONDS_BETWEEN = 0.2
 _SECONDS_BETWEEN_LOGGED = 60.0
 """Where standard error is no terminal; work that takes less says nothing there."""
+
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class _Line:
@@ -49,6 +53,7 @@ class _Line:
         return True
 
     def _print(self, text: str) -> None:
+        text = tamed(text)
         if self._is_terminal:  # a line that wraps could not be written over; what is told stands at its end
             room = _columns(sys.stderr) - 1
             text = f"\r\x1b[K{text if len(text) <= room else f'…{text[1 - room :]}'}"
@@ -102,6 +107,14 @@ class CountLine(_Line):
             speed = (done - self._first) / max(time.monotonic() - self._start, 1e-3)
             text += f", {speed:.3g} per second, {duration((total - done) / speed)} left"
         self._print(text)
+
+
+def tamed(text: str) -> str:
+    """Without the control characters that names of files may have, which would do to a terminal what nobody asked for.
+
+    Line breaks stay.
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _columns(terminal: TextIO) -> int:

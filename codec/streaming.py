@@ -96,13 +96,15 @@ class _Stream(OfModel):
             raise ModelError(f"this is not the state of a stream of this model; {name}.state_dict gives one")
         modules = dict(self.codec.named_modules())
         self.reset()
-        self._state = {
-            modules[name]: tuple(
-                kept.to(like.device, torch.promote_types(kept.dtype, like.dtype))  # the search takes no 16 bits
-                for kept, like in zip(memory, begun[name], strict=True)
-            )
-            for name, memory in state.items()
-        }
+        with torch.inference_mode():  # as in `push`: a compiled step takes other tensors for another program
+            self._state = {
+                modules[name]: tuple(
+                    # The search takes no 16 bits.
+                    kept.to(like.device, torch.promote_types(kept.dtype, like.dtype), copy=True)
+                    for kept, like in zip(memory, begun[name], strict=True)
+                )
+                for name, memory in state.items()
+            }
 
     def _portable(self) -> State:
         """The state, which does not depend on this stream."""

@@ -367,7 +367,7 @@ def test_outputs_that_exist_are_told_with_the_way_to_pass_over_them(run, speech)
     assert run("encode", "in", "out", "--model", run.model, "--skip-existing") == 0
 
 
-def test_codes_are_not_written_to_a_terminal(run, speech, model_directory):
+def test_codes_are_not_written_to_a_terminal(run, speech):
     pty = pytest.importorskip("pty", reason="needs terminals")
     mine, its = pty.openpty()
     command = [sys.executable, "-m", "codec", "encode", str(speech), "-", "--model", run.model]

@@ -354,3 +354,14 @@ def test_what_is_no_model_as_it_was_loaded_is_named(codec, tmp_path):
         files.decode_file(tmp_path / "a.txt", tmp_path / "a.wav", model=torch.nn.Sequential(codec))
     with pytest.raises(ModelError, match="is meant, got NoneType"):
         files.header_of(None)
+
+
+def test_a_model_of_which_either_file_has_changed_is_loaded_again(model_directory, tmp_path):
+    folder = shutil.copytree(model_directory, tmp_path / "model")
+    before, _ = files.load_model(folder, "cpu")
+    assert files.load_model(folder, "cpu")[0] is before
+    for name in ("config.json", "model.safetensors"):
+        os.utime(folder / name, ns=(0, 0))
+        after, _ = files.load_model(folder, "cpu")
+        assert after is not before
+        before = after

@@ -521,11 +521,13 @@ def test_compiled_networks_are_those_that_streams_run(codec: Codec):
     assert len(graphs) < 8  # else torch gives up and runs it as it is
 
 
-def test_what_is_remembered_of_joined_and_selected_signals_is_of_the_same_kind(codec: Codec):
+def test_what_is_remembered_of_joined_selected_and_loaded_signals_is_of_the_same_kind(codec: Codec):
     """Else a compiled decoder takes them for something new, and compiles another program."""
     decoder = StreamDecoder(codec)
     decoder.push(torch.tensor([[1], [2]]))
-    for stream in (decoder, decoder.join(decoder), decoder.select([1])):
+    loaded = StreamDecoder(codec)
+    loaded.load_state_dict(decoder.state_dict())
+    for stream in (decoder, decoder.join(decoder), decoder.select([1]), loaded):
         assert all(leaf.is_inference() for leaf in tree_leaves(list(stream._state.values())))
 
 

@@ -31,7 +31,7 @@ from codec.cli.options import (
 from codec.cli.reporting import count, saturated, show, softer, told
 from codec.cli.running import Failed, complain
 from codec.errors import CodecError, sentence
-from codec.output import STANDARD_STREAM, is_folder_name, require_outside
+from codec.output import STANDARD_STREAM, is_folder_name, is_stream, require_outside
 from codec.progress import SpeedLine
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class _Job:
     skip_existing: bool
     as_json: bool
     quiet: bool
+
+    def __post_init__(self) -> None:
+        if self.skip_existing and self.overwrite:
+            raise click.UsageError("--skip-existing and --overwrite exclude each other")
 
 
 @click.command()
@@ -156,7 +160,7 @@ def decode(
 
 def _decode_tokens(job: _Job, source: str, chosen: tuple[str, ...], how: dict[str, Any]) -> None:
     """Decode utterances of a folder of tokens, all or those of the chosen ids; a single one may go to a file."""
-    from codec.audio import OUTPUT_FORMATS
+    from codec.audio import INPUT_SUFFIXES
     from codec.files import decode_codes, load_for
     from codec.manifest import require_file_names
     from codec.tokenization.shards import Tokens
@@ -174,7 +178,7 @@ def _decode_tokens(job: _Job, source: str, chosen: tuple[str, ...], how: dict[st
         return _told_of_sound(decode_codes(reader, name, output, seconds=seconds, progress=progress, **how))
 
     target = job.files[1]
-    is_file = target == STANDARD_STREAM or Path(target).suffix in OUTPUT_FORMATS.values()
+    is_file = is_stream(target) or Path(target).suffix.lower() in INPUT_SUFFIXES
     if len(chosen) == 1 and is_file and not (os.path.isdir(target) or is_folder_name(target)):
         if not (job.skip_existing and os.path.isfile(target)):
             _each(dataclasses.replace(job, files=(tuple(ids), target)), tuple, tuple, one)
@@ -266,11 +270,9 @@ def _each(
         show(values, job.as_json, job.quiet)
 
     (source, *more), target = job.files
-    if job.skip_existing and job.overwrite:
-        raise click.UsageError("--skip-existing and --overwrite exclude each other")
     if job.as_json and target == STANDARD_STREAM:
         raise click.UsageError("--json and OUTPUT - cannot both have standard output")
-    if target == STANDARD_STREAM and sys.stdout.isatty():
+    if target == STANDARD_STREAM and job.suffix not in (".json", ".txt") and sys.stdout.isatty():
         raise click.UsageError("OUTPUT - would fill the terminal with bytes; pipe it into a program, or name a file")
     if is_folder_name(target) and Path(target).is_file():
         raise CodecError(f"{target}: is a file, though its name ends as that of a folder; leave out the {os.sep}")
@@ -339,7 +341,7 @@ def _several(job: _Job, pairs: list[tuple[Path, Path]], watched: Callable[[str, 
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             num_bad += 1
-            num_there += isinstance(error, FileExistsError)
+            num_there += isinstance(error, FileExistsError) and output.is_file()
             complain(sentence(error))
             if job.as_json:
                 click.echo(json.dumps({"source": str(file), "error": sentence(error)}))

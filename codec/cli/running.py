@@ -5,7 +5,6 @@ import contextlib
 import io
 import math
 import os
-import re
 import signal
 import sys
 import warnings
@@ -17,12 +16,12 @@ import click
 
 from codec.errors import CodecError, CodecWarning, sentence
 from codec.output import naming, not_in_locale
+from codec.progress import tamed
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code
 PIPE_CLOSED = 141  # exit code
 STOP_SIGNALS = {signal.SIGTERM, *(getattr(signal, name, signal.SIGTERM) for name in ("SIGHUP", "SIGUSR1"))}
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # characters but for line breaks
 SIGNALLED = {128 + number for number in STOP_SIGNALS}  # exit codes
 
 
@@ -78,18 +77,20 @@ def exit_code(main: Callable[[], object]) -> int:
         command = error.ctx.command_path if error.ctx else "codec"
         message = " ".join(error.format_message().split()).rstrip(".")
         if isinstance(error, click.NoSuchOption):
-            what = "setting is given as key=value" if command.endswith("train") else "file -name is given as ./-name"
-            message += f"; a {what}"
+            if command.endswith("train"):
+                message = f"{error.message}; a setting is given as key=value"
+            elif not error.possibilities:
+                message += "; a file -name is given as ./-name"
         return complain(f"{message}; see {command} --help")
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__  # of what click makes of an interruption
-        complain(str(cause) if isinstance(cause, Stopped) else "interrupted; unfinished files were removed")
+        complain(str(cause) if isinstance(cause, Stopped) else "interrupted; what was finished is kept")
         return INTERRUPTED
     except SystemExit as error:
         if error.code in SIGNALLED:
-            complain("stopped; unfinished files were removed")
+            complain("stopped; what was finished is kept")
         raise
     except (PipeClosed, BrokenPipeError):
         _give_up_output()
@@ -179,12 +180,9 @@ def complain(sentence: str) -> int:
 
 
 def tell(text: object) -> None:
-    """Write to standard error as far as that takes it; the exit code must not depend on it.
-
-    Control characters, which names of files may have, would do to a terminal what nobody asked for.
-    """
+    """Write to standard error as far as that takes it; the exit code must not depend on it."""
     with contextlib.suppress(OSError):
-        click.echo(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text)), err=True)
+        click.echo(tamed(str(text)), err=True)
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:

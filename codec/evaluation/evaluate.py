@@ -70,10 +70,12 @@ class Options:
     """Whether the page of the report lets the best and worst utterances be heard."""
 
     def __post_init__(self) -> None:
-        for name, least in (("jobs", 0), ("hop_length", 0), ("limit", 1), ("delay", 0), ("peak", 0)):
+        for name, least in (("jobs", 0), ("hop_length", 0), ("limit", 1), ("delay", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if self.peak is not None and not self.peak > 0:
+            raise ConfigError(f"peak must be above 0, got {self.peak}")
         refining_steps(self.refine)
 
 

@@ -74,7 +74,7 @@ def reconstruct(model: str, device: str, refine: int, task: Task) -> Reconstruct
         key += f" {_output_sums(task)}"
     except (CodecError, OSError) as error:
         return Reconstruction(task.id, "", problem=sentence(error))
-    assert encoded.bitrate is not None, "only what goes into a pipe has none"
+    assert encoded.bitrate is not None, "a file that nobody else knows has one"
     return Reconstruction(
         id=task.id,
         key=key,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 
 import torch
 
@@ -97,13 +98,13 @@ class Loader:
     def _submit(self, step: int) -> Future[Batch]:
         cut = _cut if self.num_workers else self.sampler.batch
         share = step, self.ranks.rank, self.ranks.size
-        try:
-            with starting_processes():
+        with starting_processes() if self.num_workers else nullcontext():
+            try:
                 return self._workers.submit(cut, *share)
-        except BrokenProcessPool:
-            self.warn("a process that cuts windows was killed; others take its place")
-            self.restart()  # what was cut ahead fails too
-            return self._workers.submit(cut, *share)
+            except BrokenProcessPool:
+                self.warn("a process that cuts windows was killed; others take its place")
+                self.restart()  # what was cut ahead fails too
+                return self._workers.submit(cut, *share)
 
     def _cut_of(self, step: int) -> Batch:
         """What was cut for a step; if that failed, for example because a disk did not answer, it gets another try."""

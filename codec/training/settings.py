@@ -158,7 +158,7 @@ def _of_data(config: Config, num_processes: int) -> Iterator[str]:
     run = Path(config.training.run)
     if run.exists() and not run.is_dir():
         yield f"training.run must name a folder, {run} is a file"
-    above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    above = next((folder for folder in (run, *run.absolute().parents) if folder.exists()), run)
     if above.is_dir() and not os.access(above, os.W_OK):  # told before speech is decoded for hours
         yield f"training.run: {above} cannot be written to"
     if (run / catalogue.WEIGHTS_NAME).exists():

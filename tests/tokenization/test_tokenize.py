@@ -169,6 +169,9 @@ def test_single_utterances_are_decoded_by_id(recordings, tmp_path, model_directo
     assert run([*arguments, "--id", "ben/3"]) == 2
     assert run([*arguments, "--id", "ben/3", "--skip-existing"]) == 0
     assert "one.wav: already exists" in capsys.readouterr().err
+    arguments[2] = str(tmp_path / "one.mp3")
+    assert run([*arguments, "--id", "ben/3"]) == 2
+    assert "one.mp3: sound cannot be written as .mp3" in capsys.readouterr().err
     assert run(["decode", str(recordings), str(tmp_path / "more"), "--id", "ben/3"]) == 2
     assert "--id is for a folder that codec tokenize has made, which" in capsys.readouterr().err
 

@@ -173,3 +173,24 @@ with loader.Loader(sampler, Ranks(), torch.device("cpu"), print, num_workers=1) 
     done = subprocess.run([*enter, sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("(docker run --shm-size 4g), or set data.workers=0")
+
+
+class TellingItsMask(Steps):
+    """Tells whether its process has held Ctrl-C while it started, which is when it was unpickled there."""
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.held = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
+        return super().batch(int(self.held), rank, num_ranks)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs masks of signals")
+def test_processes_hear_nothing_of_an_interruption_from_their_start_on_also_those_that_replace_others():
+    with cut_by_processes(TellingItsMask(), []) as batches:
+        assert batches.batch(0).wav[0, 0, 0].item() == 1
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        assert batches.batch(100).wav[0, 0, 0].item() == 1
