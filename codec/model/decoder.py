@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codec.limits import refuse, too_small
+from codec.limits import LARGEST_COUNT, refuse, too_large, too_small
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, WindowedAttention, in_pieces
 from codec.model.source import PitchPredictor, Source
 from codec.model.stft import CausalInverseSTFT
@@ -50,6 +50,7 @@ class SpectralDecoderConfig:
             *("attention_heads", "attention_window", "pitch_width"),
         )
         mistakes = too_small(self, "decoder", {1: sizes})
+        mistakes += too_large(self, "decoder", {"num_blocks": LARGEST_COUNT})
         if self.n_fft % max(self.hop_length, 1) or self.n_fft < 2 * self.hop_length or self.n_fft % 2:
             mistakes.append(
                 f"decoder.n_fft must be even and a multiple, at least twice, of hop_length {self.hop_length}, "

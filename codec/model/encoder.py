@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.limits import refuse, too_small
+from codec.limits import LARGEST_COUNT, refuse, too_large, too_small
 from codec.model.correlation import DECIMATION, lag_correlation
 from codec.model.layers import CausalConv1d, ConvNeXtBlock, State, in_pieces
 from codec.model.stft import log_magnitudes
@@ -45,6 +45,7 @@ class SpectralEncoderConfig:
     def __post_init__(self) -> None:
         sizes = ("hop_length", "width", "expansion", "kernel_size", "latent_dim")
         mistakes = too_small(self, "encoder", {0: ("num_blocks", "lookahead"), 1: sizes})
+        mistakes += too_large(self, "encoder", {"num_blocks": LARGEST_COUNT, "lookahead": LARGEST_COUNT})
         if self.short_n_fft < 8 or self.short_n_fft % 8 or self.hop_length % (self.short_n_fft // 4):
             mistakes.append(
                 f"encoder.short_n_fft must be a multiple of 8 whose quarter divides hop_length "

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ModelError
-from codec.limits import too_small
+from codec.limits import LARGEST_COUNT, too_large, too_small
 from codec.model import beam
 from codec.model.layers import State, extend_left, where_float64_is
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig, are_usable
@@ -44,7 +44,8 @@ class PredictiveSimVQConfig(SimVQConfig):
 
     def _mistakes(self) -> list[str]:
         least = {0: ("delay",), 1: ("memory", "context_width", "num_paths")}
-        return [*super()._mistakes(), *too_small(self, "quantizer", least)]
+        most = {"delay": LARGEST_COUNT, "num_paths": LARGEST_COUNT}
+        return [*super()._mistakes(), *too_small(self, "quantizer", least), *too_large(self, "quantizer", most)]
 
 
 class PredictiveSimVQ(SimVQ):

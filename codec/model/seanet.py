@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.limits import refuse, too_small
+from codec.limits import LARGEST_COUNT, refuse, too_large, too_small
 from codec.model.timeconv import TimeConv1d, add_weight_norm
 
 CHUNK_SAMPLES = 48000
@@ -44,6 +44,7 @@ class SEANetEncoderConfig:
         self.strides = list(self.strides)
         sizes = ("latent_dim", "num_filters", "kernel_size", "residual_kernel_size")
         mistakes = too_small(self, "encoder", {0: ("num_lstm_layers",), 1: sizes})
+        mistakes += too_large(self, "encoder", {"num_lstm_layers": LARGEST_COUNT})
         if self.num_filters % 2:
             mistakes.append(f"encoder.num_filters must be even, got {self.num_filters}")
         if not self.strides or min(self.strides) < 2:

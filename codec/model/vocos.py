@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ConfigError
-from codec.limits import refuse, too_small
+from codec.limits import LARGEST_COUNT, refuse, too_large, too_small
 from codec.model.decoder import Synthesis
 from codec.model.stft import overlap_add
 from codec.model.timeconv import Linear, TimeConv1d, conv1d
@@ -43,6 +43,7 @@ class VocosDecoderConfig:
     def __post_init__(self) -> None:
         sizes = ("latent_dim", "width", "inner_width", "num_groups", "n_fft", "hop_length", "num_blocks")
         mistakes = too_small(self, "decoder", {1: sizes})
+        mistakes += too_large(self, "decoder", {"num_blocks": LARGEST_COUNT})
         if self.width % max(self.num_groups, 1):
             mistakes.append(f"decoder.width must be a multiple of num_groups {self.num_groups}, got {self.width}")
         if self.n_fft % (2 * max(self.hop_length, 1)):

@@ -226,6 +226,13 @@ def test_a_config_survives_json(codec: Codec):
         (("decoder", "n_fft"), 1000, "multiple"),
         (("decoder",), {"kind": "vocos", "n_fft": 0}, r"decoder\.n_fft must be at least 1, got 0"),
         (("encoder", "short_n_fft"), 100, "short_n_fft"),
+        (("encoder", "num_blocks"), 2**31, r"encoder\.num_blocks must be at most 1024"),
+        (("encoder", "lookahead"), 2**31, r"encoder\.lookahead must be at most 1024"),
+        (("encoder",), {"kind": "seanet", "num_lstm_layers": 2**31}, r"encoder\.num_lstm_layers must be at most 1024"),
+        (("quantizer", "delay"), 2**31, r"quantizer\.delay must be at most 1024"),
+        (("quantizer", "num_paths"), 2**31, r"quantizer\.num_paths must be at most 1024"),
+        (("decoder", "num_blocks"), 2**31, r"decoder\.num_blocks must be at most 1024"),
+        (("decoder",), {"kind": "vocos", "num_blocks": 2**31}, r"decoder\.num_blocks must be at most 1024"),
         (("sample_rate",), "24 kHz", "sample_rate"),
     ],
 )
