@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.errors import ModelError
-from codec.limits import LARGEST_COUNT, too_large, too_small
+from codec.limits import LARGEST_COUNT, refuse, too_large, too_small
 from codec.model import beam
 from codec.model.layers import State, extend_left, where_float64_is
 from codec.model.quantizer import QuantizerOutput, SimVQ, SimVQConfig, are_usable
@@ -43,9 +43,14 @@ class PredictiveSimVQConfig(SimVQConfig):
     delay: int = 3  # frames until a code is decided; 0 with one path: the nearest code
 
     def _mistakes(self) -> list[str]:
-        least = {0: ("delay",), 1: ("memory", "context_width", "num_paths")}
-        most = {"delay": LARGEST_COUNT, "num_paths": LARGEST_COUNT}
-        return [*super()._mistakes(), *too_small(self, "quantizer", least), *too_large(self, "quantizer", most)]
+        return [*super()._mistakes(), *_mistakes_in_prediction(self)]
+
+
+def _mistakes_in_prediction(settings: object) -> list[str]:
+    """A sentence about each setting, an attribute, that a quantizer has only with prediction and that is impossible."""
+    least = {0: ("delay",), 1: ("memory", "context_width", "num_paths")}
+    most = {"delay": LARGEST_COUNT, "num_paths": LARGEST_COUNT}
+    return [*too_small(settings, "quantizer", least), *too_large(settings, "quantizer", most)]
 
 
 class PredictiveSimVQ(SimVQ):
@@ -90,7 +95,8 @@ class PredictiveSimVQ(SimVQ):
         **settings: object,
     ):
         super().__init__(codebook_size, codebook_dim, **settings)  # type: ignore[arg-type]
-        self.memory, self.num_paths, self.delay = memory, num_paths, delay
+        self.memory, self.context_width, self.num_paths, self.delay = memory, context_width, num_paths, delay
+        refuse(_mistakes_in_prediction(self))
         self.taps = nn.Parameter(torch.zeros(memory, codebook_dim, codebook_dim))
         self.hear = nn.Linear(memory * codebook_dim, context_width)
         self.expect = nn.Linear(context_width, 2 * codebook_dim)

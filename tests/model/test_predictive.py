@@ -380,7 +380,7 @@ def test_latents_of_another_shape_are_refused(quantizer: PredictiveSimVQ, shape:
         quantizer(torch.zeros(shape))
 
 
-def test_bad_values_codes_and_settings_are_refused(quantizer: PredictiveSimVQ):
+def test_bad_values_and_codes_are_refused(quantizer: PredictiveSimVQ):
     quantizer.eval()
     with pytest.raises(ModelError, match="dimension 2 of vector 1 is nan"):
         quantizer(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, torch.nan, 0.0]).view(1, 2, D).transpose(1, 2))
@@ -388,6 +388,13 @@ def test_bad_values_codes_and_settings_are_refused(quantizer: PredictiveSimVQ):
         quantizer.lookup(torch.tensor([[K]]))
     with pytest.raises(ModelError, match="codes of shape"):
         quantizer.lookup(torch.tensor([0]))
-    for name in ("memory", "context_width", "num_paths"):
-        with pytest.raises(ConfigError, match=name):
-            PredictiveSimVQConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("memory", 0), ("context_width", 0), ("num_paths", 0), ("delay", -1), ("delay", 2**31)]
+)
+def test_impossible_settings_are_refused_by_name(name: str, value: int):
+    with pytest.raises(ConfigError, match=rf"quantizer\.{name} must be at"):
+        PredictiveSimVQConfig(**{name: value})
+    with pytest.raises(ConfigError, match=rf"quantizer\.{name} must be at"):
+        PredictiveSimVQ(K, D, **{name: value})
