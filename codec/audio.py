@@ -24,7 +24,7 @@ import soxr
 
 from codec import mp3, ogg, riff
 from codec.errors import AudioError, CodecWarning
-from codec.limits import MAX_MAGNITUDE
+from codec.limits import MAX_MAGNITUDE, MAX_SAMPLE_RATE
 from codec.output import STANDARD_STREAM, check_path, chosen_format, naming, open_output, shown
 
 INPUT_SUFFIXES = frozenset({
@@ -41,7 +41,6 @@ FOREIGN_SUFFIXES = frozenset({
 OUTPUT_FORMATS = {"wav": ".wav", "flac": ".flac", "ogg": ".ogg", "wav-float": ".wav"}
 """Name of each format that can be written -> its suffix. wav and flac hold 16 bits, ogg is Vorbis."""
 
-MAX_SAMPLE_RATE = 1_000_000  # Hz
 _WRONG_RATE = f"a sample rate must be an integer from 1 to {MAX_SAMPLE_RATE} Hz"
 
 _VALUES_PER_READ = 1 << 22  # 16 MiB of float32, all channels together

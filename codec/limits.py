@@ -8,6 +8,7 @@ from codec.errors import ConfigError
 
 MAX_MAGNITUDE = 100.0
 """Of samples. Those beyond are integers that were made floats, not loud speech (full scale is 1)."""
+MAX_SAMPLE_RATE = 1_000_000  # Hz
 LARGEST_COUNT = 1024
 """Of layers, of frames that a code waits for, and of paths: beyond any use. Each costs time or memory, and it is late,
 or there are none at all, when weights that do not fit would tell."""

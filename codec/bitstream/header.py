@@ -12,6 +12,7 @@ from functools import cached_property
 
 from codec.bitstream.packing import packed_size
 from codec.errors import FormatError
+from codec.limits import MAX_SAMPLE_RATE
 from codec.rates import Rates
 
 MAGIC = b"\xc0\xdeS\n"
@@ -63,7 +64,7 @@ class Header(Rates):
     block_frames: int = 256
 
     def __post_init__(self) -> None:
-        _check_range("sample rate", self.sample_rate, 1, 1_000_000)
+        _check_range("sample rate", self.sample_rate, 1, MAX_SAMPLE_RATE)
         _check_range("hop length", self.hop_length, 1, 0xFFFF)
         _check_range("codebook size", self.codebook_size, 2, 0xFFFFFFFF)
         _check_range("block frames", self.block_frames, 8, MAX_BLOCK_FRAMES)

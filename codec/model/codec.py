@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from codec.errors import AudioError, ConfigError, ModelError
 from codec.input import is_of
-from codec.limits import MAX_MAGNITUDE, refuse
+from codec.limits import MAX_MAGNITUDE, MAX_SAMPLE_RATE, refuse
 from codec.model.decoder import SpectralDecoder, SpectralDecoderConfig
 from codec.model.encoder import NO_SAMPLE, SpectralEncoder, SpectralEncoderConfig
 from codec.model.layers import MAX_FRAMES
@@ -93,8 +93,10 @@ class CodecConfig:
     decoder: Any = field(default_factory=SpectralDecoderConfig)
 
     def __post_init__(self) -> None:
-        if type(self.sample_rate) is not int or self.sample_rate < 1:
-            raise ConfigError(f"sample_rate must be a whole number of Hz, at least 1, got {self.sample_rate!r}")
+        if type(self.sample_rate) is not int or not 1 <= self.sample_rate <= MAX_SAMPLE_RATE:
+            raise ConfigError(
+                f"sample_rate must be a whole number of Hz from 1 to {MAX_SAMPLE_RATE}, got {self.sample_rate!r}"
+            )
 
     @property
     def is_streamable(self) -> bool:

@@ -234,6 +234,7 @@ def test_a_config_survives_json(codec: Codec):
         (("decoder", "num_blocks"), 2**31, r"decoder\.num_blocks must be at most 1024"),
         (("decoder",), {"kind": "vocos", "num_blocks": 2**31}, r"decoder\.num_blocks must be at most 1024"),
         (("sample_rate",), "24 kHz", "sample_rate"),
+        (("sample_rate",), 1_000_001, "sample_rate must be a whole number of Hz from 1 to 1000000, got 1000001"),
     ],
 )
 def test_mistakes_in_a_config_are_named(codec: Codec, path: tuple[str, ...], value: object, message: str):
