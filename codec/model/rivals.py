@@ -113,9 +113,9 @@ class FeatureVQConfig:
 class EMAVQ(VQ):
     """A codebook of running means: every code moves towards the mean of the latents that chose it.
 
-    It starts with k-means on the latents given to `match`, or else on the first batch in training. Codes that are
-    hardly ever chosen are replaced by latents of the batch. With several processes, statistics are of all of them, and
-    a start on the first batch is the first one's. Latents with NaN, or too large to be squared, take no part.
+    It starts with k-means on the latents given to `match`, or else on the first batch in training that has two of them.
+    Codes that are hardly ever chosen are replaced by latents of the batch. With several processes, statistics are of
+    all of them, and a start on a batch is the first one's. Latents with NaN, or too large to be squared, take no part.
 
     The running averages are of shares of a batch, not of counts, so they do not depend on its size.
 
@@ -157,14 +157,16 @@ class EMAVQ(VQ):
         self.register_load_state_dict_post_hook(_look_again)
 
     def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._is_started and not self.num_updates:
-            self.match(vectors.detach())
-            if _is_shared():
-                for buffer in (self.codebook, self.usage, self.sums, self.num_updates):
-                    dist.broadcast(buffer, 0)
-        self._is_started = True  # from here on without asking the device
+        if not self._is_started:
+            if not self.num_updates:
+                self.match(vectors.detach())
+                if _is_shared():
+                    for buffer in (self.codebook, self.usage, self.sums, self.num_updates):
+                        dist.broadcast(buffer, 0)
+            self._is_started = bool(self.num_updates)  # from then on without asking the device
         codes, quantized, loss = super().learn(vectors)
-        self._update(vectors.detach(), codes)
+        if self._is_started:
+            self._update(vectors.detach(), codes)
         return codes, quantized, loss
 
     @torch.no_grad()

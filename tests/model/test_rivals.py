@@ -325,6 +325,19 @@ def test_broken_latents_do_not_enter_the_codebook(value: float):
     assert torch.isfinite(quantizer.usage).all()
 
 
+@pytest.mark.parametrize(
+    "first", [torch.full((2, D, 5), torch.nan), torch.ones(1, D, 1)], ids=["broken", "a single one"]
+)
+def test_a_batch_with_too_few_latents_leaves_the_start_to_the_next(first: torch.Tensor):
+    quantizer, expected = make("ema"), make("ema")
+    quantizer.checks_values = False
+    quantizer(first)
+    quantizer(latents(200))
+    expected(latents(200))
+    assert torch.equal(quantizer.codebook, expected.codebook)
+    assert quantizer.num_updates == expected.num_updates
+
+
 def test_a_state_from_before_the_start_is_started_again():
     quantizer = make("ema")
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
