@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from codec.cores import num_cores
-from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, sentence
+from codec.errors import CodecError, CodecWarning, ConfigError, CorpusError, ModelError, sentence
 from codec.files import DEFAULT_MODEL, MAX_AT_ONCE, PRECISIONS, encode_sounds, group_alike
 from codec.limits import refining_steps
 from codec.manifest import read_rows, sounds_by_id, speaker_of
@@ -150,7 +150,7 @@ def tokenize(
     done = total - sum(map(len, wanted.values()))
     if progress and wanted:
         progress("encoded", done, total)
-    results = _encode_all(_batches(wanted, jobs), jobs, (model, device, precision, refine))
+    results = _encode_all(_batches(wanted, jobs), jobs, (model, device, info))
     new_samples = 0
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
         new_samples += _write(folder, number, shards[number], encoded, info)
@@ -327,7 +327,7 @@ def _likely_seconds(recording: Recording) -> float:
 
 
 def _encode_all(
-    batches: Sequence[Batch], jobs: int, arguments: tuple[str | os.PathLike[str], str, str, int]
+    batches: Sequence[Batch], jobs: int, arguments: tuple[str | os.PathLike[str], str, TokensInfo]
 ) -> Iterator[tuple[int, str, Encoded]]:
     """(shard, id, result) of each recording, in the order in which they are finished."""
     tasks = [recordings for _, recordings in batches]
@@ -375,9 +375,12 @@ def _write(target: Path, number: int, shard: Sequence[Recording], encoded: dict[
 
 
 def _prepare(
-    model: str | os.PathLike[str], device: str, precision: str, refine: int
+    model: str | os.PathLike[str], device: str, info: TokensInfo
 ) -> Callable[[Sequence[Recording]], list[Encoded]]:
-    return partial(_encode, weights.load(model, device), precision, refine)
+    codec = weights.load(model, device)
+    if codec.fingerprint != info.fingerprint:  # as by training that goes on
+        raise ModelError(f"{model}: was replaced while tokens were made with it; make them with a copy that stays")
+    return partial(_encode, codec, info.precision, info.refine)
 
 
 def _encode(codec: Codec, precision: str, refine: int, recordings: Sequence[Recording]) -> list[Encoded]:

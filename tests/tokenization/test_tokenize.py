@@ -826,6 +826,20 @@ def test_a_damaged_array_is_refused_and_its_shard_made_again(tmp_path, capsys, k
     assert re.search(r"00000\.npy: (is no whole \.npy file|codes must be)", line)
 
 
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_a_model_that_is_replaced_meanwhile_makes_no_tokens(
+    recordings, tmp_path, model_directory, other_model_directory, jobs
+):
+    model = shutil.copytree(model_directory, tmp_path / "model")
+
+    def replace_model(*_):
+        shutil.copytree(other_model_directory, model, dirs_exist_ok=True)
+
+    with pytest.raises(ModelError, match="model: was replaced while tokens were made with it"):
+        tokens_of(recordings, tmp_path / "tokens", model, jobs=jobs, progress=replace_model)
+    assert list(content(tmp_path / "tokens")) == ["tokens.json"]
+
+
 def test_a_damaged_model_leaves_no_folder_that_would_be_its_own(recordings, tmp_path, model_directory):
     shutil.copytree(model_directory, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
