@@ -153,6 +153,7 @@ def tokenize(
     results = _encode_all(_batches(wanted, jobs), jobs, (model, device, info))
     new_samples = 0
     for number, encoded in _whole_shards(wanted, _counted(results, done, total, progress)):
+        _require_same(folder, read_info(folder), info)  # another call may have begun it otherwise at the same moment
         new_samples += _write(folder, number, shards[number], encoded, info)
     num_utterances = num_codes = num_samples = 0
     for number in shards:
@@ -231,6 +232,8 @@ def _begin(
     digest = hashlib.sha256()
     for recording in recordings:
         digest.update(f"{recording.id}\t{recording.seconds}\t{recording.speaker}\t{recording.part}\n".encode())
+    if not is_tokens(target):
+        weights.load(model)  # or a damaged one would leave a folder without tokens; others may begin one meanwhile
     begun = read_info(target) if is_tokens(target) else None
     if size is None:
         hundredth = -(-len(recordings) // NUM_SHARDS)
@@ -255,7 +258,6 @@ def _begin(
         # Others that share the work may begin at the same moment.
         if any(name != INFO_NAME and not name.endswith(TEMPORARY_SUFFIX) for name in names):
             raise ConfigError(f"{target}: is neither empty nor a folder of tokens; choose another")
-        weights.load(model)  # or a damaged one would leave a folder that is its own, without tokens
         write_info(target, info)
     else:
         _require_same(target, begun, info)

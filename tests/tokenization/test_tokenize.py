@@ -428,6 +428,19 @@ def test_calls_that_share_the_work_may_begin_at_the_same_moment(manifest, tmp_pa
     assert len(Tokens(tmp_path / "shared")) == 7
 
 
+def test_of_calls_that_begin_otherwise_at_the_same_moment_only_one_makes_tokens(
+    manifest, tmp_path, model_directory, other_model_directory
+):
+    tokens_of(manifest, tmp_path / "other", other_model_directory)
+
+    def begin_otherwise(*_):
+        shutil.copy(tmp_path / "other" / "tokens.json", tmp_path / "tokens")
+
+    with pytest.raises(ConfigError, match="tokens: holds tokens that were made otherwise, fingerprint was"):
+        tokens_of(manifest, tmp_path / "tokens", model_directory, progress=begin_otherwise)
+    assert content(tmp_path / "tokens") == {"tokens.json": (tmp_path / "other" / "tokens.json").read_bytes()}
+
+
 def test_recordings_are_tried_again_once_they_have_changed(recordings, tmp_path, model_directory, capsys):
     folder = shutil.copytree(recordings, tmp_path / "recordings")
     manifest = tmp_path / "list.tsv"
