@@ -116,6 +116,7 @@ def prepare_libritts(
     """Bring LibriTTS or LibriTTS-R to `root` as far as it is not there, check it and list it in manifests.
 
     There is a manifest for each part under its official name, and "train" and "dev" for the parts of each together.
+    Those of parts that are not asked for stay as they are.
 
     Args:
         root: folder that holds LibriTTS/ (or LibriTTS_R/) or shall hold it, or that folder itself.
@@ -168,7 +169,8 @@ def prepare_libritts(
             f"{'; '.join(shared)}; a result on them would mean nothing; see how their folders came to be in both, "
             f"nothing was written"
         )
-    lists = {**utterances, "train": splits["train"], "dev": splits["dev"]}
+    asked = {name: splits[name] for name in ("train", "dev") if any(part in SPLITS[name] for part in wanted)}
+    lists = {**utterances, **asked}
     return conclude(variant, root, folder, results, lists, warnings, config, progress)
 
 

@@ -109,6 +109,15 @@ def test_chosen_parts_only(root):
     assert list(outcome.manifests) == ["dev-clean.tsv", "test-clean.tsv", "dev.tsv"]
 
 
+def test_lists_of_other_parts_stay(root):
+    prepare_libritts(root, config=ALONE)
+    before = tables(root / "manifests")
+    prepare_libritts(root, parts=["test-clean"], config=ALONE)
+    after = tables(root / "manifests")
+    names = ("dev-clean.tsv", "dev.tsv", "train-clean-100.tsv", "train-clean-360.tsv", "train.tsv")
+    assert {name: after.get(name) for name in names} == {name: before[name] for name in names}
+
+
 def test_subset_takes_as_many_of_every_list(root):
     outcome = prepare_libritts(root, config=dataclasses.replace(ALONE, subset=2))
     assert {len(utterances) for utterances in outcome.manifests.values()} == {2}
