@@ -20,7 +20,7 @@ from codec.training.data import LONGEST_WINDOW, DataConfig
 from codec.training.discriminators import PeriodConfig, SpectrumConfig
 from codec.training.losses import MelLossConfig
 from codec.training.optimizer import wrong_betas
-from codec.training.perception import Disturbance, Intelligibility
+from codec.training.perception import LEAST_RATE, Disturbance, Intelligibility
 
 PARTS = ("encoder", "quantizer", "decoder")
 MAX_BATCH_SECONDS = 24 * 3600.0
@@ -246,6 +246,9 @@ def _of_spectra(config: Config) -> Iterator[str]:
 
 def _of_perception(config: Config) -> Iterator[str]:
     rate = config.model.sample_rate
+    if rate < LEAST_RATE:
+        yield f"model.sample_rate must be at least {LEAST_RATE} Hz, so that losses can tell what is heard, got {rate}"
+        return
     for name, loss in (("disturbance_weight", Disturbance), ("intelligibility_weight", Intelligibility)):
         shortest = loss.shortest(rate)
         if getattr(config.training, name) and _samples(config, config.data.window_seconds) < shortest:

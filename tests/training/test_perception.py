@@ -233,7 +233,7 @@ def test_recordings_count_alike_however_little_speech_they_have(listener: Intell
     torch.testing.assert_close(listener(reference, estimate), of_each.mean())
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 24000, 44100])
+@pytest.mark.parametrize("sample_rate", [perception.LEAST_RATE, 8000, 16000, 22050, 24000, 44100])
 @pytest.mark.parametrize(("loss", "least"), [(Disturbance, 0.0), (Intelligibility, 0.1)])
 def test_the_shortest_window_is_judged(loss: type[Disturbance | Intelligibility], least: float, sample_rate: int):
     length = loss.shortest(sample_rate)
