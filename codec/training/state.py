@@ -59,6 +59,16 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def like_flattened(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Tensors of the names, shapes and kinds that `flatten_optimizer` gives once every parameter had a gradient."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}.{name}": like
+        for index, parameter in enumerate(parameters)
+        for name, like in (("step", torch.zeros(())), ("exp_avg", parameter), ("exp_avg_sq", parameter))
+    }
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Give an optimizer the state that `flatten_optimizer` took; its settings stay as they are."""
     state: dict[int, dict[str, Tensor]] = {}

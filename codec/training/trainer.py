@@ -56,6 +56,7 @@ from codec.training.state import (
     check_portable,
     check_room,
     flatten_optimizer,
+    like_flattened,
     load_latest,
     lock_run,
     restore_optimizer,
@@ -540,6 +541,10 @@ class Trainer:
             "ema": self.ema.shadow,
             "discriminators": self.adversary.discriminators.state_dict(),
         }
+        optimizers = {"optimizer": self.optimizer, "discriminator_optimizer": self.adversary.optimizer}
+        for part, optimizer in optimizers.items():  # whose state may lack any parameter
+            theirs = latest.parts.get(part, {})
+            ours[part] = {name: like for name, like in like_flattened(optimizer).items() if name in theirs}
         expected, found = (
             {f"{part}/{name}": tensor for part in ours for name, tensor in parts.get(part, {}).items()}
             for parts in (ours, latest.parts)

@@ -428,10 +428,17 @@ def test_a_state_of_foreign_tensors_or_without_counters_is_refused_in_a_sentence
     parts, counters = load_state(path)
     name, tensor = next(iter(parts["ema"].items()))
     no_steps = {key: value for key, value in counters.items() if key != "step"}
+    moments = parts["optimizer"]
     for changed, values, foreign in (
         (parts | {"ema": parts["ema"] | {name: tensor[..., :1]}}, counters, f"has another shape for ema/{name}"),
         (parts | {"codec": parts["codec"] | {"another": torch.zeros(3)}}, counters, "has unknown codec/another"),
         ({"codec": parts["codec"], "ema": parts["ema"]}, counters, "lacks discriminators/groups.*"),
+        (parts | {"optimizer": moments | {"abc": torch.zeros(3)}}, counters, "has unknown optimizer/abc"),
+        (
+            parts | {"optimizer": moments | {"0.exp_avg": moments["0.exp_avg"][..., :1]}},
+            counters,
+            r"has another shape for optimizer/0\.exp_avg",
+        ),
         (parts, no_steps, "lacks step"),
         (parts, counters | {"ema_updates": "many"}, "lacks ema_updates"),
     ):
