@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from codec.errors import CodecError, first_line
+from codec.errors import CodecError, ConfigError, first_line
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for another, for example for the first one's validation or its cache of decoded audio."""
@@ -25,15 +25,24 @@ class Ranks:
 
     Args:
         device: `training.device`, which they are to use.
+
+    Raises:
+        ConfigError: what `torchrun` tells in the environment is incomplete or makes no sense.
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if self.size > 1 and not dist.is_initialized():
-            has_gpu = device != "cpu" and torch.cuda.is_available()
-            dist.init_process_group("nccl" if has_gpu else "gloo", timeout=PATIENCE)
+        try:
+            self.size = int(os.environ.get("WORLD_SIZE", "1"))
+            self.rank = int(os.environ.get("RANK", "0"))
+            self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+            if self.size > 1 and not dist.is_initialized():
+                has_gpu = device != "cpu" and torch.cuda.is_available()
+                dist.init_process_group("nccl" if has_gpu else "gloo", timeout=PATIENCE)
+        except ValueError as error:
+            raise ConfigError(
+                "WORLD_SIZE and the like in the environment, by which torchrun tells processes of each other, cannot "
+                f"be used ({first_line(error)}); start several with torchrun, or unset them"
+            ) from error
 
     @property
     def is_first(self) -> bool:

@@ -415,6 +415,16 @@ def test_a_portable_state_can_hold_the_optimizers(tiny_run: list[str], tmp_path:
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=0, msg=name)  # bfloat16 keeps 8 bits
 
 
+@pytest.mark.parametrize(("size", "reason"), [("abc", "'abc'"), ("2", "environment variable RANK expected")])
+def test_an_environment_that_does_not_tell_processes_of_each_other_is_refused_in_a_sentence(
+    size: str, reason: str, tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=rf"^WORLD_SIZE and the like in the environment, .*{reason}.*torchrun"):
+        Trainer(compose(tiny_run))
+
+
 def test_a_state_of_other_settings_is_refused_by_name(tiny_run: list[str], tmp_path: Path):
     fit(tiny_run, "training.steps=1")
     Trainer(compose([*tiny_run, "training.steps=99", "training.learning_rate=1e-4", "data.batch_size=2"]))
