@@ -30,7 +30,7 @@ class _Refused(Exception):
 
 
 class _BrokenOff(Exception):
-    """The network failed while a file was read; not the disk while it was written."""
+    """The network failed once a mirror was reached; not the disk while the file was written."""
 
 
 def download(
@@ -139,8 +139,8 @@ def _fetch(url: str, part: Path, num_bytes: int | None, progress: Progress | Non
             last, is_reached = f"cannot be reached ({error.reason})", was_reached
         except (ValueError, http.client.InvalidURL) as error:
             raise _Refused(f"is no address of a server ({error})") from error
-        except (http.client.HTTPException, TimeoutError, ConnectionError, _BrokenOff) as error:
-            last = f"breaks off ({type(error.__cause__ or error).__name__})"
+        except _BrokenOff as error:
+            last = f"breaks off ({type(error.__cause__).__name__})"
         now = part.stat().st_size if part.exists() else 0
         failures = 1 if now > max(most, have) else failures + 1
         most = max(most, now)
@@ -154,7 +154,7 @@ def _append(url: str, part: Path, have: int, num_bytes: int | None, timeout: flo
     request = urllib.request.Request(url, headers={"User-Agent": "codec", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    with _open(request, timeout) as response:
         length = response.headers.get("Content-Length", "")
         is_continued = response.status == 206
         if is_continued and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -173,6 +173,16 @@ def _append(url: str, part: Path, have: int, num_bytes: int | None, timeout: flo
                 if progress:
                     progress(f"fetched {part.stem}, MB", have // 10**6, (total or have) // 10**6)
         return total is None or have == total
+
+
+def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
+        return response
+    except (urllib.error.URLError, http.client.InvalidURL):
+        raise
+    except (OSError, http.client.HTTPException) as error:  # while the answer is waited for
+        raise _BrokenOff from error
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

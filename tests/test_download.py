@@ -1,6 +1,8 @@
 """A file arrives whole and right, or not at all, whatever the server does."""
 
+import http.client
 import re
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,6 +118,22 @@ def test_mirror_that_goes_away_is_waited_for_longer(server, tmp_path, monkeypatc
         fetch(server, tmp_path / "a", "cut")
     assert pauses == [1, 2, 4]
     assert (tmp_path / "a.part").read_bytes() == server.data[:100_000]
+
+
+@pytest.mark.parametrize("reader", ["getresponse", "read"])
+def test_encryption_that_breaks_is_a_fault_of_the_mirror(reader, server, tmp_path, monkeypatch):
+    where = http.client.HTTPConnection if reader == "getresponse" else http.client.HTTPResponse
+    unbroken, broken = getattr(where, reader), []
+
+    def read(*arguments, **options):
+        if len(broken) < 4:  # tries of the first mirror
+            broken.append(ssl.SSLError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] bad record mac"))
+            raise broken[-1]
+        return unbroken(*arguments, **options)
+
+    monkeypatch.setattr(where, reader, read)
+    fetch(server, tmp_path / "a", "good", "good")
+    assert (tmp_path / "a").read_bytes() == server.data
 
 
 def test_sum_may_be_sha256(server, tmp_path):
