@@ -26,7 +26,6 @@ from codec.evaluation.pairs import (
     Reference,
     choose_some,
     find_references,
-    make_item,
     pair_folders,
 )
 from codec.evaluation.reconstruction import Reconstruction
@@ -232,7 +231,11 @@ def evaluate_model(
         ]
         made, more = _reconstruct(tasks, os.fspath(model), options, journal, progress)
         problems = more if is_subset else problems + more
-        items = [make_item(task.id, references[task.id], task.estimate) for task in tasks if task.id in made]
+        items = [
+            Item(task.id, task.reference, task.estimate, references[task.id].speaker)
+            for task in tasks
+            if task.id in made
+        ]
         tolerance = options.hop_length if options.hop_length is not None else found.hop_length
         rows, more = _score(items, plan, options, tolerance, journal, progress)
         problems += more

@@ -16,6 +16,7 @@ from codec.errors import AudioError
 from codec.evaluation.metric import Pair
 from codec.evaluation.resampling import resample
 from codec.manifest import UNKNOWN_SPEAKER, composed, read_manifest, require_file_names, sounds_by_id, speaker_of
+from codec.output import naming
 
 FOLDER_TOLERANCE = 0.025
 """Seconds by which an estimate of unknown origin may be longer or shorter: a frame at 40 frames per second."""
@@ -41,8 +42,21 @@ class Item:
     id: str
     reference: Path
     estimate: Path
-    text: str | None = None
     speaker: str = UNKNOWN_SPEAKER
+
+    @property
+    def text(self) -> str | None:
+        """What is said, where a file `.normalized.txt` or `.txt` beside the reference tells.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        for suffix in (".normalized.txt", ".txt"):
+            path = self.reference.with_suffix(suffix)
+            if os.path.isfile(path):
+                with naming(path):
+                    return path.read_text(encoding="utf-8", errors="replace").strip() or None
+        return None
 
 
 @dataclass(frozen=True)
@@ -102,13 +116,8 @@ def pair_folders(reference: Path, estimate: Path) -> tuple[list[Item], list[Prob
         for id, path in estimates.items()
         if id not in references
     ]
-    items = [make_item(id, found, estimates[id]) for id, found in references.items() if id in estimates]
+    items = [Item(id, found.path, estimates[id], found.speaker) for id, found in references.items() if id in estimates]
     return items, problems
-
-
-def make_item(id: str, reference: Reference, estimate: Path) -> Item:
-    """A pair, with the text that lies beside the reference."""
-    return Item(id, reference.path, estimate, find_text(reference.path), reference.speaker)
 
 
 def _by_name(references: Iterable[str], estimates: dict[str, Path]) -> dict[str, Path]:
@@ -129,15 +138,6 @@ def _unique(ids: Iterable[str]) -> dict[str, str]:
     return {name: ids[0] for name, ids in found.items() if len(ids) == 1}
 
 
-def find_text(path: Path) -> str | None:
-    """What is said in a sound file, where the file `.normalized.txt` or `.txt` beside it tells."""
-    for suffix in (".normalized.txt", ".txt"):
-        text = path.with_suffix(suffix)
-        if os.path.isfile(text):
-            return text.read_text(encoding="utf-8", errors="replace").strip() or None
-    return None
-
-
 def load_pair(item: Item, tolerance: float | None = None, delay: int = 0) -> tuple[Pair, int]:
     """Read both files and bring them to the estimate's sample rate and to the shorter length.
 
@@ -152,6 +152,7 @@ def load_pair(item: Item, tolerance: float | None = None, delay: int = 0) -> tup
 
     Raises:
         AudioError: a file cannot be read, has NaN, is silent, or the lengths differ by more.
+        OSError: the text beside the reference cannot be read.
     """
     reference, its_rate = audio.read(item.reference)
     estimate, sample_rate = audio.read(item.estimate)  # (1, T)

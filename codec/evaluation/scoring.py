@@ -53,8 +53,8 @@ def score(metrics: Mapping[str, Metric], task: Task) -> Row:
     row = Row(item.id)
     try:
         row.key = f"{file_sum(item.reference)} {file_sum(item.estimate)} {task.tolerance} {task.delay}"
-        if item.text:
-            row.key += f" {text_sum(item.text)}"
+        if text := item.text:
+            row.key += f" {text_sum(text)}"
         if task.known and task.known.key == row.key:
             known = {name: why for name, why in task.known.undefined.items() if not why.startswith(_FAILED)}
             row = replace(task.known, scores=dict(task.known.scores), undefined=known)

@@ -19,6 +19,7 @@ from codec.evaluation.comparison import compare
 from codec.evaluation.evaluate import Options, evaluate_folders, evaluate_model
 from codec.evaluation.journal import Journal, file_sum
 from codec.evaluation.mel import MelDistance
+from codec.evaluation.pairs import Problem
 from codec.evaluation.reconstruction import Reconstruction
 from codec.evaluation.report import table
 from codec.files import decode_file, encode_file
@@ -262,6 +263,15 @@ def test_text_that_came_later_or_was_edited_is_scored(folders, tmp_path, monkeyp
         result = evaluate_folders(*folders, output=tmp_path / "out", options=FAST)
         assert result.values("mel")["speaker/talk0"] == len(text or "")
     assert Journal.references(tmp_path / "out")["speaker/talk0"] == file_sum(reference)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that nobody can read")
+def test_text_that_cannot_be_read_is_one_problem(folders):
+    text = folders[0] / "speaker" / "talk0.txt"
+    text.symlink_to("/proc/self/mem")
+    result = evaluate_folders(*folders, options=FAST)
+    assert result.problems == [Problem("speaker/talk0", "", f"{text}: Input/output error")]
+    assert result.summary["num_scored"] == 2
 
 
 def test_what_failed_is_tried_again(folders, tmp_path, monkeypatch):
