@@ -204,5 +204,5 @@ def _is_plain(text: str) -> bool:
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int) or not low <= value <= high:
-        raise FormatError(f"the {name} must be an integer from {low} to {high}, got {value}")
+    if type(value) is not int or not low <= value <= high:  # True would be taken for 1
+        raise FormatError(f"the {name} must be an integer from {low} to {high}, got {value!r}")

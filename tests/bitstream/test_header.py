@@ -34,6 +34,7 @@ def test_parsing_gives_the_header_back(model):
     [
         ({"sample_rate": 0}, "sample rate must be an integer from 1 to 1000000, got 0"),
         ({"sample_rate": 24000.0}, "sample rate must be an integer"),
+        ({"sample_rate": True}, "sample rate must be an integer from 1 to 1000000, got True"),
         ({"hop_length": 65536}, "hop length must be an integer from 1 to 65535, got 65536"),
         ({"codebook_size": 1}, "codebook size"),
         ({"codebook_size": 2**32}, "codebook size"),
