@@ -1,6 +1,7 @@
 """Whole `.codes` files in memory, as FORMAT.md specifies them; knows neither models nor audio."""
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -11,7 +12,7 @@ from codec.bitstream.reader import CodesReader
 from codec.bitstream.recovery import Damage
 from codec.bitstream.writer import CodesWriter
 from codec.errors import FormatError
-from codec.output import check_path, open_output
+from codec.output import STANDARD_STREAM, check_path, open_output, shown
 
 HOLE = -1  # stands for a lost code where an array must have a value
 
@@ -41,8 +42,8 @@ def write_codes(
     """Write a whole `.codes` file.
 
     Args:
-        target: a path, or a stream open for writing bytes. An existing file is replaced without asking, when the new
-            one is complete and not before.
+        target: a path, "-" for standard output, or a stream open for writing bytes. An existing file is replaced
+            without asking, when the new one is complete and not before.
         codes: (N,) of any integer dtype in [0, K), N >= 0.
         header: see `Header`.
         num_samples: exact length of the recording, ceil(num_samples / hop_length) = N; by default N * hop_length.
@@ -55,7 +56,7 @@ def write_codes(
         if os.path.splitext(target)[1].lower() not in ("", ".codes"):
             raise FormatError(f"{os.fspath(target)}: is not the name of a .codes file; end it in .codes")
         with open_output(target, overwrite=True) as stream:
-            _write_all(CodesWriter(stream, header, os.fspath(target)), codes, num_samples)
+            _write_all(CodesWriter(stream, header, shown(target, "standard output")), codes, num_samples)
     else:
         _write_all(CodesWriter(target, header), codes, num_samples)
 
@@ -64,7 +65,7 @@ def read_codes(source: str | os.PathLike[str] | BinaryIO, recover: bool = False)
     """Read a whole `.codes` file.
 
     Args:
-        source: a path, or a stream open for reading bytes.
+        source: a path, "-" for standard input, or a stream open for reading bytes.
         recover: keep what is intact of a damaged file instead of raising.
 
     Raises:
@@ -73,6 +74,8 @@ def read_codes(source: str | os.PathLike[str] | BinaryIO, recover: bool = False)
     """
     if not isinstance(source, (str, os.PathLike)):
         return _read_all(CodesReader(source, recover))
+    if os.fspath(source) == STANDARD_STREAM:
+        return _read_all(CodesReader(sys.stdin.buffer, recover, "standard input"))
     if reader := _READERS.get(os.path.splitext(source)[1].lower()):
         raise FormatError(f"{os.fspath(source)}: is not a .codes file; {reader} reads it")
     check_path(source, FormatError)

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import os
 import resource
+import subprocess
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -223,6 +225,14 @@ def test_streams_that_take_and_give_single_bytes_work():
     write_codes(stream, some_codes(20), header=SMALL)
     assert bytes(stream.data) == written(some_codes(20))
     assert np.array_equal(read_codes(Dribble(bytes(stream.data))).codes, some_codes(20))
+
+
+def test_a_dash_is_standard_input_and_output():
+    code = "import codec; file = codec.read_codes('-'); codec.write_codes('-', file.codes, header=file.header)"
+    data = written(some_codes(20))
+    assert subprocess.run([sys.executable, "-c", code], input=data, stdout=subprocess.PIPE).stdout == data
+    cut = subprocess.run([sys.executable, "-c", code], input=data[:-1], capture_output=True)
+    assert b"FormatError: standard input: " in cut.stderr
 
 
 def test_a_pipe_that_does_not_wait_is_refused():
