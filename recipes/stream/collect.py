@@ -83,13 +83,17 @@ def main() -> None:
 
 def read_table(path: Path) -> Iterator[Row]:
     """The rows of the table of sources."""
-    with open(path, encoding="utf-8", newline="") as table:
-        for cells in csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE):
-            try:
-                re.compile(cells["paths"])
-                yield Row(**(cells | {"seconds": float(cells["seconds"] or SECONDS)}))
-            except (TypeError, ValueError, KeyError, re.error) as error:
-                raise CorpusError(f"{path}: a row of {cells.get('source')} cannot be understood ({error})") from error
+    try:
+        with open(path, encoding="utf-8", newline="") as table:
+            rows = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{path}: is not a table in UTF-8 ({error})") from error
+    for cells in rows:
+        try:
+            re.compile(cells["paths"])
+            yield Row(**(cells | {"seconds": float(cells["seconds"] or SECONDS)}))
+        except (TypeError, ValueError, KeyError, re.error) as error:
+            raise CorpusError(f"{path}: a row of {cells.get('source')} cannot be understood ({error})") from error
 
 
 def collect(rows: list[Row], folder: Path, template: str) -> None:

@@ -163,6 +163,10 @@ def test_what_the_table_does_not_have_is_refused(repositories: Path, rows: list,
     result = collect(table(tmp_path / "t.tsv", (*rows[0][:6], "(", "ours")), tmp_path / "out", repositories)
     assert result.returncode == 2
     assert "a row of voices cannot be understood" in result.stderr
+    (tmp_path / "t.tsv").write_bytes("\t".join(COLUMNS).encode("utf-16"))
+    result = collect(tmp_path / "t.tsv", tmp_path / "out", repositories)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"codec: {tmp_path / 't.tsv'}: is not a table in UTF-8 (")
 
 
 def test_every_row_of_our_table_can_be_read():
