@@ -23,6 +23,7 @@ import torch
 import codec
 from codec import audio
 from codec.cli import exit_code
+from codec.errors import ConfigError
 from codec.evaluation.mel import MelDistance
 from codec.evaluation.metric import Pair, Settings
 from codec.evaluation.pesq import WidebandPesq
@@ -41,6 +42,8 @@ def main() -> None:
     parser.add_argument("--model", default="stream", help="boxed name or directory of a 24 kHz model")
     arguments = parser.parse_args()
     model = codec.load(arguments.model)
+    if model.sample_rate != RATE:
+        raise ConfigError(f"{arguments.model}: takes {model.sample_rate} Hz, and the conditions are made at {RATE} Hz")
     speech = [audio.read(path, RATE)[0][0] for path in audio.find_sounds(arguments.folder)]
     print("| condition | PESQ-wb | STOI | log-mel L1 |\n| --- | ---: | ---: | ---: |")
     for name, spoil in CONDITIONS.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 import codec
 from codec import audio
 from codec.cli import exit_code, positive, whole_number
+from codec.errors import ConfigError
 from codec.evaluation.metric import Pair, Settings
 from codec.evaluation.pesq import WidebandPesq
 from codec.evaluation.stoi import Stoi
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--delay", type=whole_number, help="of the search, in frames, instead of the model's own")
     arguments = parser.parse_args()
     model = codec.load(arguments.model)
+    if not model.is_streamable:
+        raise ConfigError(f"{arguments.model}: only a stream model can be probed, it has a pitch")
     if arguments.paths is not None:
         model.quantizer.num_paths = arguments.paths
     if arguments.delay is not None:

@@ -21,6 +21,8 @@ from codec.model import weights
 from codec.model.codec import Codec, CodecConfig
 from codec.model.predictive import PredictiveSimVQ, PredictiveSimVQConfig
 from codec.model.quantizer import SimVQConfig
+from codec.model.seanet import SEANetEncoderConfig
+from codec.model.vocos import VocosDecoderConfig
 from codec.streaming import StreamDecoder
 from codec.training.doctor import Record
 from codec.training.trainer import Trainer
@@ -274,6 +276,24 @@ def test_what_cannot_be_balanced_is_refused(run: Callable, tmp_path: Path):
     arguments = (tmp_path / "simvq", "--output", tmp_path / "balanced", "data.train=nowhere")
     sentence = "only a stream model with a predictive quantizer can be balanced"
     assert sentence in refused(run("stream/balance.py", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "reason"),
+    [
+        ("conditions.py", [SPEECH], "takes 16000 Hz, and the conditions are made at 24000 Hz"),
+        ("probe.py", ["--data", SPEECH], "only a stream model can be probed, it has a pitch"),
+    ],
+)
+def test_models_that_a_script_cannot_judge_are_refused(
+    script: str, arguments: list[object], reason: str, run: Callable, tmp_path: Path
+):
+    encoder = SEANetEncoderConfig(latent_dim=8, num_filters=4)
+    decoder = VocosDecoderConfig(latent_dim=8, width=16, inner_width=24, num_blocks=1, num_groups=4)
+    quantizer = SimVQConfig(codebook_size=16, codebook_dim=8)
+    weights.save(Codec(CodecConfig(16000, encoder, quantizer, decoder)), tmp_path / "other")
+    sentence = refused(run(f"stream/{script}", *arguments, "--model", tmp_path / "other"))
+    assert sentence == f"codec: {tmp_path / 'other'}: {reason}"
 
 
 @pytest.fixture(scope="module")
