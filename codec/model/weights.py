@@ -35,8 +35,10 @@ def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = 
         device: where to put it: "cpu", "cuda", "mps", or "auto", see `choose_device`.
 
     Raises:
-        ModelError: unknown name, missing or damaged files, weights that do not fit the configuration or are not finite.
+        ModelError: unknown name, missing or damaged files, weights that do not fit the configuration, are not finite,
+            or were replaced while they were read.
         ConfigError: there is no such device.
+        OSError: a file cannot be read.
     """
     directory = resolve(model)
     config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
@@ -47,14 +49,17 @@ def load(model: str | os.PathLike[str] = "stream", device: str | torch.device = 
         raise ModelError(f"{config_path}: {error}") from error
     except RuntimeError as error:
         raise ModelError(f"{config_path}: no model of these sizes can be made here ({error})") from error
+    sum_of_weights = sha256(weights_path)
     tensors = read_tensors(weights_path)
+    if sha256(weights_path) != sum_of_weights:  # or they would be named as those that came later
+        raise ModelError(f"{weights_path}: was replaced while it was read, as by training that goes on; load it again")
     check_fit(codec.state_dict(), tensors, f"{weights_path}: does not fit its {CONFIG_NAME}")
     codec.load_state_dict(tensors)
     for name, tensor in codec.state_dict().items():
         if not tensor.sum().isfinite():  # a tenth of the time that a look at every value takes
             raise ModelError(f"{weights_path}: {name} has values that are not finite; take another copy or checkpoint")
     # Of the file as it is: a setting added later, with its default, must not rename the models of today.
-    codec.fingerprint = fingerprint_of(values, sha256(weights_path))
+    codec.fingerprint = fingerprint_of(values, sum_of_weights)
     return codec.to(choose_device(device)).eval()
 
 

@@ -1,7 +1,12 @@
 """Model directories: what is loaded is what was saved, and no time goes into numbers that would be overwritten."""
 
+import contextlib
+import itertools
+import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -14,7 +19,7 @@ from codec.model.codec import Codec, CodecConfig
 from codec.model.quantizer import VQConfig
 from codec.model.seanet import SEANetEncoderConfig
 from codec.model.vocos import VocosDecoderConfig
-from codec.model.weights import load, read_tensors, save
+from codec.model.weights import fingerprint, load, read_tensors, save
 from codec.streaming import StreamDecoder, StreamEncoder, WindowDecoder
 
 
@@ -91,6 +96,27 @@ def test_weights_are_stored_in_the_type_that_was_asked_for(dtype, tmp_path):
         expected = tensor.to(dtype) if tensor.is_floating_point() else tensor
         assert stored[name].dtype == expected.dtype
         assert torch.equal(stored[name], expected), name
+
+
+def test_weights_that_are_replaced_meanwhile_have_no_name_of_others(model_directory, tmp_path):
+    model, is_over = shutil.copytree(model_directory, tmp_path / "model"), Event()
+
+    def train() -> None:
+        data = (model / "model.safetensors").read_bytes()
+        for step in itertools.takewhile(lambda _: not is_over.is_set(), itertools.count()):
+            (model / "next").write_bytes(data[:-4] + struct.pack("<f", step / 8))
+            (model / "next").replace(model / "model.safetensors")
+
+    training = Thread(target=train)
+    training.start()
+    try:
+        for _ in range(30):
+            with contextlib.suppress(ModelError):  # it was replaced while it was read
+                loaded = load(model)
+                assert loaded.fingerprint == fingerprint(loaded)
+    finally:
+        is_over.set()
+        training.join()
 
 
 def test_loading_draws_no_random_numbers(model_directory, tmp_path):
