@@ -6,7 +6,7 @@ Nothing heavy is imported until one of the names below is used.
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.18.3"
+__version__ = "0.19.0"
 
 _HOME_OF = {
     "load": "codec.model.weights",
