@@ -150,6 +150,8 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
     overrides = [override if _SWEPT.search(override) else _quoted(override) for override in overrides]
     parsed, choices = _parsed(overrides)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    if any(_key(override).startswith("hydra.sweep.") for override in overrides):
+        raise ConfigError("hydra.sweep is not yours to set: training.run names the folder of all runs")
     if "training.run" in swept:
         raise ConfigError("training.run must name one folder, below which each run gets its own")
     _check_runs(itertools.product(*choices))
@@ -250,7 +252,9 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str], is
         except ModelError as error:
             mistakes.append(f"training.init: {error}")
     if mistakes:
-        raise ConfigError(*mistakes, *_further_mistakes(config, mistakes, is_to_train))
+        further = _further_mistakes(config, mistakes, is_to_train)
+        # In the place of a wrong model stands the default one, of which nobody wants to know.
+        raise ConfigError(*mistakes, *(each for each in further if "model" in parts or "model." not in each))
     return config
 
 

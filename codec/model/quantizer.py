@@ -4,6 +4,7 @@ Knows tensors only, neither speech nor training loops. B batch, N vectors, D the
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class SimVQConfig(VQConfig):
     bias: bool = True  # of the projection
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """What all quantizers share: checks of what comes in, shapes, lookup, the codes kept ready in eval mode.
 
     A kind of quantizer says what its codes are (`make_effective_codebook`), which of them a vector gets (`search`),
@@ -291,21 +292,21 @@ class Quantizer(nn.Module):
         if len(vectors) >= 2:
             self.match_vectors(vectors)
 
+    @abstractmethod
     def make_effective_codebook(self) -> Tensor:
         """(K, D) float32, with gradient where gradients are on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def search(self, vectors: Tensor) -> Tensor:
         """The code of each of `vectors` (N, D): (N,) int64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learn(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (N,), quantized (N, D) with its gradient, and loss, for `vectors` (N, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         """The scalar that is minimised beside the task's own loss."""
-        raise NotImplementedError
 
     def match_vectors(self, vectors: Tensor) -> None:
         """`match` for finite vectors (N, D), N >= 2; by default the codes stay where they are."""

@@ -8,6 +8,7 @@ A recording tells nothing beyond half its sample rate, so each window comes with
 may be compared with anything.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,10 @@ class DataConfig:
         return [Path(place) for place in self._places() if place and isinstance(place, str)]
 
     def __post_init__(self) -> None:
+        for name in ("validation", "cache"):
+            setattr(self, name, os.path.expanduser(getattr(self, name)))  # as shells do not behind "="
+        places = [os.path.expanduser(place) if isinstance(place, str) else place for place in self._places()]
+        self.train = places if isinstance(self.train, list) else places[0]
         mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})
         mistakes += too_large(self, "data", _MOST)
         mistakes += not_positive(self, "data", ("window_seconds",))

@@ -415,6 +415,18 @@ def _trouble_with_files(record: Record) -> Finding | None:
     )
 
 
+def _trouble(record: Record) -> Finding | None:
+    events = [event for event in record.events if event["event"] == "trouble"]
+    if not events:
+        return None
+    return Finding(
+        "trouble beside training",
+        True,
+        f"{len(events)} times, the last at step {events[-1]['step']}: {events[-1]['text']}",
+        "what the sentence says; a model that cannot be validated can hardly be used",
+    )
+
+
 def _states(record: Record) -> Finding | None:
     damaged = [f"{name} {damage}" for name, damage in record.states.items() if damage]
     is_young = record.step < record.setting("training.save_every", 0)
@@ -463,6 +475,7 @@ FAILURES: tuple[Callable[[Record], Finding | None], ...] = (
     _starving,
     _slower,
     _trouble_with_files,
+    _trouble,
     _states,
     _silence,
 )

@@ -124,7 +124,8 @@ class Monitor:
             yield
         except (OSError, SafetensorError, CodecError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            self.event(step, "failure", f"{task} failed: {reason}; what was written before stays, training goes on")
+            kind = "failure" if isinstance(error, OSError | SafetensorError) else "trouble"
+            self.event(step, kind, f"{task} failed: {reason}; what was written before stays, training goes on")
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         assert self.run is not None

@@ -79,6 +79,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self.betas, self.freeze = list(self.betas), list(self.freeze)
+        self.run, self.init = os.path.expanduser(self.run), os.path.expanduser(self.init)  # as shells do not behind "="
         mistakes = too_small(self, "training", _LEAST)
         mistakes += not_positive(
             self, "training", ("learning_rate", "quantizer_rate", "clip_norm", "adversarial_seconds")
@@ -183,6 +184,9 @@ def _of_model(config: Config) -> Iterator[str]:
         return
     except RuntimeError as error:
         yield f"no model of these sizes can be made here ({first_line(error)})"
+        return
+    except TypeError as error:  # of a class of another package, which lacks a method
+        yield f"model: {first_line(error)}"
         return
     window = _samples(config, config.data.window_seconds)
     if window < hop_length:

@@ -63,7 +63,7 @@ from codec.training.state import (
     save_portable,
     save_state,
 )
-from codec.training.validation import validate
+from codec.training.validation import choose_clips, validate
 
 STOP_EVERY = 10
 """Steps between two looks at whether another process was asked to stop."""
@@ -101,6 +101,8 @@ class Trainer:
         self.sampler = WindowSampler(self._open_cache("train", config.data.sources), config.data, settings.seed)
         validation = config.data.validation
         self.held_out = self._open_cache("validation", [Path(validation)]) if validation else None
+        if self.held_out is not None:
+            choose_clips(self.held_out, settings.validation_clips)  # refuses those that are all too short
         self.spectral_loss = SpectralLoss(config.mel, self.codec.sample_rate).to(self.device)
         self.disturbance = Disturbance(self.codec.sample_rate).to(self.device)
         self.intelligibility = Intelligibility(self.codec.sample_rate).to(self.device)
@@ -175,6 +177,8 @@ class Trainer:
                     save_is_due = False
             if self._is_good():
                 self.save()
+            else:
+                self._end_with_last_good_state(monitor)
             if settings.steps <= self.quantizer_start:
                 at = f"training.steps {settings.steps} end before training.quantizer_start {self.quantizer_start}"
                 monitor.event(self.step, "quantizer", f"{at}: nothing was quantized, codes of this model mean nothing")
@@ -388,6 +392,8 @@ class Trainer:
         projection = getattr(self.codec.quantizer, "projection", None)  # W, where the codebook is C W
         monitor.log_codebook(self.step, self.usage.counts, None if projection is None else projection.weight)
         with monitor.surviving(self.step, "validation"):
+            if not self._is_good():
+                raise CodecError("the last step was skipped")
             self.save_model("last")
             if self.held_out is None or self.step <= self.quantizer_start:  # its codes mean nothing before
                 return
@@ -462,6 +468,18 @@ class Trainer:
             kept += ["optimizer", "discriminator_optimizer"] if self.settings.portable_optimizers else []
             save_portable(self.run / PORTABLE_NAME, {name: parts[name] for name in kept}, counters)
 
+    def _end_with_last_good_state(self, monitor: Monitor) -> None:
+        """Go back to it, for its model, where the last steps were skipped: their weights may be worth nothing."""
+        step, num_skipped = self.step, int(self.broken.skipped_in_a_row)
+        self._resume()
+        if self.step == 0:
+            raise CodecError(
+                f"{self.run}: the last {num_skipped} steps were skipped, and no state but the first was good, so there "
+                f"is no model; codec doctor {self.run} says more"
+            )
+        sentence = f"the last {num_skipped} steps were skipped, so the model is that of step {self.step}"
+        monitor.event(step, "return", sentence)
+
     def save_model(self, name: str) -> Path:
         """Write the averaged weights as a model directory below the run, discriminators beside them if they learned."""
         directory = self.run / name
@@ -478,16 +496,19 @@ class Trainer:
     def averaged_codec(self) -> Codec:
         """A copy of the codec with the averaged weights as they are stored, in eval mode.
 
-        They are rounded to 16 bit, unless that would change frozen parts and with them the codes.
+        They are rounded to 16 bit, unless some are too large for that, or frozen parts, and with them the codes, would
+        change.
         """
         codec = Codec(self.config.model).to(self.device)
         codec.load_state_dict(self.codec.state_dict())
         self.ema.copy_to(codec)
+        numbers = [tensor for tensor in codec.state_dict().values() if tensor.is_floating_point()]
         frozen = [tensor for part in self.settings.freeze for tensor in getattr(codec, part).state_dict().values()]
-        if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in frozen if tensor.is_floating_point()):
-            for tensor in codec.state_dict().values():
-                if tensor.is_floating_point():
-                    tensor.copy_(tensor.half())
+        kept = [tensor for tensor in frozen if tensor.is_floating_point()]
+        are_kept = all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in kept)
+        if are_kept and all(tensor.half().isfinite().all() for tensor in numbers):
+            for tensor in numbers:
+                tensor.copy_(tensor.half())
         return codec.eval()
 
     def _resume(self) -> Latest | None:

@@ -54,7 +54,7 @@ def validate(codec: Codec, clips: AudioCache, max_clips: int) -> ValidationResul
     rows: dict[str, list[float]] = {}
     metrics, examples = _metrics(), []
     counter = CodeCounter(codec.codebook_size)
-    for number, index in enumerate(_choose(clips, max_clips)):
+    for number, index in enumerate(choose_clips(clips, max_clips)):
         samples = clips.clip(index)[: round(MAX_SECONDS * clips.sample_rate)].astype(np.float32) / 32768
         reference = torch.from_numpy(samples).to(codec.device)[None, None]  # (1, 1, T)
         output = codec(reference)
@@ -72,10 +72,11 @@ def validate(codec: Codec, clips: AudioCache, max_clips: int) -> ValidationResul
     return ValidationResult(scores, examples, clips.sample_rate)
 
 
-def _choose(clips: AudioCache, max_clips: int) -> list[int]:
+def choose_clips(clips: AudioCache, max_clips: int) -> list[int]:
+    """The clips that `validate` scores, which raises AudioError where none is long enough."""
     usable = np.flatnonzero(clips.lengths >= MIN_SECONDS * clips.sample_rate)
     if not len(usable):
-        raise AudioError(f"no validation clip has at least {MIN_SECONDS} s")
+        raise AudioError(f"data.validation: no clip has at least {MIN_SECONDS} s")
     places = np.linspace(0, len(usable) - 1, min(max_clips, len(usable))).round().astype(int)
     return usable[places].tolist()
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-import librosa
 import numpy as np
 import scipy.signal
 import soxr
@@ -148,6 +147,8 @@ def reverberant(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def whispered(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same spectral envelopes without a voice: linear prediction of order 24, excited by noise."""
+    import librosa
+
     size, hop = 960, 480
     window = scipy.signal.windows.hann(size, sym=False)
     result = np.zeros(len(wav) + size)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import codec
 from codec import errors
 from codec.model.predictive import PredictiveSimVQ
-from codec.model.quantizer import USAGE_ROWS, VQ, SimVQ, VQConfig, rotate
+from codec.model.quantizer import USAGE_ROWS, VQ, Quantizer, SimVQ, VQConfig, rotate
 from codec.model.rivals import FeatureVQ
 from codec.model.search import CODE_TILE, full_float32, half_squared_norms_of_products, nearest_code
 
@@ -603,3 +603,15 @@ def test_usage_loss_of_a_large_codebook_reads_as_many_vectors_as_its_memory_allo
 def test_a_single_code_is_no_batch(quantizer: SimVQ):
     with pytest.raises(errors.ModelError, match=r"codes must be \(B, \.\.\.\), got a single one"):
         quantizer.lookup(torch.tensor(1))
+
+
+def test_a_quantizer_that_lacks_a_method_is_named_when_it_is_made():
+    class Half(Quantizer):
+        def make_effective_codebook(self) -> torch.Tensor:
+            return torch.zeros(K, D)
+
+        def search(self, vectors: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(vectors), dtype=torch.int64)
+
+    with pytest.raises(TypeError, match=r"Half .*(learn|loss)"):
+        Half(K, D)

@@ -105,6 +105,10 @@ def full_disk(step: int, values: Values) -> Values:
     return {"event": ("failure", "saving the state failed: No space left on device")} if step == 3000 else {}
 
 
+def failing_validation(step: int, values: Values) -> Values:
+    return {"event": ("trouble", "validation failed: out of memory")} if step == 3000 else {}
+
+
 FAILED: dict[str, tuple[Callable[[int, Values], Values], dict[str, Any]]] = {
     "NaN bursts": (bursts, {}),
     "codebook collapse": (after(3000, codes__perplexity=200.0), {}),
@@ -123,6 +127,7 @@ FAILED: dict[str, tuple[Callable[[int, Values], Values], dict[str, Any]]] = {
     "starving loader": (after(3000, data__waiting=0.4), {}),
     "slowing down": (after(4500, steps_per_second=0.3), {}),
     "files that could not be read or written": (full_disk, {}),
+    "trouble beside training": (failing_validation, {}),
 }
 
 

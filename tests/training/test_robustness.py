@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from codec.config import compose
 from codec.errors import CodecError
+from codec.model.weights import load
 from codec.training import loader, monitor, state
 from codec.training.data import Batch, WindowSampler
 from codec.training.run_files import PREVIOUS_NAME, STATE_NAME
@@ -129,6 +131,37 @@ def test_broken_steps_in_a_row_return_to_the_last_good_state_with_half_the_rate(
     assert (resumed.num_returns, resumed.sampler.seed) == (1, 1)
 
 
+def test_a_run_that_ends_with_broken_steps_gives_the_model_of_its_last_good_state(tiny_run: list[str], tmp_path: Path):
+    Trainer(compose([*tiny_run, "training.steps=6"])).fit()
+    before = load(tmp_path / "run" / "last")
+    trainer = Trainer(compose([*tiny_run, "training.steps=9", "training.learning_rate=1e30"]))
+    trainer.fit()
+    assert trainer.step == 6
+    assert events(tmp_path / "run", "trouble") == [
+        "validation failed: the last step was skipped; what was written before stays, training goes on"
+    ]
+    (sentence,) = events(tmp_path / "run", "return")
+    assert re.fullmatch(r"the last \d steps were skipped, so the model is that of step 6", sentence)
+    after = load(tmp_path / "run" / "last").state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.state_dict().items())
+
+
+def test_a_run_of_broken_steps_alone_gives_no_model(tiny_run: list[str], tmp_path: Path):
+    trainer = Trainer(compose([*tiny_run, "training.steps=3", "training.learning_rate=1e30"]))
+    with pytest.raises(CodecError, match=r"run: the last \d steps were skipped, .* so there is no model; codec doctor"):
+        trainer.fit()
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_weights_that_16_bits_cannot_hold_are_stored_in_32(tiny_run: list[str]):
+    trainer = Trainer(compose(tiny_run))
+    for weights in (trainer.codec.state_dict(), trainer.ema.shadow):
+        weights["encoder.input.weight"].fill_(1e5)
+    model = load(trainer.save_model("last"))
+    assert (model.encoder.input.weight == 1e5).all()
+    assert not any(torch.equal(tensor.half().float(), tensor) for tensor in (model.decoder.input.weight,))
+
+
 def test_the_best_model_stays_the_best_where_training_returns_behind_it(
     tiny_run: list[str], training_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -229,7 +262,7 @@ def test_failing_validation_does_not_end_the_run(
     monkeypatch.setattr("codec.training.trainer.validate", broken)
     settings = [f"data.validation={training_folder}", "training.validate_every=6", "training.steps=6"]
     Trainer(compose([*tiny_run, *settings])).fit()
-    assert "validation failed: out of memory" in events(tmp_path / "run", "failure")[0]
+    assert "validation failed: out of memory" in events(tmp_path / "run", "trouble")[0]
 
 
 def test_a_damaged_state_is_replaced_and_never_becomes_the_previous_one(tiny_run: list[str], tmp_path: Path):

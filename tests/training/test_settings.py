@@ -395,6 +395,20 @@ def test_settings_that_do_not_fit_together_are_named_together(tiny_run: list[str
     ]
 
 
+def test_a_home_folder_is_meant_where_shells_leave_its_sign():
+    texts = ["data.train=['~/a',b]", "data.validation=~/c", "data.cache=~/d", "training.run=~/e"]
+    config = compose(texts, is_to_train=False)
+    home = str(Path.home())
+    assert (config.data.train, config.data.validation) == ([f"{home}/a", "b"], f"{home}/c")
+    assert (config.data.cache, config.training.run) == (f"{home}/d", f"{home}/e")
+
+
+def test_a_mistake_in_the_model_is_not_followed_by_mistakes_of_the_default_one():
+    with pytest.raises(ConfigError) as caught:
+        compose(["recipe=libritts", "model.decoder.width=24"], is_to_train=False)
+    assert caught.value.args == ("model.decoder.width must be a multiple of num_groups 32, got 24",)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to every folder")
 def test_a_run_that_cannot_be_written_is_refused_before_speech_is_decoded(training_folder: Path, tmp_path: Path):
     (tmp_path / "above").mkdir(0o500)

@@ -87,6 +87,11 @@ def test_a_sweep_without_an_end_is_refused(training_folder: Path):
         sweep([f"data.train={training_folder}", "training.learning_rate=interval(0.1,1)"], start)
 
 
+def test_the_folder_of_all_runs_is_told_by_training_run(training_folder: Path):
+    with pytest.raises(ConfigError, match=r"^hydra\.sweep is not yours to set: training\.run names the folder of all"):
+        sweep([f"data.train={training_folder}", "training.seed=1,2", "hydra.sweep.dir=elsewhere"], start)
+
+
 def test_the_folder_of_all_runs_is_one(training_folder: Path):
     with pytest.raises(ConfigError, match=r"^training\.run must name one folder, below which each run gets its own$"):
         sweep([f"data.train={training_folder}", "training.run=a,b"], start)

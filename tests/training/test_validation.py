@@ -55,7 +55,7 @@ def test_clips_lie_at_equal_distances_among_those_that_are_long_enough_and_are_c
 
 
 def test_without_a_clip_that_is_long_enough_it_says_so(model_directory: Path, tmp_path: Path):
-    with pytest.raises(AudioError, match=r"no validation clip has at least 0\.5 s"):
+    with pytest.raises(AudioError, match=r"data\.validation: no clip has at least 0\.5 s"):
         validate(codec.load(model_directory), clips(tmp_path, [0.1, 0.49]), 2)
 
 
