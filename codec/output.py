@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -190,11 +191,15 @@ def open_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what `open_output` has left in a folder where its process was killed; nothing may be writing there."""
+def remove_leftovers(folder: Path, least_age: float = 0.0) -> None:
+    """Remove what `open_output` has left in a folder where its process was killed.
+
+    Nothing may be writing there, or else only what was written to within the last `least_age` seconds.
+    """
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if time.time() - path.stat().st_mtime >= least_age:
+                path.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -19,7 +19,7 @@ from codec.cores import num_cores
 from codec.errors import AudioError, ConfigError
 from codec.input import read_json
 from codec.manifest import read_manifest, speaker_of
-from codec.output import exists, open_output, write_json
+from codec.output import exists, open_output, remove_leftovers, write_json
 from codec.processes import follow_parent, starting_processes
 from codec.progress import Progress
 
@@ -146,6 +146,7 @@ def _build_cache(sources: Sequence[Path], cache_folder: Path, sample_rate: int, 
         advice = of_link if missing[0].is_symlink() else of_list
         raise AudioError(f"{missing[0]}: is not there{more}; {advice}")
     cache_folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(cache_folder, least_age=3600.0)  # other runs may be decoding the same speech now
     paths = [path for path, _, _ in sounds]
     sizes = [path.stat().st_size for path in paths]
     clips: list[dict[str, Any]] = []

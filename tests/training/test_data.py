@@ -1,9 +1,11 @@
 """The cache holds what the files hold, and a window is a function of seed, step and its number alone."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
@@ -83,6 +85,16 @@ def test_a_cache_is_made_once(cache: AudioCache, training_folder: Path, tmp_path
     second = open_cache([training_folder], tmp_path, 24000)
     assert (tmp_path / "audio.int16").stat().st_mtime_ns == modified
     assert first.paths == second.paths
+
+
+def test_what_a_killed_process_has_left_of_a_cache_is_removed_and_not_what_another_is_writing(
+    training_folder: Path, tmp_path: Path
+):
+    for name, age in ((".old.part", 2 * 3600), (".new.part", 60)):
+        (tmp_path / name).write_bytes(b"sound")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    open_cache([training_folder], tmp_path, 24000)
+    assert [path.name for path in tmp_path.glob(".*")] == [".new.part"]
 
 
 def test_a_cache_that_may_be_there_is_not_made_again(
