@@ -61,6 +61,7 @@ TEXTS = {
     if isinstance(value, str)
 }
 """Settings that are texts, most of them paths, which may hold anything."""
+_OF_MODEL = re.compile(r"\bmodel\.(encoder|quantizer|decoder|sample_rate)\b")
 _SWEPT = re.compile(r",|=\w+\(")
 """In an override: several values, or one of hydra's functions that give some, as `choice(a,b)`."""
 
@@ -156,9 +157,11 @@ def sweep(overrides: list[str], task: Callable[[Config], object]) -> None:
         raise ConfigError("training.run must name one folder, below which each run gets its own")
     _check_runs(itertools.product(*choices))
     base = [override for override in overrides if _key(override) == "training.run"]
+    named = [str(override.value()) for override in parsed if override.key_or_group == "training.run"]
+    root = QuotedString(os.path.expanduser([TrainingConfig.run, *named][-1]), Quote.single).with_quotes()
     same = sorted({override.key_or_group for override in parsed} - swept | {"training.run"})
     folders = [
-        f"hydra.sweep.dir={base[-1].split('=', 1)[1] if base else TrainingConfig.run}",
+        f"hydra.sweep.dir={root}",
         "hydra.sweep.subdir='${one_name:${hydra.job.override_dirname}}'",
         f"hydra.job.config.override_dirname.exclude_keys={json.dumps(same)}",
         "training.run=${hydra:runtime.output_dir}",
@@ -254,7 +257,7 @@ def _checked(composed: DictConfig, mistakes: list[str], overrides: list[str], is
     if mistakes:
         further = _further_mistakes(config, mistakes, is_to_train)
         # In the place of a wrong model stands the default one, of which nobody wants to know.
-        raise ConfigError(*mistakes, *(each for each in further if "model" in parts or "model." not in each))
+        raise ConfigError(*mistakes, *(each for each in further if "model" in parts or not _OF_MODEL.search(each)))
     return config
 
 

@@ -198,7 +198,7 @@ def remove_leftovers(folder: Path, least_age: float = 0.0) -> None:
     """
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime >= least_age:
+            if not least_age or time.time() - path.stat().st_mtime >= least_age:
                 path.unlink()
 
 

@@ -72,7 +72,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("validation", "cache"):
-            setattr(self, name, os.path.expanduser(getattr(self, name)))  # as shells do not behind "="
+            setattr(self, name, os.path.expanduser(getattr(self, name) or ""))  # as shells do not behind "="
         places = [os.path.expanduser(place) if isinstance(place, str) else place for place in self._places()]
         self.train = places if isinstance(self.train, list) else places[0]
         mistakes = too_small(self, "data", {0: ("gain_db", "workers"), 1: ("batch_size",)})

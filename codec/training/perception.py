@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from codec.training.losses import magnitudes
 
-LEAST_RATE = 4000  # Hz; with less, bands that the losses weigh against each other are empty
+LEAST_RATE = 500  # Hz; with less, bands that the losses weigh against each other are empty
 FRAME_SECONDS = 0.032  # with half of it between frames
 HIGHEST_FREQUENCY = 8000.0  # Hz
 BARK_PER_BAND = 0.31  # one frequency bin at low frequencies, where single harmonics are heard

@@ -79,7 +79,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self.betas, self.freeze = list(self.betas), list(self.freeze)
-        self.run, self.init = os.path.expanduser(self.run), os.path.expanduser(self.init)  # as shells do not behind "="
+        for name in ("run", "init"):
+            setattr(self, name, os.path.expanduser(getattr(self, name) or ""))  # as shells do not behind "="
         mistakes = too_small(self, "training", _LEAST)
         mistakes += not_positive(
             self, "training", ("learning_rate", "quantizer_rate", "clip_norm", "adversarial_seconds")

@@ -177,7 +177,7 @@ class Trainer:
                     save_is_due = False
             if self._is_good():
                 self.save()
-            else:
+            elif not self._is_usable():
                 self._end_with_last_good_state(monitor)
             if settings.steps <= self.quantizer_start:
                 at = f"training.steps {settings.steps} end before training.quantizer_start {self.quantizer_start}"
@@ -392,8 +392,8 @@ class Trainer:
         projection = getattr(self.codec.quantizer, "projection", None)  # W, where the codebook is C W
         monitor.log_codebook(self.step, self.usage.counts, None if projection is None else projection.weight)
         with monitor.surviving(self.step, "validation"):
-            if not self._is_good():
-                raise CodecError("the last step was skipped")
+            if not self._is_usable():
+                raise CodecError("the last steps were skipped, and the model gives no sound")
             self.save_model("last")
             if self.held_out is None or self.step <= self.quantizer_start:  # its codes mean nothing before
                 return
@@ -412,6 +412,18 @@ class Trainer:
     def _is_good(self) -> bool:
         """Whether the last step was not skipped, so that its state is worth returning to. Waits for the device."""
         return not self.broken.skipped_in_a_row
+
+    def _is_usable(self) -> bool:
+        """Whether the last step was good, or skipped for another reason than weights that give no sound."""
+        if self._is_good():
+            return True
+        samples = self.sampler.cache.clip(0)[: self.sampler.num_samples]
+        wav = torch.tensor(samples / 32768, dtype=torch.float32, device=self.device)[None, None]
+        try:
+            with torch.no_grad():
+                return bool(self.averaged_codec()(wav).wav.isfinite().all())
+        except ModelError:  # of a latent or codes that are no numbers
+            return False
 
     def _return(self, monitor: Monitor) -> None:
         """Go back to the last good state, with half the learning rate and other windows."""
@@ -469,16 +481,16 @@ class Trainer:
             save_portable(self.run / PORTABLE_NAME, {name: parts[name] for name in kept}, counters)
 
     def _end_with_last_good_state(self, monitor: Monitor) -> None:
-        """Go back to it, for its model, where the last steps were skipped: their weights may be worth nothing."""
-        step, num_skipped = self.step, int(self.broken.skipped_in_a_row)
+        """Go back to it, for its model."""
+        step = self.step
         self._resume()
         if self.step == 0:
             raise CodecError(
-                f"{self.run}: the last {num_skipped} steps were skipped, and no state but the first was good, so there "
-                f"is no model; codec doctor {self.run} says more"
+                f"{self.run}: the last steps were skipped, their model gives no sound, and no state but the first was "
+                f"good; codec doctor {self.run} says more"
             )
-        sentence = f"the last {num_skipped} steps were skipped, so the model is that of step {self.step}"
-        monitor.event(step, "return", sentence)
+        sentence = f"the last steps were skipped, and their model gives no sound; it is that of step {self.step}"
+        monitor.event(step, "end", sentence)
 
     def save_model(self, name: str) -> Path:
         """Write the averaged weights as a model directory below the run, discriminators beside them if they learned."""

@@ -92,6 +92,16 @@ def test_the_folder_of_all_runs_is_told_by_training_run(training_folder: Path):
         sweep([f"data.train={training_folder}", "training.seed=1,2", "hydra.sweep.dir=elsewhere"], start)
 
 
+def test_the_folder_of_all_runs_may_be_below_the_home_folder(
+    tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    runs: list[str] = []
+    sweep([*tiny_settings, "training.run=~/all", "training.seed=1,2"], lambda config: runs.append(config.training.run))
+    assert runs == [str(tmp_path / "all" / f"training.seed={seed}") for seed in (1, 2)]
+
+
 def test_the_folder_of_all_runs_is_one(training_folder: Path):
     with pytest.raises(ConfigError, match=r"^training\.run must name one folder, below which each run gets its own$"):
         sweep([f"data.train={training_folder}", "training.run=a,b"], start)
