@@ -129,7 +129,7 @@ def _reader(window: Window, name: str, suffix: str, recover: bool) -> CodeReader
     format = {its_suffix: format for format, its_suffix in CODE_FORMATS.items()}.get(suffix)
     format = format or format_of(window.peek(START_SIZE)) or "codes"
     if format == "codes":
-        return CodesReader(window, recover, name)  # type: ignore[arg-type]  # of a stream it needs `read` only
+        return CodesReader(window, recover, name)
     data = b"".join(iter(lambda: window.read(_BYTES_PER_READ), b""))
     try:
         return {"npy": _from_npy, "json": _from_json, "txt": _from_txt}[format](data)

@@ -67,7 +67,7 @@ class CodesReader:
     `Block` for each block of the file, damaged ones as holes; without, damage raises.
 
     Args:
-        stream: open for reading bytes; never closed.
+        stream: open for reading bytes; never closed. Or a window on one, of which nothing was taken yet.
         recover: keep what is intact instead of raising.
         name: of the stream, for error messages.
 
@@ -76,11 +76,11 @@ class CodesReader:
         OSError: the stream cannot be read.
     """
 
-    def __init__(self, stream: BinaryIO, recover: bool = False, name: str | None = None) -> None:
+    def __init__(self, stream: BinaryIO | Window, recover: bool = False, name: str | None = None) -> None:
         self.damage = Damage()
         self._recover = recover
         self._name = name or name_of(stream)
-        self._window = Window(stream, self._name)
+        self._window = stream if isinstance(stream, Window) else Window(stream, self._name)
         self.num_frames = 0  # given so far, holes included
         self._num_samples: int | None = None
         self.header = self._read_header()

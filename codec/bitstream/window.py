@@ -53,7 +53,7 @@ class Window:
         return data
 
 
-def name_of(stream: BinaryIO) -> str:
+def name_of(stream: object) -> str:
     """How error messages call a stream: by its path if it has one."""
     name = getattr(stream, "name", None)
     return name if isinstance(name, str) else "stream"
