@@ -350,7 +350,7 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal(run, speech):
     ("arguments", "said"),
     [
         (["encode", "-dash.wav", "a.codes"], "No such option '-d'; a file -name is given as ./-name; see codec encode"),
-        (["train", "--steps", "3"], "; a setting is given as key=value; see codec train --help"),
+        (["train", "--steps", "3"], "'--steps'; a setting is given as key=value; see codec train --help"),
         (["import", "a", "b"], "Missing option '--from'. Choose from: wavtokenizer, simvq; see codec import --help"),
     ],
 )

@@ -78,7 +78,7 @@ def exit_code(main: Callable[[], object]) -> int:
         message = " ".join(error.format_message().split()).rstrip(".")
         if isinstance(error, click.NoSuchOption):
             if command.endswith("train"):
-                message = f"{error.message}; a setting is given as key=value"
+                message = f"{error.message.rstrip('.')}; a setting is given as key=value"
             elif not error.possibilities:
                 message += "; a file -name is given as ./-name"
         return complain(f"{message}; see {command} --help")
